@@ -1,0 +1,221 @@
+"""Checkpoints in which one commit holds everything, decided from disk and sealed by our own checksums.
+
+A commit is the folder `<phase>/<step>/` that Orbax writes asynchronously and renames into place: the train state, and
+beside it the data iterator's state, the configuration and whatever else the phase needs to go on (`extras`). When Orbax
+has finished, `seal.json` is added with the SHA-256 of every file. Only a sealed folder whose files match counts:
+Orbax's `latest_step` can name a step whose save failed, and Orbax does not notice flipped bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from r2rank_jax.config import differences
+from r2rank_jax.types import Params
+
+SEAL = "seal.json"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be used, with what was found and the remedy."""
+
+
+class Checkpoints:
+    """The commits of one phase of a run."""
+
+    def __init__(self, directory: Path, *, keep: int = 2, read_only: bool = False):
+        """Open `directory`; what an interrupted save left behind is cleared away.
+
+        Args:
+            directory: `<run>/checkpoints/<phase>`.
+            keep: newest commits that stay.
+            read_only: clear and move nothing: the unsealed folder may be one that a training run is just writing.
+        """
+        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every barrier
+        self.directory = directory.absolute()
+        self._keep = keep
+        self._read_only = read_only
+        if jax.process_index() == 0 and not read_only:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            for folder in self.directory.iterdir():
+                if folder.is_dir() and not (folder / SEAL).exists():
+                    shutil.rmtree(folder)
+        self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        self._sealer = ThreadPoolExecutor(max_workers=1)
+        self._sealing: Future[None] | None = None
+
+    def save(self, step: int, state: Any, extras: dict[str, Any]) -> None:
+        """Commit `state` and `extras` together, in the background. The arrays are copied before this returns."""
+        self.wait()
+        self._writer.save(
+            self.directory / str(step),
+            args=ocp.args.Composite(state=ocp.args.StandardSave(state), extras=ocp.args.JsonSave(extras)),
+        )
+        self._sealing = self._sealer.submit(self._seal, step)
+
+    def wait(self) -> None:
+        """Until the last save is sealed; its failure, if it failed, is raised here."""
+        if self._sealing is not None:
+            self._sealing.result()
+            self._sealing = None
+
+    def latest(self) -> int | None:
+        """The newest sealed step whose files match their checksums; damaged ones are reported and passed over."""
+        for step in sealed_steps(self.directory):
+            problem = damage(self.directory / str(step))
+            if problem is None:
+                return step
+            print(f"checkpoint {self.directory.name}/{step} is damaged ({problem}); using the one before it")
+            if self._read_only:
+                continue
+            _wait_for_everyone(f"damaged {step}")  # every process has read the folder before it goes
+            if jax.process_index() == 0:
+                shutil.move(self.directory / str(step), self.directory.parent / f"{self.directory.name}.damaged.{step}")
+        return None
+
+    def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        """State and extras of one commit.
+
+        Args:
+            step: from `latest`.
+            like: abstract state with shapes, types and shardings.
+        """
+        read = self._writer.restore(
+            self.directory / str(step),
+            args=ocp.args.Composite(state=ocp.args.StandardRestore(like), extras=ocp.args.JsonRestore()),
+        )
+        return read.state, read.extras
+
+    def extras(self, step: int) -> dict[str, Any]:
+        """The extras of one commit alone."""
+        folder = self.directory / str(step)
+        return self._writer.restore(folder, args=ocp.args.Composite(extras=ocp.args.JsonRestore())).extras
+
+    def identity(self, step: int) -> str:
+        """A name for exactly these bytes: the SHA-256 of the commit's seal."""
+        return hashlib.sha256((self.directory / str(step) / SEAL).read_bytes()).hexdigest()
+
+    def close(self) -> None:
+        """Wait for the last save and its seal."""
+        self.wait()
+        self._sealer.shutdown()
+        self._writer.close()
+
+    def _seal(self, step: int) -> None:
+        """Once Orbax has renamed the save into place: its checksums, and only then may an older commit go."""
+        self._writer.wait_until_finished()
+        if jax.process_index() != 0:
+            return
+        folder = self.directory / str(step)
+        partial = folder / f"{SEAL}.partial"
+        partial.write_text(json.dumps(_checksums(folder), indent=0, sort_keys=True), encoding="utf-8")
+        os.replace(partial, folder / SEAL)
+        for old in sealed_steps(self.directory)[self._keep :]:
+            shutil.rmtree(self.directory / str(old))
+
+
+def sealed_steps(directory: Path) -> list[int]:
+    """Steps under a phase's folder that were sealed, newest first."""
+    if not directory.is_dir():
+        return []
+    steps = [int(f.name) for f in directory.iterdir() if f.name.isdigit() and (f / SEAL).exists()]
+    return sorted(steps, reverse=True)
+
+
+def damage(folder: Path) -> str | None:
+    """What does not match the seal, or None."""
+    try:
+        sealed = dict(json.loads((folder / SEAL).read_bytes()))
+    except (ValueError, TypeError):
+        return f"{SEAL} is not readable"
+    found = _checksums(folder)
+    for name in sorted(set(sealed) | set(found)):
+        if name not in found:
+            return f"{name} is missing"
+        if sealed.get(name) != found[name]:
+            return f"{name} does not match its checksum"
+    return None
+
+
+def require_same_configuration(extras: dict[str, Any], config: dict[str, Any], parts: tuple[str, ...]) -> None:
+    """Refuse to go on from a checkpoint of another configuration.
+
+    Args:
+        extras: of the commit; its "config" is compared.
+        config: the present configuration as JSON.
+        parts: top-level sections that matter to the phase.
+
+    Raises:
+        CheckpointError: names every field that differs.
+    """
+    saved = extras["config"]
+    changed = differences({p: saved.get(p) for p in parts}, {p: config.get(p) for p in parts})
+    if changed:
+        raise CheckpointError(
+            "the checkpoint in this run directory belongs to another configuration; differing (saved -> now): "
+            + "; ".join(changed)
+            + ". Run with the saved settings, or choose another --run-dir"
+        )
+
+
+def load_policy(directory: Path, like: Params, config: dict[str, Any]) -> tuple[Params, dict[str, Any], str]:
+    """The policy that a finished phase hands on: its parameter average where it has one.
+
+    Args:
+        directory: `<run>/checkpoints/<phase>`.
+        like: abstract parameters with shapes, types and shardings.
+        config: the present configuration as JSON; its model must be the checkpoint's.
+
+    Returns:
+        Parameters, the commit's extras and its identity.
+
+    Raises:
+        CheckpointError: nothing there, the phase did not finish, or its model was another one.
+    """
+    if not sealed_steps(directory):
+        raise CheckpointError(f"no checkpoint in {directory}; run `r2rank {directory.name.split('_')[0]}` first")
+    checkpoints = Checkpoints(directory, read_only=True)
+    step = checkpoints.latest()
+    if step is None:
+        raise CheckpointError(f"every checkpoint in {directory} is damaged; run that phase again")
+    extras = checkpoints.extras(step)
+    if not extras["finished"]:
+        raise CheckpointError(
+            f"{directory.name} stopped at step {step} of {extras['steps']}; run the same command again to finish it"
+        )
+    require_same_configuration(extras, config, ("model",))  # of equal shapes, another model would load all the same
+    field = "average" if extras["has_average"] else "params"
+    folder = directory.absolute() / str(step) / "state"
+    with ocp.PyTreeCheckpointer() as reader:
+        read = reader.restore(
+            folder,
+            args=ocp.args.PyTreeRestore(
+                item={field: like},
+                restore_args={field: ocp.checkpoint_utils.construct_restore_args(like)},
+                partial_restore=True,
+            ),
+        )
+    identity = checkpoints.identity(step)
+    checkpoints.close()
+    return read[field], extras, identity
+
+
+def _wait_for_everyone(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    files = sorted(f for f in folder.rglob("*") if f.is_file() and not f.name.startswith(SEAL))
+    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}

@@ -1,0 +1,202 @@
+"""The `r2rank` command; the only reader of flags and of the environment.
+
+r2rank data fetch NAME --out DIR
+r2rank data prepare --source DIR --out DIR [--seed 0] [--candidates 20]
+r2rank data synthesize --data DIR --out FILE [--split leave_one_out] [--lists 4000] [--seed 0]
+r2rank sft | rl | eval | rank --config configs/X.py [--run-dir DIR] [--any.field value]
+r2rank report --run-dir DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+
+from r2rank_jax.config import ConfigError, RunConfig
+
+
+class _UsageError(ValueError):
+    """A command line that cannot be carried out."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point. Expected failures end in one line on stderr and exit code 2, not in a traceback."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    known, overrides = parser.parse_known_args(args)
+    if overrides and not hasattr(known, "config"):
+        parser.error(f"unknown argument {overrides[0]!r}; see `r2rank {' '.join(args[:2])} --help`")
+    try:
+        if known.command == "data":
+            _data(known)
+        elif known.command == "report":
+            from r2rank_jax.report.build import build
+
+            print(build(_existing_run(known.run_dir)))
+        else:
+            _run(known, overrides)
+    except tuple(_expected()) as error:
+        print(f"r2rank: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="r2rank", description=__doc__, formatter_class=_Raw, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    data = commands.add_parser("data", help="fetch, prepare, synthesize").add_subparsers(dest="action", required=True)
+    fetch = data.add_parser("fetch", help="get a data set's source files", allow_abbrev=False)
+    fetch.add_argument("name", help="ml-100k")
+    fetch.add_argument("--out", type=Path, required=True, help="folder for the source files")
+    prepare = data.add_parser("prepare", help="source files -> splits and frozen candidates", allow_abbrev=False)
+    prepare.add_argument("--source", type=Path, required=True, help="folder with the source files")
+    prepare.add_argument("--out", type=Path, required=True, help="folder to write")
+    prepare.add_argument("--seed", type=int, default=0, help="of the negatives")
+    prepare.add_argument("--candidates", type=int, default=20, help="items of a list, one of them the positive")
+    synthesize = data.add_parser("synthesize", help="worked rationales from the template teacher", allow_abbrev=False)
+    synthesize.add_argument("--data", type=Path, required=True, help="folder that `data prepare` wrote")
+    synthesize.add_argument("--out", type=Path, required=True, help="JSONL file to write")
+    synthesize.add_argument("--split", default="leave_one_out", choices=("leave_one_out", "global_time"))
+    synthesize.add_argument("--lists", type=int, default=4000, help="trace budget: lists with worked rationales")
+    synthesize.add_argument("--seed", type=int, default=0, help="of the choice of lists")
+
+    about = {
+        "sft": "learn from worked rationales",
+        "rl": "learn from NDCG",
+        "eval": "compare all systems on the held-out test lists",
+        "rank": "rank your own candidates, with rationales",
+    }
+    for name, text in about.items():
+        command = commands.add_parser(
+            name,
+            help=text,
+            formatter_class=_Raw,
+            allow_abbrev=False,
+            add_help=False,
+            description=f"{text}; any field of the configuration can be overridden",
+        )
+        command.add_argument("--config", type=Path, help="file with `config() -> RunConfig`")
+        command.add_argument("--run-dir", type=Path, help="default: runs/NAME")
+        command.add_argument("-h", "--help", action="store_true")
+        if name == "sft":
+            command.add_argument("--continued", action="store_true", help="RL's control: go on for RL's wall time")
+        if name == "rank":
+            command.add_argument("--input", type=Path, help="JSONL: history, candidates (see README)")
+            command.add_argument("--output", type=Path, help="JSONL to write; default: print")
+            command.add_argument("--phase", default="rl", choices=("sft", "sft_continued", "rl"))
+        command.set_defaults(parser=command)
+    report = commands.add_parser("report", help="run directory -> one HTML file", allow_abbrev=False)
+    report.add_argument("--run-dir", type=Path, required=True)
+    return parser
+
+
+class _Raw(argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+def _data(known: argparse.Namespace) -> None:
+    if known.action == "fetch":
+        from r2rank_jax.data.fetch import fetch
+
+        fetch(known.name, known.out)
+    elif known.action == "prepare":
+        from r2rank_jax.data.prepare import prepare
+
+        prepare(known.source, known.out, seed=known.seed, candidates=known.candidates)
+    else:
+        from r2rank_jax.data.teacher import synthesize
+
+        synthesize(known.data, known.out, split=known.split, lists=known.lists, seed=known.seed)
+
+
+def _run(known: argparse.Namespace, overrides: list[str]) -> None:
+    if known.help:
+        known.parser.print_help()
+        overrides = [*overrides, "--help"]
+    elif known.config is None:
+        raise _UsageError(f"`r2rank {known.command}` needs --config FILE, for instance configs/quickstart.py")
+    defaults = _load(known.config) if known.config else RunConfig(name="any")
+    config = tyro.cli(
+        RunConfig,
+        default=defaults,
+        args=overrides,
+        prog=f"r2rank {known.command} --config {known.config or 'FILE'}",
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+    run_dir = known.run_dir or Path("runs") / config.name
+    _join_processes()
+    if known.command == "sft":
+        from r2rank_jax.runs import sft
+
+        sft.run(config, run_dir, continued=known.continued)
+    elif known.command == "rl":
+        from r2rank_jax.runs import rl
+
+        rl.run(config, run_dir)
+    elif known.command == "eval":
+        from r2rank_jax.runs import eval as evaluation
+
+        evaluation.run(config, run_dir)
+    else:
+        from r2rank_jax.runs import rank
+
+        if known.input is None:
+            raise _UsageError("`r2rank rank` needs --input FILE, a JSONL file of lists; the README shows one")
+        rank.run(config, run_dir, known.input, known.output, phase=known.phase)
+
+
+def _load(path: Path) -> RunConfig:
+    """The configuration that a file in `configs/` returns."""
+    if not path.is_file():
+        near = ", ".join(sorted(str(p) for p in path.parent.glob("*.py"))) or "none"
+        raise _UsageError(f"--config must name a Python file, got {path}, which is not there; nearby: {near}")
+    spec = importlib.util.spec_from_file_location("r2rank_config", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "config"):
+        raise _UsageError(f"{path} must define `config() -> RunConfig`, and does not")
+    config = module.config()
+    if not isinstance(config, RunConfig):
+        raise _UsageError(f"config() in {path} must return a RunConfig, got {type(config).__name__}")
+    return config
+
+
+def _existing_run(run_dir: Path) -> Path:
+    if not run_dir.is_dir():
+        raise _UsageError(f"--run-dir must be a run directory, got {run_dir}, which is not there")
+    return run_dir
+
+
+def _join_processes() -> None:
+    """Become one of several processes where a launcher says so (see launch/)."""
+    address = os.environ.get("R2RANK_COORDINATOR")
+    if address is None:
+        return
+    import jax
+
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(
+        coordinator_address=address,
+        num_processes=int(os.environ["R2RANK_PROCESSES"]),
+        process_id=int(os.environ["R2RANK_PROCESS"]),
+    )
+
+
+def _expected() -> list[type[Exception]]:
+    """Errors that explain themselves."""
+    from r2rank_jax.checkpoint import CheckpointError
+    from r2rank_jax.data.errors import DataError
+
+    return [ConfigError, DataError, CheckpointError, _UsageError, FloatingPointError]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

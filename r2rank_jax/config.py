@@ -1,0 +1,291 @@
+"""Everything a run can be told, as frozen dataclasses that validate themselves and survive JSON.
+
+A file in `configs/` returns one `RunConfig`; the command line overrides single fields (`--rl.credit shared`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work, with what is required, what came and the remedy."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which lists are ranked, and how many tokens each part of a prompt may take."""
+
+    directory: str = "data/ml-100k"
+    """Folder that `r2rank data prepare` wrote."""
+    traces: str = "data/ml-100k/traces.jsonl"
+    """Worked rationales that `r2rank data synthesize` wrote; read by SFT only."""
+    split: Literal["leave_one_out", "global_time"] = "leave_one_out"
+    history_items: int = 10
+    """Latest interactions shown in the prefix, of any rating."""
+    candidate_items: int = 20
+    """N: one positive and N - 1 negatives."""
+    min_history: int = 5
+    """Training lists start after this many interactions of a user."""
+    prefix_tokens: int = 72
+    """P."""
+    suffix_tokens: int = 16
+    """S."""
+    rationale_tokens: int = 18
+    """T, the stop token included."""
+
+    def __post_init__(self) -> None:
+        for name in ("history_items", "min_history", "prefix_tokens", "suffix_tokens", "rationale_tokens"):
+            value = getattr(self, name)
+            _require(value >= 1, f"data.{name} must be at least 1, got {value}")
+        _require(
+            self.candidate_items >= 2,
+            f"data.candidate_items must be at least 2 (something to rank), got {self.candidate_items}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A decoder of the Qwen2, Qwen3 or Llama family; the families differ only in these fields."""
+
+    vocabulary: int = 1536
+    width: int = 96
+    layers: int = 2
+    heads: int = 4
+    kv_heads: int = 2
+    head_size: int = 24
+    mlp_width: int = 256
+    qk_norm: bool = False
+    """RMSNorm on each query and key head before RoPE (Qwen3)."""
+    attention_bias: bool = False
+    """Biases on the query, key and value projections (Qwen2)."""
+    tied_embeddings: bool = True
+    rope_theta: float = 10_000.0
+    norm_epsilon: float = 1e-6
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the computation; parameters, softmax, norms and losses stay float32."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.heads % self.kv_heads == 0,
+            f"model.heads={self.heads} must be a multiple of model.kv_heads={self.kv_heads}; "
+            f"set model.kv_heads to a divisor of {self.heads}",
+        )
+        _require(
+            self.head_size % 2 == 0,
+            f"model.head_size must be even for RoPE, got {self.head_size}; add or take one",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Devices along each mesh axis; users are split over data x fsdp."""
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("data", "fsdp", "tensor"):
+            _require(getattr(self, name) >= 1, f"mesh.{name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def batch_shards(self) -> int:
+        return self.data * self.fsdp
+
+    @property
+    def devices(self) -> int:
+        return self.data * self.fsdp * self.tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with a linear warm-up and a cosine decay to zero."""
+
+    learning_rate: float = 3e-3
+    warmup_steps: int = 20
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    beta2: float = 0.99
+    ema_decay: float = 0.0
+    """Decay of the parameter average that is evaluated and handed on; 0 = the parameters themselves."""
+
+    def __post_init__(self) -> None:
+        _require(self.learning_rate > 0, f"learning_rate must be positive, got {self.learning_rate}")
+        _require(0 <= self.ema_decay < 1, f"ema_decay must lie in [0, 1), got {self.ema_decay}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTConfig:
+    """Supervised fine-tuning on worked rationales."""
+
+    steps: int = 1000
+    batch_users: int = 16
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    head_weight: float = 0.5
+    """Weight of the listwise softmax loss on the head, beside the cross-entropy of the rationale."""
+    log_every: int = 20
+    validate_every: int = 200
+    checkpoint_every: int = 200
+
+    def __post_init__(self) -> None:
+        _require_loop(self, "sft")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RLConfig:
+    """Reinforcement learning from NDCG (DESIGN: the score part and the token part of the gradient)."""
+
+    steps: int = 400
+    batch_users: int = 8
+    rationales: int = 2
+    """G, rationales sampled per item."""
+    updates: int = 1
+    """Optimizer updates per rollout; from the second on, PPO's ratio and its clip matter."""
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(learning_rate=5e-4, ema_decay=0.98, clip_norm=1.0)
+    )
+    temperature: float = 0.6
+    """Of the sampled tokens; the trainer scores the same tempered distribution."""
+    metric_k: int = 10
+    """k of the NDCG that is the reward."""
+    estimator: Literal["reinforce", "reward_to_go", "pl_rank", "exact"] = "exact"
+    """Of the score part, the gradient of V(s)."""
+    num_samples: int = 16
+    """M, rankings drawn per list by the sampling estimators."""
+    credit: Literal["shared", "counterfactual", "first_order"] = "counterfactual"
+    """From the list's reward to each rationale's advantage."""
+    joint: bool = True
+    """The score part reaches the backbone through the hidden state the head reads."""
+    score_weight: float = 1.0
+    token_weight: float = 0.5
+    kl_weight: float = 0.02
+    """Weight of the k3 estimate of KL(policy || SFT policy) per token."""
+    entropy_weight: float = 0.0
+    ratio: Literal["token", "sequence"] = "token"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    max_importance_weight: float = 2.0
+    """Truncation of trainer/rollout probability ratios."""
+    log_every: int = 10
+    validate_every: int = 100
+    checkpoint_every: int = 100
+
+    def __post_init__(self) -> None:
+        _require_loop(self, "rl")
+        _require(self.updates >= 1, f"rl.updates must be at least 1, got {self.updates}")
+        _require(self.temperature > 0, f"rl.temperature must be positive, got {self.temperature}")
+        _require(
+            self.rationales >= 2 or self.credit == "first_order" or self.token_weight == 0,
+            f"rl.credit={self.credit} compares rationales of the same item and needs rl.rationales >= 2, "
+            f"got {self.rationales}; raise rl.rationales or set rl.token_weight to 0",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How systems are compared on the held-out users."""
+
+    ks: tuple[int, ...] = (1, 5, 10)
+    bootstrap_samples: int = 2000
+    permutation_samples: int = 20_000
+    batch_users: int = 64
+    report_users: int = 8
+    """Users shown in the report with their candidates and rationales."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One experiment."""
+
+    name: str
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    sft: SFTConfig = field(default_factory=SFTConfig)
+    rl: RLConfig = field(default_factory=RLConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        shards = self.mesh.batch_shards
+        for phase in ("sft", "rl", "evaluation"):
+            users = getattr(self, phase).batch_users
+            lower, upper = users // shards * shards, -(-users // shards) * shards
+            choices = " or ".join(str(n) for n in sorted({lower, upper}) if n > 0)
+            _require(
+                users % shards == 0,
+                f"{phase}.batch_users={users} must be divisible by mesh.data x mesh.fsdp = {shards}; "
+                f"set {phase}.batch_users to {choices}",
+            )
+
+
+def _require_loop(phase: SFTConfig | RLConfig, name: str) -> None:
+    for key in ("steps", "batch_users", "log_every", "validate_every", "checkpoint_every"):
+        _require(getattr(phase, key) >= 1, f"{name}.{key} must be at least 1, got {getattr(phase, key)}")
+
+
+def to_json(config: RunConfig) -> dict[str, Any]:
+    """Plain dictionaries and lists, as written to `config.json`."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_json(values: dict[str, Any]) -> RunConfig:
+    """Inverse of `to_json`.
+
+    Raises:
+        ConfigError: a field that this version does not know.
+    """
+    return _build(RunConfig, values, "")
+
+
+def _build(kind: type, values: dict[str, Any], prefix: str) -> Any:
+    parts = {
+        "data": DataConfig,
+        "model": ModelConfig,
+        "mesh": MeshConfig,
+        "sft": SFTConfig,
+        "rl": RLConfig,
+        "evaluation": EvaluationConfig,
+        "optimizer": OptimizerConfig,
+    }
+    known = {f.name for f in dataclasses.fields(kind)}
+    unknown = sorted(set(values) - known)
+    _require(
+        not unknown,
+        f"unknown field {prefix}{unknown[0] if unknown else ''}; {kind.__name__} has {sorted(known)}",
+    )
+    return kind(
+        **{
+            name: _build(parts[name], value, f"{prefix}{name}.")
+            if name in parts and isinstance(value, dict)
+            else (tuple(value) if isinstance(value, list) else value)
+            for name, value in values.items()
+        }
+    )
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Fields in which two JSON configurations differ, as `name: old -> new`."""
+    found: list[str] = []
+    for name in sorted(set(old) | set(new)):
+        a, b = old.get(name), new.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, f"{prefix}{name}.")
+        elif a != b:
+            found.append(f"{prefix}{name}: {a} -> {b}")
+    return found
+
+
+def read(path: Path) -> RunConfig:
+    """Read a run directory's `config.json`."""
+    return from_json(json.loads(path.read_text(encoding="utf-8")))

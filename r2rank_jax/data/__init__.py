@@ -1,0 +1,1 @@
+"""From a source's files to batches: interactions -> splits and candidates -> prompts -> tokens -> Grain."""

@@ -1,0 +1,1 @@
+"""How systems are compared: metrics per user, baselines, intervals and paired tests, `results.json`."""

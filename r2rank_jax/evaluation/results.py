@@ -1,0 +1,286 @@
+"""`results.json`: what a run found out, with everything needed to judge and repeat it.
+
+systems         name -> metric -> {mean, ci95: [low, high], n}
+comparisons     [{a, b, metric, difference, ci95, p}], difference = mean of a - b over the same users
+analytic_random metric -> expected value of a random ranking
+data_hash, candidate_hash, commit, command, teacher, training, machine, notes
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from r2rank_jax.config import EvaluationConfig
+from r2rank_jax.data.atomic import replacing_file
+from r2rank_jax.evaluation import baselines, significance
+
+SCHEMA = 1
+"""Raised when a reader of the old form would misread the new one."""
+
+PerUser = Mapping[str, np.ndarray]
+"""Metric name -> float64 [U], as `metrics.per_user_metrics` returns it."""
+
+
+class ResultsError(ValueError):
+    """Results that do not have the form this page promises."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where results come from; everything that `build_results` cannot work out from the metrics."""
+
+    data_hash: str
+    """Of the prepared data folder."""
+    commit: str
+    """Of the code; end it in `+changes` where the working tree differs from it."""
+    candidate_hash: str = ""
+    """Of the candidate lists that every system ranked."""
+    command: str = ""
+    """As typed."""
+    teacher: str = "template"
+    """What wrote the traces of SFT."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """Phase -> {steps, wall_s, ...}."""
+    notes: Sequence[str] = ()
+    """Anything a reader must know before trusting a number."""
+
+
+def build_results(
+    systems: Mapping[str, PerUser],
+    pairs: Sequence[tuple[str, str]],
+    *,
+    config: EvaluationConfig,
+    candidate_items: int,
+    seed: int,
+    provenance: Provenance,
+    compared: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Summarise per-user metrics of every system into the content of `results.json`.
+
+    Args:
+        systems: name -> metric -> float64 [U]; every system holds the same metrics of the same users, in one
+            order.
+        pairs: (a, b) of system names to compare; a is the one expected to be better.
+        config: `bootstrap_samples` and `permutation_samples` are used, and `ks` for the analytic random
+            values.
+        candidate_items: N of the lists, one of them relevant, for the analytic random values.
+        seed: of the bootstrap and the permutations.
+        provenance: see `Provenance`.
+        compared: metrics of the comparisons; None = NDCG at the largest k.
+
+    Returns:
+        A dictionary that `write_results` takes.
+
+    Raises:
+        ResultsError: systems that were not measured alike, or a pair that names no system.
+    """
+    _check_alike(systems)
+    metrics = list(compared) if compared is not None else [f"ndcg@{max(config.ks)}"]
+    summary = {
+        name: {metric: _summary(values, config, seed) for metric, values in per_user.items()}
+        for name, per_user in systems.items()
+    }
+    comparisons = [_comparison(a, b, metric, systems, config=config, seed=seed) for a, b in pairs for metric in metrics]
+    return {
+        "schema": SCHEMA,
+        "systems": summary,
+        "comparisons": comparisons,
+        "analytic_random": baselines.analytic_random(candidate_items, config.ks),
+        "data_hash": provenance.data_hash,
+        "candidate_hash": provenance.candidate_hash,
+        "commit": provenance.commit,
+        "command": provenance.command,
+        "teacher": provenance.teacher,
+        "training": dict(provenance.training),
+        "machine": machine_info(),
+        "notes": list(provenance.notes),
+    }
+
+
+def machine_info() -> dict[str, Any]:
+    """The machine and the software of this process, and the date (UTC, ISO 8601)."""
+    return {
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cpus": os.cpu_count() or 1,
+        "python": platform.python_version(),
+        "jax": _version("jax"),
+        "r2rank_jax": _version("r2rank-jax"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def write_results(path: Path, results: Mapping[str, Any]) -> None:
+    """Check `results` and write them as JSON; `path` holds the old or the new content, never a part.
+
+    Raises:
+        ResultsError: content of another form, or a number that JSON has no word for (NaN, infinity).
+    """
+    check_results(results)
+    try:
+        text = json.dumps(results, indent=2, allow_nan=False, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise ResultsError(f"results must be plain, finite JSON values: {error}") from error
+    with replacing_file(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Inverse of `write_results`.
+
+    Raises:
+        FileNotFoundError: no file at `path`.
+        ResultsError: not JSON, or JSON of another form.
+    """
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ResultsError(f"{path} must hold JSON: {error}; run `r2rank eval` again") from error
+    check_results(results)
+    return results
+
+
+def check_results(results: Any) -> None:
+    """Raise `ResultsError` where `results` does not have the form at the top of this page."""
+    _require(isinstance(results, Mapping), f"results must be an object, got {type(results).__name__}")
+    for name in ("systems", "comparisons", "analytic_random", "data_hash", "commit", "training", "machine"):
+        _require(name in results, f"results must hold {name!r}, got only {sorted(results)}")
+    for name, metrics in results["systems"].items():
+        for metric, cell in metrics.items():
+            where = f"systems.{name}.{metric}"
+            _require(
+                isinstance(cell, Mapping) and {"mean", "ci95", "n"} <= set(cell),
+                f"{where} must be {{mean, ci95, n}}, got {cell!r}",
+            )
+            _check_interval(cell["mean"], cell["ci95"], where)
+            _require(cell["n"] >= 1, f"{where}.n must be at least 1 user, got {cell['n']!r}")
+    for index, row in enumerate(results["comparisons"]):
+        where = f"comparisons[{index}]"
+        missing = {"a", "b", "metric", "difference", "ci95", "p"} - set(row)
+        _require(not missing, f"{where} must hold {sorted(missing)}, got {sorted(row)}")
+        for side in ("a", "b"):
+            _require(row[side] in results["systems"], f"{where}.{side} names no system: {row[side]!r}")
+        _check_interval(row["difference"], row["ci95"], where)
+        _require(0 < row["p"] <= 1, f"{where}.p must lie in (0, 1], got {row['p']!r}")
+
+
+def results_table(results: Mapping[str, Any], metrics: Sequence[str] | None = None) -> str:
+    """Plain-text tables for a terminal: one row per system with 95% intervals, then one per comparison.
+
+    Args:
+        results: content of `results.json`.
+        metrics: columns; None = every metric, in the order of the first system that has it.
+    """
+    systems: Mapping[str, Any] = results["systems"]
+    columns = list(metrics) if metrics else list(dict.fromkeys(m for row in systems.values() for m in row))
+    users = sorted({cell["n"] for row in systems.values() for cell in row.values()})
+    rows = [["system", *columns]]
+    rows += [[name, *(_cell(row.get(metric)) for metric in columns)] for name, row in systems.items()]
+    expected = results.get("analytic_random") or {}
+    if expected:
+        values = [f"{expected[m]:.3f}" if m in expected else "-" for m in columns]
+        rows.append(["(random, analytic)", *values])
+    counts = ", ".join(str(n) for n in users) or "no"
+    text = f"mean [95% interval over users], {counts} users\n{_aligned(rows)}"
+    if results["comparisons"]:
+        header = ["comparison", "metric", "difference", "95% interval", "p"]
+        body = [
+            [
+                f"{row['a']} - {row['b']}",
+                row["metric"],
+                f"{row['difference']:+.3f}",
+                f"{row['ci95'][0]:+.3f} to {row['ci95'][1]:+.3f}",
+                f"{row['p']:.2g}",
+            ]
+            for row in results["comparisons"]
+        ]
+        text += f"\n\npaired over users, sign-flip permutation test\n{_aligned([header, *body])}"
+    return text
+
+
+def _summary(values: np.ndarray, config: EvaluationConfig, seed: int) -> dict[str, Any]:
+    mean, low, high = significance.bootstrap_interval(values, config.bootstrap_samples, seed)
+    return {"mean": mean, "ci95": [low, high], "n": len(values)}
+
+
+def _comparison(
+    a: str,
+    b: str,
+    metric: str,
+    systems: Mapping[str, PerUser],
+    *,
+    config: EvaluationConfig,
+    seed: int,
+) -> dict[str, Any]:
+    for name in (a, b):
+        _require(name in systems, f"comparison of {a!r} with {b!r}: no system {name!r} among {sorted(systems)}")
+        _require(metric in systems[name], f"no metric {metric!r} among {sorted(systems[name])}")
+    found = significance.compare(
+        systems[a][metric],
+        systems[b][metric],
+        bootstrap_samples=config.bootstrap_samples,
+        permutation_samples=config.permutation_samples,
+        seed=seed,
+    )
+    interval = [found.low, found.high]
+    return {"a": a, "b": b, "metric": metric, "difference": found.difference, "ci95": interval, "p": found.p}
+
+
+def _check_alike(systems: Mapping[str, PerUser]) -> None:
+    shapes = {name: {m: np.shape(v) for m, v in row.items()} for name, row in systems.items()}
+    for name, shape in shapes.items():
+        first = next(iter(shapes))
+        _require(
+            shape == shapes[first],
+            f"every system must hold the same metrics of the same users: {first!r} has {shapes[first]}, "
+            f"{name!r} has {shape}",
+        )
+
+
+def _check_interval(mean: Any, interval: Any, where: str) -> None:
+    _require(
+        isinstance(interval, Sequence) and len(interval) == 2,
+        f"{where}.ci95 must be [low, high], got {interval!r}",
+    )
+    numbers = [mean, *interval]
+    _require(
+        all(isinstance(x, int | float) and math.isfinite(x) for x in numbers),
+        f"{where} must hold finite numbers, got {numbers!r}",
+    )
+    _require(interval[0] <= interval[1], f"{where}.ci95 must be [low, high], got {interval!r}")
+
+
+def _cell(cell: Mapping[str, Any] | None) -> str:
+    if cell is None:
+        return "-"
+    return f"{cell['mean']:.3f} [{cell['ci95'][0]:.3f}, {cell['ci95'][1]:.3f}]"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ResultsError(message)

@@ -1,0 +1,1 @@
+"""The language model: pure functions of a parameter pytree."""

@@ -1,0 +1,131 @@
+"""Prefix, suffix and rationale: the decoder applied along DESIGN's three levels of sharing.
+
+prefix_forward      [U, P]        read once per user
+suffix_forward      [U, N, S]     read once per item, on top of the prefix
+rationale_forward   [U, N, G, T]  read once per rationale, on top of both
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from r2rank_jax.config import ModelConfig
+from r2rank_jax.model.logprobs import token_logp
+from r2rank_jax.model.transformer import extend, scores, vocabulary_kernel
+from r2rank_jax.types import Array, KeyValues, ListBatch, Params, Rationales
+
+
+@struct.dataclass
+class ItemContext:
+    """All that a rationale needs to know of what stands before it."""
+
+    prefix: KeyValues
+    suffix: KeyValues
+    last_hidden: Array  # [U, N, D]    at the last suffix token, which predicts the first rationale token
+    length: Array  # int32 [U, N]     true prefix + suffix tokens
+
+
+def padding_mask(length: Array, size: int) -> Array:
+    """True for the first `length` of `size` slots: [...] -> bool [..., size]."""
+    return jnp.arange(size) < length[..., None]
+
+
+def take_token(hidden: Array, index: Array) -> Array:
+    """Hidden state at one position of each row: [..., L, D], int32 [...] -> [..., D]."""
+    return jnp.take_along_axis(hidden, index[..., None, None], axis=-2)[..., 0, :]
+
+
+def prefix_forward(config: ModelConfig, params: Params, tokens: Array, length: Array) -> KeyValues:
+    """Keys and values of the shared prefix. tokens int32 [U, P], length int32 [U]."""
+    tokens = tokens[:, None, None, :]
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[-1]), tokens.shape)
+    valid = padding_mask(length[:, None, None], tokens.shape[-1])
+    return extend(config, params, tokens, positions, valid)[1]
+
+
+def suffix_forward(
+    config: ModelConfig, params: Params, prefix: KeyValues, prefix_length: Array, tokens: Array, length: Array
+) -> ItemContext:
+    """Read the items of every user on top of the prefix.
+
+    Args:
+        config: shape of the model.
+        params: its parameters.
+        prefix: what `prefix_forward` returned.
+        prefix_length: int32 [U].
+        tokens: int32 [U, N, S].
+        length: int32 [U, N]; 0 (a masked item) is read as 1.
+    """
+    length = jnp.maximum(length, 1)
+    positions = prefix_length[:, None, None] + jnp.arange(tokens.shape[-1])
+    positions = jnp.broadcast_to(positions, tokens.shape)[:, :, None]
+    valid = padding_mask(length[:, :, None], tokens.shape[-1])
+    hidden, suffix = extend(config, params, tokens[:, :, None], positions, valid, (prefix,))
+    return ItemContext(
+        prefix=prefix,
+        suffix=suffix,
+        last_hidden=take_token(hidden[:, :, 0], length - 1),
+        length=prefix_length[:, None] + length,
+    )
+
+
+def read_items(config: ModelConfig, params: Params, batch: ListBatch) -> ItemContext:
+    """Prefix, then items."""
+    prefix = prefix_forward(config, params, batch.prefix, batch.prefix_length)
+    return suffix_forward(config, params, prefix, batch.prefix_length, batch.suffix, batch.suffix_length)
+
+
+def rationale_forward(config: ModelConfig, params: Params, context: ItemContext, rationales: Rationales) -> Array:
+    """Final-norm hidden states of rationale tokens, [U, N, G, T, D]."""
+    tokens = rationales.tokens
+    positions = context.length[:, :, None, None] + jnp.arange(tokens.shape[-1])
+    positions = jnp.broadcast_to(positions, tokens.shape)
+    valid = padding_mask(jnp.maximum(rationales.length, 1), tokens.shape[-1])
+    segments = (context.prefix, context.suffix)
+    return extend(config, params, tokens, positions, valid, segments)[0]
+
+
+@struct.dataclass
+class Judgement:
+    """What the model thinks of given rationales."""
+
+    logp: Array  # float32 [U, N, G, T]   of each rationale token, 0 on padding
+    entropy: Array  # float32 [U, N, G, T]   of the distribution it was drawn from, 0 on padding
+    scores: Array  # float32 [U, N, G]      the head, read at the last rationale token
+
+
+def judge(
+    config: ModelConfig,
+    params: Params,
+    batch: ListBatch,
+    rationales: Rationales,
+    *,
+    temperature: float = 1.0,
+    joint: bool = True,
+) -> Judgement:
+    """Log-probabilities and scores of given rationales: the forward of SFT, of RL and of its reference.
+
+    Args:
+        config: shape of the model.
+        params: its parameters.
+        batch: prompts.
+        rationales: tokens to judge.
+        temperature: logits are divided by it, as they were when the tokens were sampled.
+        joint: False stops the score's gradient at the hidden state, so that only the head learns from it.
+    """
+    context = read_items(config, params, batch)
+    hidden = rationale_forward(config, params, context, rationales)
+    first = jnp.broadcast_to(context.last_hidden[:, :, None, None], (*hidden.shape[:3], 1, hidden.shape[-1]))
+    predicting = jnp.concatenate([first, hidden[..., :-1, :]], axis=-2)
+    logp, entropy = token_logp(predicting, vocabulary_kernel(params), rationales.tokens, temperature=temperature)
+    real = padding_mask(rationales.length, rationales.tokens.shape[-1]) & batch.mask[:, :, None, None]
+    last = take_token(hidden, jnp.maximum(rationales.length, 1) - 1)
+    if not joint:
+        last = jax.lax.stop_gradient(last)
+    return Judgement(
+        logp=jnp.where(real, logp, 0.0),
+        entropy=jnp.where(real, entropy, 0.0),
+        scores=scores(params, last),
+    )

@@ -1,0 +1,150 @@
+"""What a run directory holds so far. Anything may be missing: an unfinished run is worth a report."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PHASES = ("sft", "sft_continued", "rl")
+"""Of `metrics.jsonl`; the last two both start from the end of the first."""
+
+ORDER = ("random", "popularity", "item_knn", "sft", "sft_continued", "rl")
+"""Known systems, weakest idea first; others come after, in the order of the file."""
+
+LABELS = {
+    "random": "Random",
+    "popularity": "Popularity",
+    "item_knn": "Item kNN",
+    "sft": "SFT",
+    "sft_continued": "SFT continued",
+    "rl": "RL",
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One metric of one phase over training; the three lists are parallel, and every value is finite."""
+
+    steps: list[int]
+    wall_s: list[float]  # since the phase began
+    values: list[float]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The readable content of a run directory."""
+
+    directory: Path
+    config: dict[str, Any]
+    results: dict[str, Any]
+    logs: dict[str, list[dict[str, Any]]]  # phase -> logged steps, in order of step
+    users: list[dict[str, Any]]  # lines of rationales.jsonl
+    problems: list[str]  # sentences for the reader of the report: what is missing or unreadable
+
+    @property
+    def systems(self) -> dict[str, Any]:
+        """System -> metric -> cell, in the order in which a reader wants them."""
+        found = self.results.get("systems") or {}
+        known = [name for name in ORDER if name in found]
+        return {name: found[name] for name in [*known, *(n for n in found if n not in ORDER)]}
+
+    @property
+    def metric(self) -> str:
+        """The headline metric: NDCG@10, or NDCG at the largest k there is."""
+        names = {metric for cells in self.systems.values() for metric in cells}
+        cutoffs = [int(m.removeprefix("ndcg@")) for m in names if m.removeprefix("ndcg@").isdigit()]
+        return "ndcg@10" if 10 in cutoffs or not cutoffs else f"ndcg@{max(cutoffs)}"
+
+    def curve(self, phase: str, name: str) -> Curve:
+        """Metric `name` of `phase`; empty where it was never logged."""
+        points = [
+            (int(row["step"]), float(row.get("wall_s", 0.0)), float(row[name]))
+            for row in self.logs.get(phase, [])
+            if isinstance(row.get(name), int | float) and math.isfinite(row[name])
+        ]
+        steps, wall_s, values = ([list(column) for column in zip(*points)]) if points else ([], [], [])
+        return Curve(steps, wall_s, values)
+
+    def duration_s(self, phase: str) -> float:
+        """Seconds from the beginning of `phase` to its last logged step."""
+        return max((float(row.get("wall_s", 0.0)) for row in self.logs.get(phase, [])), default=0.0)
+
+
+def label(system: str) -> str:
+    """Name of a system in prose."""
+    return LABELS.get(system, system.replace("_", " "))
+
+
+def metric_label(metric: str) -> str:
+    """`ndcg@10` -> `NDCG@10`."""
+    return {"mrr": "MRR"}.get(metric, metric.replace("ndcg", "NDCG").replace("hr@", "Hit rate@"))
+
+
+def read_run(directory: Path) -> Run:
+    """Read what there is.
+
+    Raises:
+        FileNotFoundError: `directory` itself does not exist.
+    """
+    if not directory.is_dir():
+        raise FileNotFoundError(f"no run directory at {directory}; `r2rank sft --run-dir {directory}` makes one")
+    problems: list[str] = []
+    config = _object(directory / "config.json", "The configuration is not there yet", problems)
+    results = _object(
+        directory / "results.json",
+        "There are no final results yet: run `r2rank eval` on this directory",
+        problems,
+    )
+    rows = _lines(directory / "metrics.jsonl", "Nothing was logged yet: no learning curves", problems)
+    users = _lines(directory / "rationales.jsonl", "No rationales were written yet", problems)
+    return Run(directory, config, results, _by_phase(rows), [u for u in users if u.get("candidates")], problems)
+
+
+def _object(path: Path, missing: str, problems: list[str]) -> dict[str, Any]:
+    if not path.is_file():
+        problems.append(f"{missing} ({path.name} is missing).")
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        problems.append(f"{path.name} could not be read: {error}.")
+        return {}
+    if not isinstance(content, dict):
+        problems.append(f"{path.name} could not be read: it holds no JSON object.")
+        return {}
+    return content
+
+
+def _lines(path: Path, missing: str, problems: list[str]) -> list[dict[str, Any]]:
+    """Objects of a JSONL file; lines cut off by a crash are counted, not fatal."""
+    if not path.is_file():
+        problems.append(f"{missing} ({path.name} is missing).")
+        return []
+    rows, bad = [], 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            bad += 1
+    if bad:
+        problems.append(f"{bad} unreadable line{'s' if bad > 1 else ''} of {path.name} left out.")
+    return rows
+
+
+def _by_phase(rows: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Rows of one phase and step merged, later wins: a resumed run logs a step twice."""
+    merged: dict[str, dict[int, dict[str, Any]]] = {}
+    for row in rows:
+        if isinstance(row.get("step"), int) and isinstance(row.get("phase"), str):
+            merged.setdefault(row["phase"], {}).setdefault(row["step"], {}).update(row)
+    return {phase: [steps[step] for step in sorted(steps)] for phase, steps in merged.items()}

@@ -1,0 +1,1 @@
+"""Writing rationales with the current policy."""

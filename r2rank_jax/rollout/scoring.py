@@ -1,0 +1,78 @@
+"""Scoring lists for ranking: one greedy rationale per item, then the head's number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from r2rank_jax.config import RunConfig
+from r2rank_jax.rollout.generate import generate
+from r2rank_jax.sharding import gather, replicated, to_mesh
+from r2rank_jax.types import Array, ListBatch, Params
+
+Scorer = Callable[[Params, ListBatch], tuple[Array, Array]]
+
+
+def make_scorer(mesh: Mesh, config: RunConfig, stop_token: int) -> Scorer:
+    """Jitted (params, batch) -> scores float32 [U, N] and greedy rationales int32 [U, N, T], whole on every process."""
+
+    def score(params: Params, batch: ListBatch) -> tuple[Array, Array]:
+        spoken = generate(
+            config.model,
+            params,
+            batch,
+            None,
+            rationales=1,
+            max_tokens=config.data.rationale_tokens,
+            stop_token=stop_token,
+        )
+        return spoken.scores[:, :, 0], spoken.rationales.tokens[:, :, 0]
+
+    return jax.jit(score, out_shardings=replicated(mesh))
+
+
+def score_lists(
+    scorer: Scorer, mesh: Mesh, params: Params, batches: Iterator[ListBatch]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Score every real list of some batches, in order.
+
+    Items are read in the order of their ids and put back after: each is scored on its own, but rows of one matrix
+    product may round differently by place, and the scores of a permuted list must be the permuted scores exactly.
+
+    Args:
+        scorer: from `make_scorer`.
+        mesh: the scorer's.
+        params: the policy.
+        batches: this process's rows of each batch; lists with user -1 are padding.
+
+    Returns:
+        scores float32 [lists, N] and rationales int32 [lists, N, T].
+    """
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    for batch in batches:
+        order = np.argsort(np.asarray(batch.items), axis=1, kind="stable")
+        sorted_batch = to_mesh(mesh, _permute_items(batch, order))
+        scores, tokens = jax.block_until_ready(scorer(params, sorted_batch))
+        order, user = gather(mesh, to_mesh(mesh, (order, np.asarray(batch.user))))
+        back, real = np.argsort(order, axis=1), user >= 0
+        scores = np.take_along_axis(np.asarray(scores), back, axis=1)
+        tokens = np.take_along_axis(np.asarray(tokens), back[..., None], axis=1)
+        found.append((scores[real], tokens[real]))
+    return np.concatenate([s for s, _ in found]), np.concatenate([t for _, t in found])
+
+
+def _permute_items(batch: ListBatch, order: np.ndarray) -> ListBatch:
+    def take(x: Array) -> np.ndarray:
+        rows = np.asarray(x)
+        return np.take_along_axis(rows, order.reshape(order.shape + (1,) * (rows.ndim - 2)), axis=1)
+
+    return batch.replace(  # type: ignore[attr-defined]
+        items=take(batch.items),
+        suffix=take(batch.suffix),
+        suffix_length=take(batch.suffix_length),
+        labels=take(batch.labels),
+        mask=take(batch.mask),
+    )

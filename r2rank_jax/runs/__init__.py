@@ -1,0 +1,1 @@
+"""The commands as bannered scripts that read from top to bottom."""

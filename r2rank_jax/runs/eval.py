@@ -1,0 +1,166 @@
+"""`r2rank eval`: every system ranks the same frozen test lists, once.
+
+Writes `results.json` (means with bootstrap intervals, paired tests, hashes, machine) and `rationales.jsonl` (what the
+policies said about the candidates of a few users, for the report).
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from r2rank_jax.checkpoint import load_policy, sealed_steps
+from r2rank_jax.config import RunConfig, to_json
+from r2rank_jax.data.atomic import replacing_file
+from r2rank_jax.data.dataset import Lists
+from r2rank_jax.data.tokens import read_tokenizer
+from r2rank_jax.evaluation.baselines import item_knn_scores, popularity_scores, random_scores
+from r2rank_jax.evaluation.metrics import per_user_metrics
+from r2rank_jax.evaluation.results import Provenance, build_results, results_table, write_results
+from r2rank_jax.rollout.scoring import make_scorer
+from r2rank_jax.runs.inputs import Inputs, held_out_metrics, open_inputs
+from r2rank_jax.runs.log import say
+from r2rank_jax.sharding import abstract_params, make_mesh
+
+PHASES = ("sft", "sft_continued", "rl")
+PAIRS = (
+    ("sft", "random"),
+    ("rl", "sft"),
+    ("rl", "sft_continued"),
+    ("sft_continued", "sft"),
+    ("rl", "popularity"),
+    ("rl", "item_knn"),
+)
+
+
+def run(config: RunConfig, run_dir: Path) -> None:
+    """Evaluate the baselines and every finished phase of `run_dir` on the test lists."""
+    mesh = make_mesh(config.mesh)
+    inputs = open_inputs(config, read_tokenizer(run_dir / "tokenizer.json"))
+    lists = inputs.dataset.candidate_lists("test")
+
+    # -- baselines: training interactions and histories, no labels --------------------------------------------------
+    say(f"eval: {len(lists.user)} held-out users, {config.data.candidate_items} candidates each")
+    systems = {
+        name: per_user_metrics(scores, lists.labels, None, config.evaluation.ks, seed=config.seed)
+        for name, scores in _baselines(inputs, lists).items()
+    }
+
+    # -- policies: greedy rationales, then the head -----------------------------------------------------------------
+    scorer = make_scorer(mesh, config, inputs.tokenizer.stop)
+    training: dict[str, Any] = {}
+    said: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for phase in PHASES:
+        folder = run_dir / "checkpoints" / phase
+        if not sealed_steps(folder):
+            continue
+        params, extras, identity = load_policy(folder, abstract_params(mesh, config.model), to_json(config))
+        systems[phase], scores, tokens = held_out_metrics(inputs, scorer, mesh, params, "test")
+        said[phase] = (scores, tokens)
+        training[phase] = {
+            "steps": extras["steps"], "wall_s": round(extras["wall_s"], 1), "checkpoint": identity
+        }  # fmt: skip
+        say(f"eval: {phase} done")
+
+    # -- results ----------------------------------------------------------------------------------------------------
+    if jax.process_index() != 0:
+        return
+    pairs = [pair for pair in PAIRS if set(pair) <= set(systems)]
+    results = build_results(
+        systems,
+        pairs,
+        config=config.evaluation,
+        candidate_items=config.data.candidate_items,
+        seed=config.seed,
+        provenance=Provenance(
+            data_hash=inputs.dataset.data_hash,
+            candidate_hash=inputs.dataset.candidate_hash,
+            commit=commit(),
+            command=shlex.join(["r2rank", *sys.argv[1:]]),
+            teacher=_teacher(Path(config.data.traces)),
+            training=training,
+        ),
+    )
+    write_results(run_dir / "results.json", results)
+    _write_rationales(run_dir / "rationales.jsonl", inputs, lists, said)
+    print(results_table(results))
+
+
+def commit() -> str:
+    """The code's commit, "+changes" where the working tree differs, "unknown" outside a checkout."""
+    here = Path(__file__).resolve().parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
+
+
+def _baselines(inputs: Inputs, lists: Lists) -> dict[str, np.ndarray]:
+    data, config = inputs.dataset, inputs.config
+    rows = [np.arange(*data.train_rows(user).indices(len(data.item))) for user in range(data.users)]
+    train_users = np.repeat(np.arange(data.users), [len(r) for r in rows])
+    train_items = data.item[np.concatenate(rows)]
+    shown = config.data.history_items
+    histories = [data.item[data.history(int(u), int(p), shown)] for u, p in zip(lists.user, lists.position)]
+    return {
+        "random": random_scores(lists.items, seed=config.seed),
+        "popularity": popularity_scores(train_items, lists.items),
+        "item_knn": item_knn_scores(train_users, train_items, histories, lists.items, history=shown),
+    }
+
+
+def _teacher(traces: Path) -> str:
+    with traces.open(encoding="utf-8") as file:
+        return str(json.loads(file.readline())["teacher"])
+
+
+def _write_rationales(path: Path, inputs: Inputs, lists: Lists, said: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """What each policy said of each candidate, for a seeded choice of users."""
+    data, config = inputs.dataset, inputs.config
+    count = min(config.evaluation.report_users, len(lists.user))
+    chosen = np.sort(np.random.default_rng(config.seed).permutation(len(lists.user))[:count])
+    with replacing_file(path) as partial, partial.open("w", encoding="utf-8") as file:
+        for row in chosen:
+            user, position = int(lists.user[row]), int(lists.position[row])
+            history = data.history(user, position, config.data.history_items)
+            record = {
+                "user": user,
+                "history": [
+                    {"title": data.items.title[i], "year": data.items.year[i], "rating": float(r)}
+                    for i, r in zip(data.item[history], data.rating[history])
+                ],
+                "truth": int(lists.items[row][np.argmax(lists.labels[row])]),
+                "candidates": [
+                    {
+                        "item": int(item),
+                        "title": data.items.title[item],
+                        "year": data.items.year[item],
+                        "genres": list(data.items.genres[item]),
+                        "label": int(label),
+                        "systems": {
+                            phase: {
+                                "score": float(scores[row, n]),
+                                "rationale": inputs.encoder.decode(tokens[row, n]).strip(),
+                            }
+                            for phase, (scores, tokens) in said.items()
+                        },
+                    }
+                    for n, (item, label) in enumerate(zip(lists.items[row], lists.labels[row]))
+                ],
+            }
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -1,0 +1,83 @@
+"""What every phase starts from: the data, the tokenizer and the run directory's record of the configuration."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from r2rank_jax.config import ConfigError, RunConfig, to_json
+from r2rank_jax.data.atomic import replacing_file
+from r2rank_jax.data.dataset import Dataset, load
+from r2rank_jax.data.pipeline import evaluation_batches
+from r2rank_jax.data.tokens import Encoder, FastTokenizer
+from r2rank_jax.evaluation.metrics import per_user_metrics
+from r2rank_jax.rollout.scoring import Scorer, score_lists
+from r2rank_jax.types import Params
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Data and its encoding, alike on every process."""
+
+    config: RunConfig
+    dataset: Dataset
+    tokenizer: FastTokenizer
+    encoder: Encoder
+
+    @property
+    def shard(self) -> dict[str, int]:
+        """Which rows of every global batch this process reads."""
+        return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+
+def open_inputs(config: RunConfig, tokenizer: FastTokenizer) -> Inputs:
+    """Load and check the data that the configuration names."""
+    if tokenizer.vocabulary > config.model.vocabulary:  # an id past the embedding would read another token's row
+        raise ConfigError(
+            f"model.vocabulary={config.model.vocabulary} must hold the run directory's tokenizer of "
+            f"{tokenizer.vocabulary} tokens; raise it, or choose another --run-dir"
+        )
+    dataset = load(Path(config.data.directory), config.data.split)
+    return Inputs(config, dataset, tokenizer, Encoder(tokenizer, dataset, config.data))
+
+
+def record_config(run_dir: Path, config: RunConfig) -> None:
+    """Write `config.json`, from process 0."""
+    if jax.process_index() == 0:
+        with replacing_file(run_dir / "config.json") as partial:
+            partial.write_text(json.dumps(to_json(config), indent=2) + "\n", encoding="utf-8")
+
+
+def held_out_metrics(
+    inputs: Inputs, scorer: Scorer, mesh: Mesh, params: Params, name: str
+) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """Rank the frozen lists of "valid" or "test" with a policy.
+
+    Args:
+        inputs: data.
+        scorer: from `make_scorer`.
+        mesh: the scorer's.
+        params: the policy.
+        name: which lists.
+
+    Returns:
+        Metric name -> value per list; scores [lists, N]; greedy rationales [lists, N, T].
+    """
+    config = inputs.config
+    lists = inputs.dataset.candidate_lists(name)
+    batches = evaluation_batches(
+        inputs.dataset,
+        inputs.encoder,
+        name,
+        batch_users=config.evaluation.batch_users,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    scores, tokens = score_lists(scorer, mesh, params, batches)
+    metrics = per_user_metrics(scores, lists.labels, None, config.evaluation.ks, seed=config.seed)
+    return metrics, scores, tokens

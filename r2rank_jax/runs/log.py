@@ -1,0 +1,101 @@
+"""What a run writes while it works: `metrics.jsonl`, TensorBoard events, and a line or a progress bar on screen."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+
+import jax
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+from r2rank_jax.data.atomic import replacing_file
+
+
+class RunLog:
+    """Metrics of one phase. Only process 0 writes and prints.
+
+    Args:
+        run_dir: `metrics.jsonl` is in here, shared by the phases; each object names its phase.
+        phase: "sft", "sft_continued" or "rl".
+        resume_step: lines of this phase after it are dropped: they will be written again.
+        steps: of the whole phase, for the progress bar.
+        wall_s: seconds that the phase had worked before it was resumed.
+    """
+
+    def __init__(self, run_dir: Path, phase: str, *, resume_step: int, steps: int, wall_s: float):
+        self._active = jax.process_index() == 0
+        self._phase = phase
+        self._start = time.monotonic() - wall_s
+        self._progress: Progress | None = None
+        if not self._active:
+            return
+        path = run_dir / "metrics.jsonl"
+        _drop_later(path, phase, resume_step)
+        self._file = path.open("a", encoding="utf-8")
+        self._events = SummaryWriter(str(run_dir / "tensorboard" / phase), purge_step=resume_step + 1)
+        if sys.stdout.isatty():
+            self._progress = Progress(
+                TextColumn(f"{phase:>13}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+                TimeRemainingColumn(), TextColumn("{task.fields[said]}"),
+            )  # fmt: skip
+            self._progress.start()
+            self._task: TaskID = self._progress.add_task(phase, total=steps, completed=resume_step, said="")
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds of work in this phase, over all resumptions."""
+        return time.monotonic() - self._start
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """One line of metrics at a step."""
+        if not self._active:
+            return
+        values = {name: float(value) for name, value in values.items()}
+        record = {"phase": self._phase, "step": step, "wall_s": round(self.wall_s, 3), **values}
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        if self._progress is None:
+            print(f"{self._phase} step {step:>5}  {self.wall_s:6.0f} s  {shown}", flush=True)
+        else:
+            brief = "  ".join(f"{name} {value:.3g}" for name, value in list(values.items())[:3])
+            self._progress.update(self._task, completed=step, said=brief)
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._active:
+            self._file.close()
+            self._events.close()
+            if self._progress is not None:
+                self._progress.stop()
+
+
+def say(text: str) -> None:
+    """Print from process 0 alone."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def _drop_later(path: Path, phase: str, step: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # the line that a kill cut short
+        if record["phase"] != phase or record["step"] <= step:
+            kept.append(line)
+    with replacing_file(path) as partial:
+        partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")

@@ -1,0 +1,66 @@
+"""`r2rank rank`: rank candidates that you bring, each with the rationale behind its score."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from r2rank_jax.checkpoint import load_policy
+from r2rank_jax.config import ConfigError, RunConfig, to_json
+from r2rank_jax.data.atomic import replacing_file
+from r2rank_jax.data.requests import read_requests, request_batches
+from r2rank_jax.data.tokens import FastTokenizer, read_tokenizer
+from r2rank_jax.rollout.scoring import make_scorer, score_lists
+from r2rank_jax.runs.log import say
+from r2rank_jax.sharding import abstract_params, make_mesh
+
+
+def run(config: RunConfig, run_dir: Path, source: Path, out: Path | None, *, phase: str) -> None:
+    """Rank every list of `source` with the policy of `phase`.
+
+    Args:
+        config: the run's.
+        run_dir: of a finished phase.
+        source: JSONL of requests, see `r2rank_jax.data.requests`.
+        out: JSONL to write, one object per list with its candidates best first; None prints it.
+        phase: "sft", "sft_continued" or "rl".
+    """
+    if jax.process_count() > 1:
+        raise ConfigError("`r2rank rank` runs as one process; give it more devices with --mesh.data instead")
+    requests = read_requests(source)
+    mesh = make_mesh(config.mesh)
+    tokenizer = read_tokenizer(run_dir / "tokenizer.json")
+    params, _, _ = load_policy(run_dir / "checkpoints" / phase, abstract_params(mesh, config.model), to_json(config))
+
+    users = min(config.evaluation.batch_users, -(-len(requests) // config.mesh.batch_shards) * config.mesh.batch_shards)
+    scorer = make_scorer(mesh, config, tokenizer.stop)
+    batches = request_batches(tokenizer, config.data, requests, users)
+    scores, rationales = score_lists(scorer, mesh, params, batches)
+
+    lines = []
+    for request, row, said in zip(requests, scores, rationales):
+        order = np.argsort(-row[: len(request.candidates)], kind="stable")
+        ranking = [
+            {
+                "id": request.candidates[n].id,
+                "title": request.candidates[n].title,
+                "score": round(float(row[n]), 6),
+                "rationale": _text(tokenizer, said[n]),
+            }
+            for n in order
+        ]
+        lines.append(json.dumps({"id": request.id, "ranking": ranking}, ensure_ascii=False))
+    if out is None:
+        print("\n".join(lines))
+    else:
+        with replacing_file(out) as partial:
+            partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        say(f"{out}: {len(lines)} ranked lists")
+
+
+def _text(tokenizer: FastTokenizer, tokens: np.ndarray) -> str:
+    ends = np.flatnonzero((tokens == tokenizer.stop) | (tokens == tokenizer.pad))
+    return tokenizer.decode(tokens[: ends[0]].tolist() if len(ends) else tokens.tolist()).strip()

@@ -1,0 +1,145 @@
+"""`r2rank rl`: let NDCG teach the head and the reasoning.
+
+Each step: the policy writes G rationales for every item of every user; the head turns each into a score; a
+Plackett-Luce model turns the scores of a list into a distribution over rankings, whose expected NDCG is the list's
+value V(s). V's own gradient teaches the head, and the backbone behind it; what each rationale did for V becomes its
+advantage, and PPO teaches the reasoning, held near the SFT policy by a KL term.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from r2rank_jax.checkpoint import CheckpointError, Checkpoints, load_policy, require_same_configuration
+from r2rank_jax.config import RunConfig, to_json
+from r2rank_jax.data.pipeline import list_batches
+from r2rank_jax.data.tokens import read_tokenizer
+from r2rank_jax.rollout.generate import Rollout, make_rollout
+from r2rank_jax.rollout.scoring import make_scorer
+from r2rank_jax.runs.inputs import held_out_metrics, open_inputs
+from r2rank_jax.runs.log import RunLog, say
+from r2rank_jax.sharding import abstract_params, gather, make_mesh, to_mesh
+from r2rank_jax.train.calibration import best_scale
+from r2rank_jax.train.rl_step import make_rl_steps
+from r2rank_jax.train.state import abstract_state, fresh_state, learning_rate, start_from
+from r2rank_jax.types import Array, ListBatch, Params
+
+CALIBRATION_BATCHES = 16
+
+
+def run(config: RunConfig, run_dir: Path) -> None:
+    """Train the phase "rl" in `run_dir` from its finished "sft"; run again, it resumes."""
+    rl = config.rl
+    mesh = make_mesh(config.mesh)
+
+    # -- the SFT policy: where RL starts, and the reference that the KL term holds it near --------------------------
+    reference, _, reference_identity = load_policy(
+        run_dir / "checkpoints/sft", abstract_params(mesh, config.model), to_json(config)
+    )
+
+    # -- data: every training list, with fresh negatives each epoch; rationales are written, not read ---------------
+    inputs = open_inputs(config, read_tokenizer(run_dir / "tokenizer.json"))
+    iterator = list_batches(
+        inputs.dataset,
+        inputs.encoder,
+        batch_users=rl.batch_users,
+        candidate_items=config.data.candidate_items,
+        seed=config.seed,
+        **inputs.shard,
+    )
+
+    # -- the compiled pieces ----------------------------------------------------------------------------------------
+    rollout_fn = make_rollout(mesh, config, inputs.tokenizer.stop)  # prompts -> sampled rationales
+    assess, update = make_rl_steps(mesh, config)  # rationales -> advantages; advantages -> new parameters
+    scorer = make_scorer(mesh, config, inputs.tokenizer.stop)  # greedy rationale -> score, for validation
+    rate = learning_rate(rl.optimizer, rl.steps * rl.updates)
+
+    # -- state: the commit to go on from, or the SFT policy with its head calibrated --------------------------------
+    checkpoints = Checkpoints(run_dir / "checkpoints/rl")
+    done, wall_s = checkpoints.latest() or 0, 0.0
+    if done:
+        extras = checkpoints.extras(done)
+        require_same_configuration(extras, to_json(config), ("seed", "data", "model", "rl"))
+        if extras["reference"] != reference_identity:
+            raise CheckpointError(
+                f"RL in {run_dir} started from another SFT checkpoint ({extras['reference'][:12]}) than the one "
+                f"that is there now ({reference_identity[:12]}); restore it, or choose another --run-dir"
+            )
+        like = abstract_state(mesh, config.model, rl.optimizer, rl.steps * rl.updates)
+        state, extras = checkpoints.restore(done, like)
+        iterator.set_state(extras["iterator"])
+        wall_s = extras["wall_s"]
+        say(f"rl: {'finished' if extras['finished'] else 'resuming'} at step {done} of {rl.steps}")
+    else:
+        state = fresh_state(mesh, config.model, rl.optimizer, rl.steps * rl.updates, config.seed)
+        scale = _calibrate(mesh, rollout_fn, reference, state.key(), iterator)
+        state = start_from(state, {**reference, "score_head": reference["score_head"] * scale})
+        say(f"rl: scores scaled by {scale:.3f} before the first step; {rl.steps} steps of {rl.batch_users} lists")
+
+    # -- learn ------------------------------------------------------------------------------------------------------
+    with RunLog(run_dir, "rl", resume_step=done, steps=rl.steps, wall_s=wall_s) as log:
+        for step in range(done + 1, rl.steps + 1):
+            batch = to_mesh(mesh, next(iterator))
+
+            # 1. reason: G rationales for each item, and what the policy thought of its own tokens
+            rollout = rollout_fn(state.params, batch, jax.random.fold_in(state.key(), 0))
+
+            # 2. judge: scores, list values, each rationale's advantage; the SFT policy's opinion of the tokens
+            known = assess(state.params, reference, batch, rollout)
+
+            # 3. learn: ∇V through the scores, PPO on the tokens, KL to the SFT policy
+            for _ in range(rl.updates):
+                state, metrics = update(state, batch, rollout, known)
+            jax.block_until_ready(metrics)  # queued collectives of several processes can deadlock on CPU
+
+            # 4. log, validate by greedy ranking, commit
+            last = step == rl.steps
+            if step % rl.log_every == 0 or last:
+                values = {name: float(value) for name, value in metrics.items()}
+                if not np.isfinite(values["loss"]):
+                    raise FloatingPointError(
+                        f"loss is {values['loss']} at step {step}; lower rl.optimizer.learning_rate"
+                    )
+                log.write(step, values | {"learning_rate": float(rate(step * rl.updates))})
+            if step % rl.validate_every == 0 or last:
+                found, _, _ = held_out_metrics(inputs, scorer, mesh, state.policy, "valid")
+                log.write(step, {f"validation/{metric}": float(v.mean()) for metric, v in found.items()})
+            if step % rl.checkpoint_every == 0 or last:
+                checkpoints.save(
+                    step,
+                    state,
+                    {
+                        "phase": "rl",
+                        "config": to_json(config),
+                        "iterator": iterator.get_state(),
+                        "reference": reference_identity,
+                        "steps": rl.steps,
+                        "wall_s": log.wall_s,
+                        "finished": last,
+                        "has_average": state.average is not None,
+                    },
+                )
+    checkpoints.close()
+
+
+def _calibrate(
+    mesh: Mesh,
+    rollout_fn: Callable[[Params, ListBatch, Array], Rollout],
+    reference: Params,
+    root: Array,
+    batches: Iterator[ListBatch],
+) -> float:
+    """Scale of the head at which the SFT policy's own sampled rationales predict training lists best."""
+    scores, labels = [], []
+    for i in range(CALIBRATION_BATCHES):
+        batch = to_mesh(mesh, next(batches))
+        rollout = rollout_fn(reference, batch, jax.random.fold_in(root, 2 + i))
+        found, truth = gather(mesh, (rollout.scores, batch.labels))  # [U, N, G], [U, N]
+        scores += [found[:, :, g] for g in range(found.shape[2])]
+        labels += [truth] * found.shape[2]
+    return best_scale(np.concatenate(scores), np.concatenate(labels))

@@ -1,0 +1,120 @@
+"""`r2rank sft`: learn to reason and to score from worked rationales.
+
+Reads the traces, trains, validates by greedy ranking of held-out lists, commits checkpoints that hold everything.
+With `continued` it is RL's control: the finished SFT policy goes on with the same traces for RL's wall time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from r2rank_jax.checkpoint import Checkpoints, load_policy, require_same_configuration
+from r2rank_jax.config import RunConfig, to_json
+from r2rank_jax.data.atomic import replacing_file
+from r2rank_jax.data.dataset import load
+from r2rank_jax.data.pipeline import trace_batches
+from r2rank_jax.data.tokens import corpus, read_tokenizer, train_tokenizer
+from r2rank_jax.data.traces import read_traces
+from r2rank_jax.rollout.scoring import make_scorer
+from r2rank_jax.runs.inputs import held_out_metrics, open_inputs, record_config
+from r2rank_jax.runs.log import RunLog, say
+from r2rank_jax.sharding import abstract_params, make_mesh, to_mesh
+from r2rank_jax.train.sft_step import make_sft_step
+from r2rank_jax.train.state import abstract_state, fresh_state, learning_rate, start_from
+
+
+def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
+    """Train the phase "sft" (or "sft_continued") in `run_dir`; run again, it resumes."""
+    phase = "sft_continued" if continued else "sft"
+    mesh = make_mesh(config.mesh)
+
+    # -- data: traces, and a tokenizer that is trained on them once -------------------------------------------------
+    dataset = load(Path(config.data.directory), config.data.split)
+    traces = read_traces(Path(config.data.traces), dataset)
+    vocabulary = run_dir / "tokenizer.json"
+    if not continued and not vocabulary.exists() and jax.process_index() == 0:
+        with replacing_file(vocabulary) as partial:
+            train_tokenizer(corpus(dataset, traces, config.data.history_items), config.model.vocabulary).save(
+                str(partial)
+            )
+    _wait_for_everyone()
+    inputs = open_inputs(config, read_tokenizer(vocabulary))
+    seed = config.seed + 1 if continued else config.seed
+
+    # -- the control: as many further steps as RL's wall time buys at SFT's own speed -------------------------------
+    steps, start = config.sft.steps, None
+    if continued:
+        params, sft, _ = load_policy(run_dir / "checkpoints/sft", abstract_params(mesh, config.model), to_json(config))
+        _, rl, _ = load_policy(run_dir / "checkpoints/rl", abstract_params(mesh, config.model), to_json(config))
+        steps = max(1, round(rl["wall_s"] / sft["wall_s"] * sft["steps"]))
+        config = replace(config, sft=replace(config.sft, steps=steps))
+        start = params
+        say(f"{phase}: {steps} further steps, what RL's {rl['wall_s']:.0f} s buy at SFT's speed")
+
+    # -- state, or the commit to go on from -------------------------------------------------------------------------
+    iterator = trace_batches(traces, inputs.encoder, batch_users=config.sft.batch_users, seed=seed, **inputs.shard)
+    checkpoints = Checkpoints(run_dir / "checkpoints" / phase)
+    latest, wall_s = checkpoints.latest(), 0.0
+    if latest is None:
+        state = fresh_state(mesh, config.model, config.sft.optimizer, steps, seed)
+        if start is not None:
+            state = start_from(state, start)
+    else:
+        like = abstract_state(mesh, config.model, config.sft.optimizer, steps)
+        require_same_configuration(checkpoints.extras(latest), to_json(config), ("seed", "data", "model", "sft"))
+        state, extras = checkpoints.restore(latest, like)
+        iterator.set_state(extras["iterator"])
+        wall_s = extras["wall_s"]
+        say(f"{phase}: {'finished' if extras['finished'] else 'resuming'} at step {latest} of {steps}")
+    if not continued:
+        record_config(run_dir, config)  # only now: a refused command must not change what the run says of itself
+    size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    say(f"{phase}: {size:,} parameters, {len(traces)} traced lists, {steps} steps of {config.sft.batch_users} lists")
+
+    # -- train ------------------------------------------------------------------------------------------------------
+    train_step = make_sft_step(mesh, config)
+    scorer = make_scorer(mesh, config, inputs.tokenizer.stop)
+    rate = learning_rate(config.sft.optimizer, steps)
+    done = latest or 0
+    with RunLog(run_dir, phase, resume_step=done, steps=steps, wall_s=wall_s) as log:
+        for step in range(done + 1, steps + 1):
+            batch, rationales = to_mesh(mesh, next(iterator))
+            state, metrics = train_step(state, batch, rationales)
+            jax.block_until_ready(metrics)  # queued collectives of several processes can deadlock on CPU
+            last = step == steps
+
+            if step % config.sft.log_every == 0 or last:
+                values = {name: float(value) for name, value in metrics.items()}
+                if not np.isfinite(values["loss"]):
+                    raise FloatingPointError(
+                        f"loss is {values['loss']} at step {step}; lower sft.optimizer.learning_rate"
+                    )
+                log.write(step, values | {"learning_rate": float(rate(step))})
+            if step % config.sft.validate_every == 0 or last:
+                found, _, _ = held_out_metrics(inputs, scorer, mesh, state.policy, "valid")
+                log.write(step, {f"validation/{metric}": float(v.mean()) for metric, v in found.items()})
+            if step % config.sft.checkpoint_every == 0 or last:
+                checkpoints.save(
+                    step,
+                    state,
+                    {
+                        "phase": phase,
+                        "config": to_json(config),
+                        "iterator": iterator.get_state(),
+                        "steps": steps,
+                        "wall_s": log.wall_s,
+                        "finished": last,
+                        "has_average": state.average is not None,
+                    },
+                )
+    checkpoints.close()
+
+
+def _wait_for_everyone() -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("tokenizer")

@@ -1,0 +1,125 @@
+"""Logical axes to mesh axes: the only place that knows what the mesh axes are called.
+
+    data     users; parameters are copied along it
+    fsdp     users too; parameters are split along it and gathered where they are used
+    tensor   heads, MLP columns and the vocabulary
+
+A dimension that its mesh axis does not divide (two key-value heads on four tensor devices) is copied instead.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from flax.core import meta
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from r2rank_jax.config import ConfigError, MeshConfig, ModelConfig
+from r2rank_jax.model.transformer import initial_params
+from r2rank_jax.types import Params
+
+LOGICAL_TO_MESH = {
+    "embed": "fsdp",
+    "vocabulary": "tensor",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+}
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+    """A mesh over the first `data x fsdp x tensor` devices of all processes.
+
+    Raises:
+        ConfigError: fewer devices than the mesh needs, or a process that would hold none of them.
+    """
+    available = jax.devices()
+    if config.devices > len(available):
+        raise ConfigError(
+            f"mesh data={config.data} x fsdp={config.fsdp} x tensor={config.tensor} needs {config.devices} devices, "
+            f"found {len(available)}; lower a mesh axis, or start more processes with launch/local.sh"
+        )
+    if jax.process_count() > 1 and config.devices != len(available):
+        raise ConfigError(
+            f"{jax.process_count()} processes hold {len(available)} devices but the mesh uses {config.devices}; "
+            f"set mesh.data so that data x fsdp x tensor = {len(available)}"
+        )
+    return jax.make_mesh(
+        (config.data, config.fsdp, config.tensor),
+        ("data", "fsdp", "tensor"),
+        axis_types=(AxisType.Auto,) * 3,
+        devices=available[: config.devices],
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same value on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def users(mesh: Mesh) -> NamedSharding:
+    """The leading axis, U, split over data x fsdp."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def by_logical_axes(mesh: Mesh, boxed: Any) -> Any:
+    """Shardings for a pytree whose leaves may carry the logical axes that `model/` wrote beside each weight.
+
+    Args:
+        mesh: from `make_mesh`.
+        boxed: abstract values; a leaf without logical axes is replicated.
+
+    Returns:
+        The tree of `NamedSharding` that fits the unboxed tree.
+    """
+
+    def sharding(leaf: Any) -> NamedSharding:
+        if not isinstance(leaf, nn.LogicallyPartitioned):
+            return replicated(mesh)
+        axes = [LOGICAL_TO_MESH.get(name) if name else None for name in leaf.names]
+        sizes = leaf.value.shape
+        fits = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, sizes, strict=True)]
+        return NamedSharding(mesh, PartitionSpec(*fits))
+
+    return jax.tree.map(sharding, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+
+
+def abstract(boxed: Any, shardings: Any) -> Any:
+    """Shapes, types and shardings without values: what a checkpoint is restored into."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        meta.unbox(boxed),
+        shardings,
+    )
+
+
+def abstract_params(mesh: Mesh, config: ModelConfig) -> Params:
+    """The parameters of a model as `abstract` leaves."""
+    boxed = jax.eval_shape(lambda: initial_params(config, jax.random.key(0)))
+    return abstract(boxed, by_logical_axes(mesh, boxed))
+
+
+def to_mesh(mesh: Mesh, local: Any) -> Any:
+    """Global arrays, split over users, from the rows of the batch that this process holds.
+
+    Args:
+        mesh: from `make_mesh`.
+        local: pytree of NumPy arrays [U / processes, ...].
+    """
+    split = users(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split, np.asarray(x)), local)
+
+
+def gather(mesh: Mesh, tree: Any) -> Any:
+    """Global arrays as NumPy, whole on every process."""
+    return jax.tree.map(np.asarray, _copy_to_all(mesh)(tree))
+
+
+@functools.cache
+def _copy_to_all(mesh: Mesh) -> Callable[[Any], Any]:
+    return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))

@@ -1,0 +1,1 @@
+"""Losses, the train state and the two training steps."""

@@ -1,0 +1,81 @@
+"""The terms of both phases' losses, each a `WeightedSum` so that it is divided once, over all devices."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from r2rank_jax.types import Array, WeightedSum
+
+
+def rationale_cross_entropy(logp: Array, real: Array) -> WeightedSum:
+    """Negative log-likelihood of the worked rationales, in nats per token. logp, real [U, N, G, T]."""
+    return WeightedSum(total=-jnp.sum(jnp.where(real, logp, 0.0)), weight=jnp.sum(real).astype(jnp.float32))
+
+
+def listwise_softmax(scores: Array, labels: Array, mask: Array) -> WeightedSum:
+    """Cross-entropy between the labels' share of each list and softmax(scores) (Cao et al. 2007, ListNet top one).
+
+    Args:
+        scores: float32 [..., N].
+        labels: float32 [..., N].
+        mask: bool [..., N]; lists without a relevant item weigh nothing.
+    """
+    scores = jnp.where(mask, scores, -1e30)
+    relevance = jnp.where(mask, labels, 0.0)
+    mass = jnp.sum(relevance, axis=-1)
+    share = relevance / jnp.maximum(mass, 1e-9)[..., None]
+    loss = -jnp.sum(share * jax.nn.log_softmax(scores), axis=-1)
+    return WeightedSum(total=jnp.sum(jnp.where(mass > 0, loss, 0.0)), weight=jnp.sum(mass > 0).astype(jnp.float32))
+
+
+def clipped_policy(
+    logp: Array,
+    old_logp: Array,
+    advantages: Array,
+    importance: Array,
+    real: Array,
+    *,
+    clip_low: float,
+    clip_high: float,
+    ratio: Literal["token", "sequence"],
+) -> tuple[Array, Array]:
+    """PPO's pessimistic surrogate (Schulman et al. 2017), summed over the tokens of each rationale.
+
+    Args:
+        logp: float32 [U, N, G, T], under the policy being trained.
+        old_logp: same shape, under the policy before this rollout's first update.
+        advantages: float32 [U, N, G].
+        importance: float32 [U, N, G, T], truncated trainer/rollout ratio of each token.
+        real: bool [U, N, G, T].
+        clip_low: lower edge of the ratio is 1 - clip_low.
+        clip_high: upper edge is 1 + clip_high.
+        ratio: "token", or "sequence" for one length-normalised ratio per rationale (GSPO, Zheng et al. 2025).
+
+    Returns:
+        Surrogate per rationale [U, N, G] (to be maximised) and the share of real tokens that were clipped.
+    """
+    change = jnp.where(real, logp - old_logp, 0.0)
+    if ratio == "sequence":
+        length = jnp.maximum(jnp.sum(real, axis=-1, keepdims=True), 1)
+        change = jnp.broadcast_to(jnp.sum(change, axis=-1, keepdims=True) / length, change.shape)
+    r = jnp.exp(change)
+    gain = advantages[..., None]
+    clipped = jnp.clip(r, 1.0 - clip_low, 1.0 + clip_high)
+    surrogate = jnp.minimum(r * gain, clipped * gain) * importance
+    was_clipped = real & (r * gain > clipped * gain)
+    share = jnp.sum(was_clipped) / jnp.maximum(jnp.sum(real), 1)
+    return jnp.sum(jnp.where(real, surrogate, 0.0), axis=-1), share
+
+
+def kl_k3(logp: Array, ref_logp: Array, real: Array) -> WeightedSum:
+    """KL(policy || reference) in nats per token by the k3 estimator, r - 1 - log r with r = ref / policy
+    (Schulman 2020): unbiased in value on-policy, never negative.
+
+    Differentiated through logp alone, as every PPO implementation does, its on-policy gradient is
+    E[(1 - r) ∇logp] = ∇KL(reference || policy): the pull is towards covering what the reference says.
+    """
+    log_ratio = jnp.where(real, ref_logp - logp, 0.0)
+    return WeightedSum(total=jnp.sum(jnp.exp(log_ratio) - 1.0 - log_ratio), weight=jnp.sum(real).astype(jnp.float32))

@@ -1,0 +1,141 @@
+"""One step of reinforcement learning from NDCG: both gradient routes on one screen.
+
+V(s) = E_{ranking ~ PL(s)}[NDCG@k]            the value of a list with scores s
+∇J   = E[ ∇V(s) through s ]                   score part: the head, and with `joint` the backbone behind it
+     + E[ Σ_i A_i ∇log π(rationale_i) ]       token part: PPO, A_i from `ranking.credit`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.sharding import Mesh
+
+from r2rank_jax.config import RunConfig
+from r2rank_jax.model.forward import judge, padding_mask
+from r2rank_jax.ranking.credit import item_advantages
+from r2rank_jax.ranking.estimators import surrogate
+from r2rank_jax.ranking.expectation import expected_ndcg
+from r2rank_jax.rollout.generate import Rollout
+from r2rank_jax.sharding import replicated, users
+from r2rank_jax.train.losses import clipped_policy, kl_k3
+from r2rank_jax.train.state import TrainState, abstract_state, apply_gradients, make_optimizer
+from r2rank_jax.types import Array, ListBatch, Params
+
+
+@struct.dataclass
+class Assessment:
+    """What is known of a rollout before it is learned from; constants of the update."""
+
+    old_logp: Array  # float32 [U, N, G, T]  under the policy before the update, as the trainer computes it
+    ref_logp: Array  # float32 [U, N, G, T]  under the SFT policy
+    importance: Array  # float32 [U, N, G, T]  truncated exp(old_logp - rollout logp)
+    advantages: Array  # float32 [U, N, G]
+    value: Array  # float32 []            mean V(s) of the lists
+    logp_gap: Array  # float32 []            largest |trainer - rollout| log-probability
+
+
+def assess(config: RunConfig, params: Params, reference: Params, batch: ListBatch, rollout: Rollout) -> Assessment:
+    """List reward to item advantages, and the two policies that the update is held against."""
+    rl, said = config.rl, rollout.rationales
+    judged = judge(config.model, params, batch, said, temperature=rl.temperature)
+    ref_logp = judge(config.model, reference, batch, said, temperature=rl.temperature).logp
+    lists = judged.scores.swapaxes(1, 2)  # [U, G, N]
+    advantages = item_advantages(lists, batch.labels, batch.mask, rule=rl.credit, k=rl.metric_k)
+    values = expected_ndcg(lists, batch.labels[:, None], batch.mask[:, None], k=rl.metric_k)
+    gap = judged.logp - rollout.logp
+    return Assessment(
+        old_logp=judged.logp,
+        ref_logp=ref_logp,
+        importance=jnp.minimum(jnp.exp(gap), rl.max_importance_weight),
+        advantages=advantages.swapaxes(1, 2),
+        value=jnp.mean(values),
+        logp_gap=jnp.max(jnp.abs(gap)),
+    )
+
+
+def rl_loss(
+    config: RunConfig, params: Params, batch: ListBatch, rollout: Rollout, known: Assessment, key: Array
+) -> tuple[Array, dict[str, Array]]:
+    """- (score_weight · V + token_weight · PPO) + kl_weight · KL - entropy_weight · entropy, per list."""
+    rl, said = config.rl, rollout.rationales
+    judged = judge(config.model, params, batch, said, temperature=rl.temperature, joint=rl.joint)
+    real = padding_mask(said.length, said.tokens.shape[-1]) & batch.mask[:, :, None, None]
+    lists = judged.scores.shape[0] * judged.scores.shape[2]  # U·G
+
+    # -- score part: an estimate of ∇V(s), straight through the scores --------------------------------------------
+    value = surrogate(
+        key,
+        judged.scores.swapaxes(1, 2),  # [U, G, N]
+        batch.labels[:, None],
+        batch.mask[:, None],
+        estimator=rl.estimator,
+        num_samples=rl.num_samples,
+        k=rl.metric_k,
+    )
+    score_part = jnp.mean(value)
+
+    # -- token part: each rationale's own advantage, on each of its tokens ----------------------------------------
+    per_rationale, clipped = clipped_policy(
+        judged.logp,
+        known.old_logp,
+        known.advantages,
+        known.importance,
+        real,
+        clip_low=rl.clip_low,
+        clip_high=rl.clip_high,
+        ratio=rl.ratio,
+    )
+    token_part = jnp.sum(per_rationale) / lists
+
+    kl = kl_k3(judged.logp, known.ref_logp, real).mean()
+    tokens = jnp.maximum(jnp.sum(real), 1)
+    entropy = jnp.sum(judged.entropy) / tokens
+    loss = -rl.score_weight * score_part - rl.token_weight * token_part + rl.kl_weight * kl
+    if rl.entropy_weight:  # a weight of zero would still pay for the entropy's backward pass
+        loss = loss - rl.entropy_weight * entropy
+    return loss, {
+        "loss": loss,
+        "reward": score_part,
+        "kl": kl,
+        "entropy": entropy,
+        "ratio_clipped": clipped,
+        "advantage_rms": jnp.sqrt(jnp.mean(known.advantages**2)),
+        "rationale_tokens": tokens / jnp.maximum(jnp.sum(batch.mask) * said.tokens.shape[2], 1),
+        "truncated": jnp.sum(batch.mask[:, :, None] & ~said.stopped)
+        / jnp.maximum(jnp.sum(batch.mask) * said.tokens.shape[2], 1),
+        "value": known.value,
+        "logp_gap": known.logp_gap,
+    }
+
+
+RLUpdate = Callable[[TrainState, ListBatch, Rollout, Assessment], tuple[TrainState, dict[str, Array]]]
+Assess = Callable[[Params, Params, ListBatch, Rollout], Assessment]
+
+
+def make_rl_steps(mesh: Mesh, config: RunConfig) -> tuple[Assess, RLUpdate]:
+    """The two jitted halves of a step: `assess` a rollout, then `update` from it (donating the state)."""
+    settings, steps = config.rl.optimizer, config.rl.steps * config.rl.updates
+    optimizer = make_optimizer(settings, steps)
+
+    def update(
+        state: TrainState, batch: ListBatch, rollout: Rollout, known: Assessment
+    ) -> tuple[TrainState, dict[str, Array]]:
+        key = jax.random.fold_in(state.key(), 1)  # 0 is the rollout's
+        gradient = jax.grad(lambda p: rl_loss(config, p, batch, rollout, known, key), has_aux=True)
+        grads, metrics = gradient(state.params)
+        state, changed = apply_gradients(state, grads, optimizer, settings.ema_decay)
+        return state, metrics | changed
+
+    split, whole = users(mesh), replicated(mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(mesh, config.model, settings, steps))
+    return (
+        jax.jit(
+            lambda params, reference, batch, rollout: assess(config, params, reference, batch, rollout),
+            out_shardings=Assessment(split, split, split, split, whole, whole),  # type: ignore[arg-type]
+        ),
+        jax.jit(update, out_shardings=(shardings, whole), donate_argnums=0),
+    )

@@ -1,0 +1,65 @@
+"""The words of the project as types: one letter per axis, one frozen pytree per thing that travels.
+
+Axes
+    U users in a batch · N candidate items per user · G rationales per item · P prefix tokens ·
+    S suffix tokens · T rationale tokens · D width · Q / KV query / key-value heads · H head size ·
+    V vocabulary · K places of a ranking · M sampled rankings per list.
+
+A list is the N items of one user, each with its g-th rationale: a batch holds U·G lists and U·N·G rationales.
+The model path keeps [U, N, G, ...] (rationales fork from items); ranking mathematics reads [U, G, N].
+`mask=True` always means real. Every token segment is right-padded; position = true tokens before it + offset.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+Array = jax.Array
+Params = Any  # a plain pytree of arrays
+
+
+@struct.dataclass
+class ListBatch:
+    """Prompts of one batch of users: a shared prefix per user, one suffix per candidate item."""
+
+    user: Array  # int32 [U]        dense user ids; they seed the sampling of rationales
+    items: Array  # int32 [U, N]     dense item ids
+    prefix: Array  # int32 [U, P]     instructions and history
+    prefix_length: Array  # int32 [U]        true tokens, >= 1
+    suffix: Array  # int32 [U, N, S]  one candidate each, ending where its rationale starts
+    suffix_length: Array  # int32 [U, N]     true tokens, >= 1 for real items
+    labels: Array  # float32 [U, N]   graded relevance; never part of a prompt
+    mask: Array  # bool [U, N]      True = real item
+
+
+@struct.dataclass
+class Rationales:
+    """What was said about every item, by the teacher or by the policy."""
+
+    tokens: Array  # int32 [U, N, G, T]    right-padded; a stop token, where there is one, is included
+    length: Array  # int32 [U, N, G]       true tokens, >= 1 for real items
+    stopped: Array  # bool [U, N, G]        False = cut off at T tokens (truncated is not stopped)
+
+
+@struct.dataclass
+class KeyValues:
+    """Keys and values of one segment of tokens, head-major; an axis of size 1 is shared, never copied."""
+
+    k: tuple[Array, ...]  # per layer [U, KV, N|1, G|1, L, H]
+    v: tuple[Array, ...]  # per layer [U, KV, N|1, G|1, L, H]
+    valid: Array  # bool [U, N|1, G|1, L]
+
+
+@struct.dataclass
+class WeightedSum:
+    """A sum and its weight, carried apart and divided once, after microbatches and devices."""
+
+    total: Array  # float32 []
+    weight: Array  # float32 []
+
+    def mean(self) -> Array:
+        return self.total / jnp.maximum(self.weight, 1e-9)

@@ -1,0 +1,113 @@
+import shutil
+
+import numpy as np
+import polars as pl
+import pytest
+
+from r2rank_jax.data.dataset import load
+from r2rank_jax.data.errors import DataError
+from r2rank_jax.data.splits import PROTOCOLS
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_no_history_holds_its_positive_or_anything_later(prepared, protocol):
+    data = load(prepared, protocol)
+    positions = [(user, place) for user, place in data.train_lists(1).tolist()]
+    for name in ("valid", "test"):
+        lists = data.candidate_lists(name)
+        positions += list(zip(lists.user.tolist(), lists.position.tolist()))
+    for user, position in positions:
+        start = int(data.offsets[user])
+        rows = data.history(user, position)
+        assert (rows.start, rows.stop) == (start, start + position)
+        assert data.item[start + position] not in data.item[rows]
+        assert data.timestamp[rows].max() <= data.timestamp[start + position]
+        last = data.history(user, position, 3)
+        assert data.item[last].tolist() == data.item[rows].tolist()[-3:]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_held_out_positions_are_no_training_positions(prepared, protocol):
+    data = load(prepared, protocol)
+    training = set(map(tuple, data.train_lists(1).tolist()))
+    assert training
+    for name in ("valid", "test"):
+        lists = data.candidate_lists(name)
+        assert not training & set(zip(lists.user.tolist(), lists.position.tolist()))
+        assert (lists.position >= data.train_end[lists.user]).all()
+        rows = data.offsets[lists.user] + lists.position
+        assert (lists.items[lists.labels == 1] == data.item[rows]).all()
+
+
+def test_train_lists_are_all_positions_from_min_history_on(dataset):
+    wanted = [(u, p) for u in range(dataset.users) for p in range(4, dataset.train_end[u])]
+    assert list(map(tuple, dataset.train_lists(4).tolist())) == wanted
+    with pytest.raises(DataError, match="at least 1"):
+        dataset.train_lists(0)
+    with pytest.raises(DataError, match=r"data\.min_history=500"):
+        dataset.train_lists(500)
+
+
+def test_training_negatives_avoid_training_items_and_only_those(dataset):
+    pairs = dataset.train_lists(1)
+    later_seen = 0
+    for user, position in pairs.tolist():
+        known = dataset.item[dataset.train_rows(user)].tolist()
+        items, labels = dataset.training_list(user, position, key=0, n=20)
+        assert items.tolist() == sorted(set(items.tolist())) and len(items) == 20
+        assert items[labels == 1].tolist() == [known[position]]
+        assert not set(items[labels == 0].tolist()) & set(known)
+        held_out = dataset.item[dataset.offsets[user] + len(known) : dataset.offsets[user + 1]]
+        later_seen += len(set(items.tolist()) & set(held_out.tolist()))
+    # Left out of the negatives, the held-out positives would give themselves away.
+    assert later_seen > 0
+
+
+def test_training_lists_depend_on_key_user_and_position_only(dataset):
+    pairs = dataset.train_lists(3)[:40]
+    one = dataset.training_lists(pairs, key=5, n=20)
+    back = dataset.training_lists(pairs[::-1], key=5, n=20)
+    assert (one.items == back.items[::-1]).all() and (one.labels == back.labels[::-1]).all()
+    other = dataset.training_lists(pairs, key=6, n=20)
+    assert (one.items != other.items).any(axis=1).mean() > 0.9
+
+
+@pytest.mark.parametrize("position", [0, 10_000])
+def test_a_training_list_needs_a_training_position_with_history(dataset, position):
+    with pytest.raises(DataError, match="1 <= position <"):
+        dataset.training_list(0, position, key=0, n=20)
+
+
+def test_train_counts_ignore_held_out_interactions(dataset):
+    counts = np.zeros(len(dataset.items), int)
+    for user in range(dataset.users):
+        start = dataset.offsets[user]
+        np.add.at(counts, dataset.item[start : start + dataset.train_end[user]], 1)
+    assert dataset.train_counts.tolist() == counts.tolist()
+    assert counts.sum() == len(dataset.item) - 2 * dataset.users
+
+
+def test_edited_files_are_refused_with_both_hashes(prepared, tmp_path, dataset):
+    folder = tmp_path / "copy"
+    shutil.copytree(prepared, folder)
+    file = folder / "candidates/leave_one_out.jsonl"
+    file.write_text(file.read_text().replace('"user":3,', '"user":4,', 1))
+    with pytest.raises(DataError, match=rf"candidate file whose hash does not match.*{dataset.candidate_hash}, got"):
+        load(folder, "leave_one_out")
+    load(folder, "global_time")
+
+
+def test_edited_interactions_are_refused(prepared, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(prepared, folder)
+    frame = pl.read_parquet(folder / "interactions.parquet")
+    frame.with_columns(rating=pl.lit(5.0, pl.Float32)).write_parquet(folder / "interactions.parquet")
+    with pytest.raises(DataError, match="data file whose hash does not match"):
+        load(folder, "leave_one_out")
+
+
+def test_errors_for_wrong_folder_and_split(prepared, tmp_path):
+    with pytest.raises(DataError, match=r"no manifest\.json; run `r2rank data prepare"):
+        load(tmp_path, "leave_one_out")
+    with pytest.raises(DataError, match=r"got 'random'; set data\.split"):
+        load(prepared, "random")

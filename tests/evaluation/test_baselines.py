@@ -1,0 +1,82 @@
+"""Baselines against loops over sets."""
+
+import inspect
+import math
+
+import numpy as np
+import pytest
+
+from r2rank_jax.evaluation import baselines
+
+
+def interactions():
+    rng = np.random.default_rng(0)
+    users, items = rng.integers(0, 30, size=400), rng.zipf(1.6, size=400) % 25
+    candidates = rng.integers(0, 28, size=(12, 8))  # 25..27 never occur in training
+    histories = [rng.integers(0, 28, size=n) for n in (0, 1, 2, 3, 5, 8, 13, 5, 5, 5, 5, 5)]
+    return users, items, histories, candidates
+
+
+def test_item_knn_agrees_with_a_loop():
+    users, items, histories, candidates = interactions()
+    readers = {item: {int(u) for u, i in zip(users, items) if i == item} for item in range(28)}
+
+    def cosine(i, j):
+        both = len(readers[i] & readers[j])
+        return both / math.sqrt(len(readers[i]) * len(readers[j])) if both and i != j else 0.0
+
+    expected = [[sum(cosine(i, int(j)) for j in h[-5:]) for i in row] for h, row in zip(histories, candidates.tolist())]
+    found = baselines.item_knn_scores(users, items, histories, candidates, history=5)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    assert (np.abs(found) > 0.01).any()
+
+
+def test_item_knn_ignores_padding_and_repeated_interactions():
+    users, items, histories, candidates = interactions()
+    plain = baselines.item_knn_scores(users, items, histories, candidates, history=5)
+    padded = [np.concatenate([[-1, -1], row, [-1]]).astype(int) for row in histories]
+    twice = baselines.item_knn_scores(np.tile(users, 2), np.tile(items, 2), padded, candidates, history=5)
+    np.testing.assert_array_equal(plain, twice)
+    wider = np.concatenate([candidates, np.full((12, 1), -1)], axis=1)
+    found = baselines.item_knn_scores(users, items, histories, wider, history=5)
+    np.testing.assert_array_equal(found, np.concatenate([plain, np.zeros((12, 1))], axis=1))
+
+
+def test_popularity_counts():
+    found = baselines.popularity_scores([2, 2, 0], [[0, 1, 2, 9, -1]])
+    assert found.tolist() == [[1, 0, 2, 0, 0]]
+
+
+def test_random_scores_are_seeded():
+    one, again, other = (baselines.random_scores(np.zeros((5, 4)), seed=s) for s in (1, 1, 2))
+    assert one.shape == (5, 4) and (one == again).all() and (one != other).all()
+
+
+def test_analytic_random():
+    assert baselines.analytic_random_ndcg(20, 10) == pytest.approx(0.2272, abs=5e-5)
+    assert baselines.analytic_random_ndcg(1, 10) == 1.0
+    expected = baselines.analytic_random(4, [2])
+    assert expected == {
+        "ndcg@2": pytest.approx((1 + 1 / math.log2(3)) / 4),
+        "hr@2": 0.5,
+        "mrr": pytest.approx(25 / 48),
+    }
+
+
+def test_no_baseline_sees_a_label():
+    for name in ("random_scores", "popularity_scores", "item_knn_scores"):
+        assert not {"labels", "label", "truth"} & set(inspect.signature(getattr(baselines, name)).parameters)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([0], [0, 1], [[0]], [[0]]), "must pair up"),
+        (([0], [0], [], [[0]]), "one sequence per candidate row"),
+        (([-1], [0], [[0]], [[0]]), "dense ids"),
+        (([0], [0.5], [[0]], [[0]]), "whole numbers"),
+    ],
+)
+def test_bad_input_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        baselines.item_knn_scores(*arguments, history=5)

@@ -1,0 +1,184 @@
+"""Sharing a prefix changes nothing: against whole prompts read one by one, values and gradients."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.core import meta
+
+from r2rank_jax.config import ModelConfig
+from r2rank_jax.model.forward import judge
+from r2rank_jax.model.logprobs import token_logp
+from r2rank_jax.model.transformer import extend, initial_params, scores, vocabulary_kernel
+from r2rank_jax.types import ListBatch, Rationales
+
+QWEN2 = ModelConfig(
+    vocabulary=50, width=24, layers=2, heads=4, kv_heads=2, head_size=6, mlp_width=40, attention_bias=True
+)
+QWEN3 = dataclasses.replace(QWEN2, attention_bias=False, qk_norm=True, tied_embeddings=False)
+LLAMA = dataclasses.replace(QWEN2, attention_bias=False, kv_heads=4)
+
+
+def make_params(config, seed=0):
+    """Random parameters whose score head and biases are large enough to show a mistake."""
+    params = meta.unbox(initial_params(config, jax.random.key(seed)))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    return jax.tree.unflatten(tree, [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)])
+
+
+def make_batch(config, users=2, items=3, groups=2, prefix=7, suffix=5, said=4, seed=0):
+    """A batch with segments of every length, and one masked item."""
+    rng = np.random.default_rng(seed)
+    token = lambda *shape: jnp.asarray(rng.integers(2, config.vocabulary, shape), jnp.int32)  # noqa: E731
+    length = lambda high, *shape: jnp.asarray(rng.integers(1, high + 1, shape), jnp.int32)  # noqa: E731
+    mask = np.ones((users, items), bool)
+    mask[0, -1] = False
+    batch = ListBatch(
+        user=jnp.arange(users, dtype=jnp.int32),
+        items=jnp.asarray(rng.permutation(100)[: users * items].reshape(users, items), jnp.int32),
+        prefix=token(users, prefix),
+        prefix_length=length(prefix, users),
+        suffix=token(users, items, suffix),
+        suffix_length=length(suffix, users, items),
+        labels=jnp.asarray(rng.integers(0, 2, (users, items)), jnp.float32),
+        mask=jnp.asarray(mask),
+    )
+    rationales = Rationales(
+        tokens=token(users, items, groups, said),
+        length=length(said, users, items, groups),
+        stopped=jnp.ones((users, items, groups), bool),
+    )
+    return batch, rationales
+
+
+def read_alone(config, params, batch, rationales):
+    """Oracle: every prompt written out whole, without gaps, in a row of its own that shares nothing.
+
+    Returns:
+        logits [U, N, G, T, V] that predict each rationale token, and the score of each rationale [U, N, G].
+    """
+    # Whole arrays, so that this also runs while `params` is traced.
+    batch, rationales = jax.tree.map(np.asarray, (batch, rationales))
+    shape = rationales.tokens.shape
+    rows = list(np.ndindex(*shape[:3]))
+    widest = batch.prefix.shape[-1] + batch.suffix.shape[-1] + shape[-1]
+    tokens, real = np.zeros((len(rows), widest), np.int32), np.zeros((len(rows), widest), bool)
+    first, last = np.zeros(len(rows), np.int32), np.zeros(len(rows), np.int32)
+    for row, (u, n, g) in enumerate(rows):
+        said = rationales.tokens[u, n, g][: max(1, int(rationales.length[u, n, g]))]
+        before = [*batch.prefix[u][: batch.prefix_length[u]]]
+        before += [*batch.suffix[u, n][: batch.suffix_length[u, n]]]
+        tokens[row, : len(before) + len(said)] = [*before, *said]
+        real[row, : len(before) + len(said)] = True
+        first[row], last[row] = len(before), len(before) + len(said) - 1
+    lead = lambda x: jnp.asarray(x)[:, None, None]  # noqa: E731
+    positions = jnp.broadcast_to(jnp.arange(widest), tokens.shape)
+    hidden = extend(config, params, lead(tokens), lead(positions), lead(real))[0][:, 0, 0]
+    places = np.minimum(first[:, None] - 1 + np.arange(shape[-1]), widest - 1)
+    logits = jnp.take_along_axis(hidden, places[..., None], axis=1) @ vocabulary_kernel(params).T
+    score = scores(params, hidden[np.arange(len(rows)), last])
+    return logits.reshape(*shape, -1), score.reshape(shape[:3])
+
+
+def judge_alone(config, params, batch, rationales, temperature=1.0):
+    """What `judge` must find, by the oracle."""
+    logits, score = read_alone(config, params, batch, rationales)
+    logp = jax.nn.log_softmax(logits / temperature)
+    logp = jnp.take_along_axis(logp, rationales.tokens[..., None], -1)[..., 0]
+    real = jnp.arange(logp.shape[-1]) < rationales.length[..., None]
+    return jnp.where(real & batch.mask[:, :, None, None], logp, 0.0), score
+
+
+def weighted(logp, score, mask):
+    """A sum in which every log-probability and every score counts differently."""
+    u, n, g, t = np.ogrid[tuple(slice(size) for size in logp.shape)]
+    weight = (3 * u + 5 * n + 2 * g + t) % 7 + 1.0
+    own = ((3 * u + 5 * n + 2 * g) % 7 + 1.0)[..., 0]
+    return jnp.sum(logp * weight) + jnp.sum(jnp.where(mask[:, :, None], score * own, 0.0))
+
+
+def weighted_judge(config, params, batch, rationales):
+    found = judge(config, params, batch, rationales)
+    return weighted(found.logp, found.scores, batch.mask)
+
+
+@pytest.mark.parametrize("config", [QWEN2, QWEN3, LLAMA], ids=["qwen2", "qwen3", "llama"])
+def test_shared_prefix_equals_independent_prompts(config):
+    params, (batch, rationales) = make_params(config), make_batch(config)
+    found = jax.jit(lambda p: judge(config, p, batch, rationales, temperature=0.7))(params)
+    logp, score = jax.jit(lambda p: judge_alone(config, p, batch, rationales, temperature=0.7))(params)
+    np.testing.assert_allclose(found.logp, logp, atol=2e-5)
+    real = np.asarray(batch.mask)
+    np.testing.assert_allclose(np.asarray(found.scores)[real], np.asarray(score)[real], atol=2e-5)
+
+
+def test_gradients_of_the_shared_prefix_equal_those_of_independent_prompts():
+    config = QWEN3
+    params, (batch, rationales) = make_params(config), make_batch(config)
+    shared = jax.jit(jax.grad(lambda p: weighted_judge(config, p, batch, rationales)))(params)
+    alone = jax.jit(jax.grad(lambda p: weighted(*judge_alone(config, p, batch, rationales), batch.mask)))(params)
+    for (path, a), b in zip(jax.tree.leaves_with_path(shared), jax.tree.leaves(alone)):
+        error = float(jnp.linalg.norm(a - b) / (jnp.linalg.norm(b) + 1e-12))
+        assert error < 1e-5, (jax.tree_util.keystr(path), error)
+
+
+def test_padding_and_masked_items_change_nothing():
+    config = QWEN2
+    params, (batch, rationales) = make_params(config), make_batch(config)
+    pad = lambda x, n: jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, n)], constant_values=7)  # noqa: E731
+    other = dataclasses.replace(
+        batch,
+        prefix=pad(batch.prefix, 3),
+        suffix=pad(batch.suffix, 2).at[0, -1].set(9),
+        suffix_length=batch.suffix_length.at[0, -1].set(0),
+    )
+    longer = dataclasses.replace(rationales, tokens=pad(rationales.tokens, 2))
+    a = jax.jit(lambda p: judge(config, p, batch, rationales))(params)
+    b = jax.jit(lambda p: judge(config, p, other, longer))(params)
+    real = np.asarray(batch.mask)
+    np.testing.assert_allclose(np.asarray(a.scores)[real], np.asarray(b.scores)[real], atol=1e-5)
+    np.testing.assert_allclose(a.logp, b.logp[..., :-2], atol=1e-5)
+    assert float(jnp.abs(b.logp[..., -2:]).max()) == 0 and float(jnp.abs(b.logp[0, -1]).max()) == 0
+    grads = [
+        jax.jit(jax.grad(lambda p, x=x: weighted_judge(config, p, *x)))(params)
+        for x in ((batch, rationales), (other, longer))
+    ]
+    for x, y in zip(*map(jax.tree.leaves, grads)):
+        np.testing.assert_allclose(x, y, atol=1e-4)
+
+
+def test_score_gradient_stops_at_the_head_unless_joint():
+    config = QWEN2
+    params, (batch, rationales) = make_params(config), make_batch(config)
+
+    def gradient(joint):
+        return jax.jit(jax.grad(lambda p: jnp.sum(judge(config, p, batch, rationales, joint=joint).scores)))(params)
+
+    alone, joint = gradient(False), gradient(True)
+    assert float(jnp.abs(alone["embedding"]).max()) == 0 and float(jnp.abs(joint["embedding"]).max()) > 0
+    np.testing.assert_allclose(alone["score_head"], joint["score_head"], rtol=1e-6)
+
+
+def test_chunked_log_probabilities_equal_whole_ones():
+    key = jax.random.key(0)
+    hidden, kernel = jax.random.normal(key, (3, 5, 8)), jax.random.normal(key, (11, 8))
+    targets = jax.random.randint(key, (3, 5), 0, 11)
+
+    def total(h, k, chunk):
+        logp, entropy = token_logp(h, k, targets, temperature=0.5, chunk_tokens=chunk)
+        return jnp.sum(logp * jnp.arange(15).reshape(3, 5)) + jnp.sum(entropy**2)
+
+    for chunk in (4, 15, 99):
+        value, grads = jax.value_and_grad(total, (0, 1))(hidden, kernel, chunk)
+        logits = hidden @ kernel.T / 0.5
+        p = jax.nn.softmax(logits)
+        expected = jnp.sum(
+            jnp.take_along_axis(jnp.log(p), targets[..., None], -1)[..., 0] * jnp.arange(15).reshape(3, 5)
+        ) + jnp.sum(jnp.sum(-p * jnp.log(p), -1) ** 2)
+        np.testing.assert_allclose(value, expected, rtol=1e-5)
+        whole = jax.grad(total, (0, 1))(hidden, kernel, 99)
+        for a, b in zip(grads, whole):
+            np.testing.assert_allclose(a, b, atol=2e-5)

@@ -1,0 +1,162 @@
+"""From nothing to a report by the commands of the README, and what a user may rely on in between."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from r2rank_jax.checkpoint import load_policy
+from r2rank_jax.config import read, to_json
+from r2rank_jax.data.dataset import load
+from r2rank_jax.data.pipeline import evaluation_batches
+from r2rank_jax.data.tokens import read_tokenizer
+from r2rank_jax.rollout.scoring import make_scorer, score_lists
+from r2rank_jax.runs.inputs import open_inputs
+from r2rank_jax.sharding import abstract_params, make_mesh
+from tests.runs.conftest import contents, metrics, succeed
+
+SYSTEMS = {"random", "popularity", "item_knn", "sft", "sft_continued", "rl"}
+METRICS = {f"{name}@{k}" for name in ("ndcg", "hr") for k in (1, 5, 10)} | {"mrr"}
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, rl_run, tmp_path_factory):
+    """A run directory after every command of the pipeline; read only."""
+    run_dir = tmp_path_factory.mktemp("finished") / "run"
+    shutil.copytree(rl_run, run_dir)
+    for command in (("sft", "--continued"), ("eval",)):
+        succeed(*command, "--config", tiny.config, "--run-dir", run_dir)
+    succeed("report", "--run-dir", run_dir)
+    return run_dir
+
+
+@pytest.mark.slow
+def test_results_and_report(tiny, finished):
+    results = json.loads((finished / "results.json").read_text())
+    assert set(results["systems"]) == SYSTEMS
+    users = len(load(tiny.data, "leave_one_out").candidate_lists("test"))
+    for name, system in results["systems"].items():
+        assert set(system) >= METRICS, name
+        for metric in METRICS:
+            value = system[metric]
+            low, high = value["ci95"]
+            assert value["n"] == users and 0 <= low <= value["mean"] <= high <= 1, (name, metric, value)
+    manifest = json.loads((tiny.data / "manifest.json").read_text())
+    assert results["data_hash"] == manifest["interactions_sha256"]
+    assert results["candidate_hash"] == manifest["protocols"]["leave_one_out"]["sha256"]
+    assert results["commit"]
+    page = (finished / "report.html").read_text()
+    assert page.rstrip().endswith("</html>") and "http" + "s://cdn" not in page
+    assert read(finished / "config.json").name == "tiny"
+
+
+@pytest.mark.slow
+def test_every_phase_logged_and_the_control_took_rls_time(finished):
+    last = {}
+    for phase in ("sft", "sft_continued", "rl"):
+        lines = metrics(finished, phase)
+        assert any("validation/ndcg@5" in line for line in lines), phase
+        assert all(np.isfinite(value) for line in lines for name, value in line.items() if name != "phase")
+        last[phase] = lines[-1]["step"]
+    training = json.loads((finished / "results.json").read_text())["training"]
+    speed = training["sft"]["wall_s"] / training["sft"]["steps"]
+    bought = training["rl"]["wall_s"] / speed
+    assert abs(last["sft_continued"] - bought) <= 1 + 0.05 * bought  # wall_s is rounded in the results
+    rationales = [json.loads(line) for line in (finished / "rationales.jsonl").read_text().splitlines()]
+    assert len(rationales) == 2
+    assert all(
+        set(c["systems"]) == {"sft", "sft_continued", "rl"} and c["systems"]["rl"]["rationale"] is not None
+        for r in rationales
+        for c in r["candidates"]
+    )
+
+
+@pytest.mark.slow
+def test_a_finished_phase_stays_as_it_is(tiny, finished, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished, run_dir)
+    before, lines = contents(run_dir / "checkpoints"), (run_dir / "metrics.jsonl").read_bytes()
+    for command in (("sft",), ("rl",)):
+        said = succeed(*command, "--config", tiny.config, "--run-dir", run_dir)
+        assert f"{command[0]}: finished at step 10 of 10" in said
+    assert contents(run_dir / "checkpoints") == before
+    assert (run_dir / "metrics.jsonl").read_bytes() == lines
+
+
+def requests(seed: int) -> list[dict]:
+    """Lists of different lengths, which a batch must mask, with two candidates that read the same."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for user, length in enumerate((7, 4, 1)):
+        candidates = [
+            {
+                "id": f"c{n}",
+                "title": f"Film {chr(65 + n)}",
+                "year": str(1950 + n),
+                "genres": ["Drama", "Horror"][n % 2 :],
+            }
+            for n in range(length)
+        ]
+        if user == 0:
+            candidates[3] = candidates[0] | {"id": "twin"}
+        history = [{"title": f"Seen {n}", "year": "1960", "rating": 3 + n % 3} for n in range(user + 1)]
+        found.append(
+            {"id": f"u{user}", "history": history, "candidates": [candidates[i] for i in rng.permutation(length)]}
+        )
+    return found
+
+
+@pytest.mark.slow
+def test_rank_gives_each_candidate_the_same_score_in_any_order(tiny, rl_run, tmp_path):
+    orders, found = [], []
+    for seed in (0, 1):
+        asked = requests(seed)
+        orders.append([[c["id"] for c in r["candidates"]] for r in asked])
+        (tmp_path / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in asked))
+        args = ("rank", "--config", tiny.config, "--run-dir", rl_run, "--input", tmp_path / "in.jsonl")
+        if seed == 0:
+            succeed(*args, "--output", tmp_path / "out.jsonl")
+            text = (tmp_path / "out.jsonl").read_text()
+        else:
+            text = succeed(*args)
+        lists = [json.loads(line) for line in text.splitlines()]
+        assert [r["id"] for r in lists] == ["u0", "u1", "u2"]
+        for ranked, request in zip(lists, asked):
+            scores = [c["score"] for c in ranked["ranking"]]
+            assert scores == sorted(scores, reverse=True)
+            assert sorted(c["id"] for c in ranked["ranking"]) == sorted(c["id"] for c in request["candidates"])
+        found.append([{c["id"]: (c["score"], c["rationale"]) for c in r["ranking"]} for r in lists])
+    assert orders[0] != orders[1]
+    assert found[0] == found[1]
+    assert found[0][0]["twin"] == found[0][0]["c0"], "the same words, the same score"
+    assert len({score for score, _ in found[0][0].values()}) > 3, "the test must tell candidates apart"
+
+
+@pytest.mark.slow
+def test_scores_of_a_permuted_batch_are_the_permuted_scores(rl_run):
+    config = read(rl_run / "config.json")
+    mesh = make_mesh(config.mesh)
+    inputs = open_inputs(config, read_tokenizer(rl_run / "tokenizer.json"))
+    params, _, _ = load_policy(rl_run / "checkpoints/rl", abstract_params(mesh, config.model), to_json(config))
+    scorer = make_scorer(mesh, config, inputs.tokenizer.stop)
+    batches = list(evaluation_batches(inputs.dataset, inputs.encoder, "test", batch_users=8))
+
+    rng = np.random.default_rng(0)
+    shuffled, orders = [], []
+    for batch in batches:
+        order = rng.permuted(np.tile(np.arange(5), (8, 1)), axis=1)
+        rows = np.arange(8)[:, None]
+        fields = ("items", "suffix", "suffix_length", "labels", "mask")
+        shuffled.append(dataclasses.replace(batch, **{f: np.asarray(getattr(batch, f))[rows, order] for f in fields}))
+        orders.append(order[np.asarray(batch.user) >= 0])
+    order = np.concatenate(orders)
+
+    scores, tokens = score_lists(scorer, mesh, params, iter(batches))
+    other_scores, other_tokens = score_lists(scorer, mesh, params, iter(shuffled))
+    assert scores.shape == (40, 5) and len(np.unique(scores)) > 20, "the test must tell items apart"
+    np.testing.assert_array_equal(other_scores, np.take_along_axis(scores, order, axis=1))
+    np.testing.assert_array_equal(other_tokens, np.take_along_axis(tokens, order[..., None], axis=1))
+    assert jax.device_get(params["score_head"]).any()

@@ -1,0 +1,181 @@
+"""Checkpoints: what counts, what is thrown away, what fits another mesh, and what is refused."""
+
+import functools
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from r2rank_jax.checkpoint import SEAL, CheckpointError, Checkpoints, load_policy, sealed_steps
+from r2rank_jax.checkpoint import require_same_configuration as require_same
+from r2rank_jax.config import MeshConfig, ModelConfig, OptimizerConfig, RunConfig, to_json
+from r2rank_jax.sharding import abstract_params, make_mesh
+from r2rank_jax.train.state import abstract_state, fresh_state
+
+MODEL = ModelConfig(vocabulary=32, width=16, layers=1, heads=2, kv_heads=2, head_size=8, mlp_width=32)
+OPTIMIZER = OptimizerConfig(ema_decay=0.9)
+CONFIG = to_json(RunConfig(name="test", model=MODEL))
+ONE, EIGHT = MeshConfig(), MeshConfig(data=2, fsdp=2, tensor=2)
+
+
+@functools.cache
+def first_state():
+    return fresh_state(make_mesh(ONE), MODEL, OPTIMIZER, 10, 0)
+
+
+def make_state(seed):
+    """A state of its own for every seed, in every leaf."""
+    return jax.tree.map(lambda x: x + np.asarray(seed, x.dtype), first_state())
+
+
+def like(mesh=ONE):
+    return abstract_state(make_mesh(mesh), MODEL, OPTIMIZER, 10)
+
+
+def extras(step, **other):
+    return {"config": CONFIG, "steps": 10, "finished": True, "has_average": True, "wall_s": 1.5 * step} | other
+
+
+def save(folder, *steps, **other):
+    """Commit a state of its own for every step."""
+    checkpoints = Checkpoints(folder)
+    for step in steps:
+        checkpoints.save(step, make_state(step), extras(step, **other))
+    checkpoints.close()
+
+
+def equal(a, b):
+    return all(
+        x.dtype == y.dtype and np.asarray(x).tobytes() == np.asarray(y).tobytes()
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+def largest(folder):
+    return max((f for f in folder.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+
+
+@pytest.mark.parametrize(
+    "which",
+    [largest, lambda f: f / "state/_METADATA", lambda f: f / "extras/metadata", lambda f: f / SEAL],
+    ids=["arrays", "state_metadata", "extras", "seal"],
+)
+@pytest.mark.parametrize("place", [0, 0.5], ids=["first", "middle"])
+def test_a_flipped_bit_falls_back_to_the_commit_before(tmp_path, capsys, which, place):
+    save(tmp_path / "sft", 1, 2)
+    path = which(tmp_path / "sft/2")
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 1
+    path.write_bytes(content)
+
+    checkpoints = Checkpoints(tmp_path / "sft")
+    assert checkpoints.latest() == 1
+    assert "sft/2 is damaged" in capsys.readouterr().out
+    assert sealed_steps(tmp_path / "sft") == [1], "a damaged commit must not count again, nor be counted by keep"
+    assert (tmp_path / "sft.damaged.2").is_dir(), "it is kept apart for whoever wants to look"
+    state, found = checkpoints.restore(1, like())
+    assert equal(state, make_state(1)) and not equal(state, make_state(2))
+    assert found == extras(1)
+    checkpoints.save(2, make_state(2), extras(2))  # the run goes on and commits that step again
+    checkpoints.close()
+    assert Checkpoints(tmp_path / "sft").latest() == 2
+
+
+def test_a_missing_and_an_added_file_are_damage(tmp_path):
+    save(tmp_path / "sft", 1, 2, 3)
+    largest(tmp_path / "sft/3").unlink()
+    (tmp_path / "sft/2/state/other").write_text("x")
+    assert Checkpoints(tmp_path / "sft", keep=3).latest() is None
+
+
+def test_what_is_not_sealed_is_ignored_and_cleared_but_not_by_a_reader(tmp_path):
+    save(tmp_path / "sft", 1, 2)
+    shutil.copytree(tmp_path / "sft/2", tmp_path / "sft/3")
+    (tmp_path / "sft/3" / SEAL).unlink()
+    interrupted = tmp_path / "sft/4.orbax-checkpoint-tmp"
+    interrupted.mkdir()
+    assert sealed_steps(tmp_path / "sft") == [2, 1]
+
+    load_policy(tmp_path / "sft", abstract_params(make_mesh(ONE), MODEL), CONFIG)
+    assert interrupted.is_dir() and (tmp_path / "sft/3").is_dir(), "a training run may just be writing these"
+    assert Checkpoints(tmp_path / "sft").latest() == 2
+    assert sorted(f.name for f in (tmp_path / "sft").iterdir()) == ["1", "2"]
+
+
+def test_only_the_newest_commits_stay(tmp_path):
+    save(tmp_path / "sft", 1, 2, 3, 10)
+    assert sorted(f.name for f in (tmp_path / "sft").iterdir()) == ["10", "3"]
+    assert Checkpoints(tmp_path / "sft").latest() == 10, "steps are numbers, not names"
+
+
+def test_identity_tells_commits_apart(tmp_path):
+    save(tmp_path / "sft", 1, 2)
+    checkpoints = Checkpoints(tmp_path / "sft")
+    assert checkpoints.identity(1) == checkpoints.identity(1) != checkpoints.identity(2)
+
+
+def test_another_mesh_and_back_is_the_same_bits(tmp_path):
+    save(tmp_path / "sft", 1)
+    checkpoints = Checkpoints(tmp_path / "sft")
+    eight, _ = checkpoints.restore(1, like(EIGHT))
+    for leaf, wanted in zip(jax.tree.leaves(eight), jax.tree.leaves(like(EIGHT)), strict=True):
+        assert leaf.sharding == wanted.sharding
+    assert len(eight.params["embedding"].sharding.device_set) == 8
+    assert not eight.params["embedding"].sharding.is_fully_replicated, "the test must split parameters"
+    assert equal(eight, make_state(1))
+
+    checkpoints.save(2, eight, extras(2))
+    checkpoints.wait()
+    one, _ = checkpoints.restore(2, like(ONE))
+    assert len(one.params["embedding"].sharding.device_set) == 1
+    assert equal(one, make_state(1))
+    params, _, _ = load_policy(tmp_path / "sft", abstract_params(make_mesh(EIGHT), MODEL), CONFIG)
+    assert equal(params, make_state(1).average)
+    checkpoints.close()
+
+
+def test_the_policy_is_the_average_where_there_is_one(tmp_path):
+    state = make_state(1)
+    state = state.replace(average=jax.tree.map(lambda x: x + 1, state.params))
+    wanted = {"sft": state.average, "rl": state.params}
+    for phase, has_average in (("sft", True), ("rl", False)):
+        checkpoints = Checkpoints(tmp_path / phase)
+        kept = state if has_average else state.replace(average=None)
+        checkpoints.save(1, kept, extras(1, has_average=has_average))
+        checkpoints.close()
+        params, found, identity = load_policy(tmp_path / phase, abstract_params(make_mesh(ONE), MODEL), CONFIG)
+        assert equal(params, wanted[phase])
+        assert found["wall_s"] == 1.5 and identity == checkpoints.identity(1)
+
+
+def test_another_configuration_is_refused_field_by_field():
+    same = {"config": CONFIG}
+    require_same(same, CONFIG, ("seed", "model", "sft"))
+    other = to_json(RunConfig(name="test", seed=7, model=ModelConfig(vocabulary=32, width=24)))
+    with pytest.raises(CheckpointError) as error:
+        require_same(same, other, ("seed", "model"))
+    for part in ("seed: 0 -> 7", "model.width: 16 -> 24", "model.head_size: 8 -> 24", "choose another --run-dir"):
+        assert part in str(error.value)
+    assert "model.vocabulary" not in str(error.value), "equal fields are not named"
+    require_same(same, other, ("data", "sft", "rl"))  # what a phase does not read may change
+
+
+def test_a_policy_that_cannot_be_handed_on_is_refused(tmp_path):
+    policy = abstract_params(make_mesh(ONE), MODEL)
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .*sft_continued; run `r2rank sft` first"):
+        load_policy(tmp_path / "sft_continued", policy, CONFIG)
+    assert not any(tmp_path.iterdir()), "asking must not make the folder"
+
+    save(tmp_path / "rl", 4, finished=False)
+    with pytest.raises(CheckpointError, match="rl stopped at step 4 of 10; run the same command again to finish it"):
+        load_policy(tmp_path / "rl", policy, CONFIG)
+
+    save(tmp_path / "sft", 10)
+    other = to_json(RunConfig(name="test", model=ModelConfig(**(CONFIG["model"] | {"rope_theta": 500.0}))))
+    with pytest.raises(CheckpointError, match=r"model.rope_theta: 10000.0 -> 500.0"):
+        load_policy(tmp_path / "sft", policy, other)
+
+    largest(tmp_path / "sft/10").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"every checkpoint in .*sft is damaged; run that phase again"):
+        load_policy(tmp_path / "sft", policy, CONFIG)

@@ -1,0 +1,53 @@
+"""Configurations load, survive JSON, and refuse what cannot work."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from r2rank_jax.cli import _load
+from r2rank_jax.config import (
+    ConfigError,
+    DataConfig,
+    MeshConfig,
+    ModelConfig,
+    RLConfig,
+    RunConfig,
+    differences,
+    from_json,
+    to_json,
+)
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_config_loads_and_survives_json(path):
+    config = _load(path)
+    assert from_json(to_json(config)) == config
+    assert config.name == path.stem
+
+
+def test_an_unknown_field_is_named():
+    values = to_json(RunConfig(name="x"))
+    values["rl"]["credt"] = "shared"
+    with pytest.raises(ConfigError, match=r"unknown field rl\.credt"):
+        from_json(values)
+
+
+def test_differences_name_the_field_and_both_values():
+    old = to_json(RunConfig(name="x"))
+    new = to_json(dataclasses.replace(RunConfig(name="x"), data=DataConfig(history_items=7)))
+    assert differences(old, new) == ["data.history_items: 10 -> 7"]
+    assert differences(old, old) == []
+
+
+def test_settings_that_cannot_work_are_refused_with_a_remedy():
+    with pytest.raises(ConfigError, match=r"set model\.kv_heads to a divisor of 4"):
+        ModelConfig(heads=4, kv_heads=3)
+    with pytest.raises(ConfigError, match=r"raise rl\.rationales or set rl\.token_weight to 0"):
+        RLConfig(rationales=1)
+    with pytest.raises(ConfigError, match=r"set sft.batch_users to 15 or 18"):
+        RunConfig(name="x", mesh=MeshConfig(fsdp=3))
+    with pytest.raises(ConfigError, match="at least 2"):
+        DataConfig(candidate_items=1)

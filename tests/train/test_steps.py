@@ -1,0 +1,182 @@
+"""Both training steps: on eight devices as on one, and doing what their losses say."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from r2rank_jax.config import ConfigError, MeshConfig, OptimizerConfig, RLConfig, RunConfig, SFTConfig
+from r2rank_jax.rollout.generate import make_rollout
+from r2rank_jax.sharding import make_mesh, to_mesh
+from r2rank_jax.train.losses import clipped_policy, kl_k3, listwise_softmax
+from r2rank_jax.train.rl_step import make_rl_steps
+from r2rank_jax.train.sft_step import make_sft_step
+from r2rank_jax.train.state import apply_gradients, fresh_state, make_optimizer, start_from
+from tests.model.test_forward import QWEN3, make_batch
+
+STEPS = 4
+STOP = 3
+
+
+def make_config(mesh: MeshConfig, **rl) -> RunConfig:
+    settings = OptimizerConfig(learning_rate=1e-2, warmup_steps=1, ema_decay=0.9)
+    # Untied embeddings, QK-norm; heads and vocabulary divide by two, so that the tensor axis really splits them.
+    model = dataclasses.replace(QWEN3, vocabulary=48, mlp_width=40)
+    return RunConfig(
+        name="test",
+        mesh=mesh,
+        model=model,
+        data=dataclasses.replace(RunConfig(name="x").data, rationale_tokens=4),
+        sft=SFTConfig(steps=STEPS, batch_users=8, optimizer=settings),
+        rl=RLConfig(steps=STEPS, batch_users=8, optimizer=settings, **({"temperature": 1.0} | rl)),
+        evaluation=dataclasses.replace(RunConfig(name="x").evaluation, batch_users=8),
+    )
+
+
+def local_batches(config):
+    """One global batch per step, as NumPy."""
+    for step in range(STEPS):
+        batch, rationales = make_batch(config.model, users=8, items=4, groups=1, seed=step)
+        labels = np.zeros((8, 4), np.float32)
+        labels[np.arange(8), np.arange(8) % 3] = 1.0
+        batch = dataclasses.replace(batch, labels=labels)
+        yield jax.tree.map(np.asarray, batch), jax.tree.map(np.asarray, rationales)
+
+
+@functools.cache
+def train_sft(mesh_config):
+    config = make_config(mesh_config)
+    mesh = make_mesh(config.mesh)
+    state = fresh_state(mesh, config.model, config.sft.optimizer, STEPS, seed=0)
+    step = make_sft_step(mesh, config)
+    losses = []
+    for local in local_batches(config):
+        state, metrics = step(state, *to_mesh(mesh, local))
+        losses.append(jax.device_get(metrics))
+    return state, losses
+
+
+@functools.cache
+def train_rl(mesh_config, **rl):
+    config = make_config(mesh_config, **rl)
+    mesh = make_mesh(config.mesh)
+    state = fresh_state(mesh, config.model, config.rl.optimizer, STEPS * config.rl.updates, seed=0)
+    reference = jax.tree.map(jnp.copy, state.params)
+    rollout_fn = make_rollout(mesh, config, STOP)
+    assess, update = make_rl_steps(mesh, config)
+    losses = []
+    for local, _ in local_batches(config):
+        batch = to_mesh(mesh, local)
+        rollout = rollout_fn(state.params, batch, jax.random.fold_in(state.key(), 0))
+        known = assess(state.params, reference, batch, rollout)
+        for _ in range(config.rl.updates):
+            state, metrics = update(state, batch, rollout, known)
+        losses.append(jax.device_get(metrics) | {"said": np.asarray(rollout.rationales.tokens)})
+    return state, losses
+
+
+MESHES = [MeshConfig(data=8), MeshConfig(fsdp=8), MeshConfig(data=2, fsdp=2, tensor=2)]
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=["data8", "fsdp8", "data2fsdp2tensor2"])
+def test_sft_on_eight_devices_equals_one(mesh):
+    one, eight = train_sft(MeshConfig()), train_sft(mesh)
+    if mesh.fsdp > 1:
+        assert not eight[0].params["embedding"].sharding.is_fully_replicated, "the test must split parameters"
+    for a, b in zip(one[1], eight[1]):
+        np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
+    # Adam divides by the root of tiny second moments, so parameters agree less tightly than losses.
+    for a, b in zip(jax.tree.leaves(one[0].policy), jax.tree.leaves(eight[0].policy)):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.parametrize("mesh", MESHES[2:], ids=["data2fsdp2tensor2"])
+def test_rl_on_eight_devices_equals_one(mesh):
+    one, eight = train_rl(MeshConfig(), updates=2), train_rl(mesh, updates=2)
+    for a, b in zip(one[1], eight[1]):
+        np.testing.assert_array_equal(a["said"], b["said"])
+        for name in ("loss", "reward", "kl", "value"):
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-5, atol=1e-6)
+
+
+def test_sft_learns_its_traces():
+    losses = [float(m["loss"]) for m in train_sft(MeshConfig())[1]]
+    assert losses[-1] < losses[0]
+
+
+def test_rollout_and_trainer_agree_and_rl_starts_at_its_reference():
+    _, metrics = train_rl(MeshConfig(), updates=2)
+    assert all(m["logp_gap"] < 1e-4 for m in metrics)
+    assert metrics[0]["kl"] == 0, "the warm-up's first learning rate is 0: this is still the reference policy"
+    assert metrics[-1]["kl"] > 0, "by now the policy has moved"
+    assert all(m["advantage_rms"] > 0 for m in metrics)
+
+
+@pytest.mark.parametrize("estimator", ["reinforce", "exact"])
+@pytest.mark.parametrize("credit", ["shared", "counterfactual"])
+def test_every_choice_of_estimator_and_credit_gives_finite_steps(estimator, credit):
+    state, metrics = train_rl(MeshConfig(), estimator=estimator, credit=credit)
+    assert all(m["skipped"] == 0 and np.isfinite(m["loss"]) and m["grad_norm"] > 0 for m in metrics)
+    assert int(state.step) == STEPS
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing_but_the_step():
+    config = make_config(MeshConfig())
+    mesh = make_mesh(config.mesh)
+    optimizer = make_optimizer(config.sft.optimizer, 10)
+    state = fresh_state(mesh, config.model, config.sft.optimizer, 10, seed=0)
+    bad = jax.tree.map(jnp.zeros_like, state.params)
+    bad["score_head"] = bad["score_head"].at[0].set(jnp.nan)
+    after, metrics = apply_gradients(state, bad, optimizer, 0.9)
+    assert metrics["skipped"] == 1 and int(after.step) == 1
+    for a, b in zip(jax.tree.leaves((state.params, state.optimizer)), jax.tree.leaves((after.params, after.optimizer))):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_starting_from_other_parameters_shares_no_buffer():
+    config = make_config(MeshConfig())
+    mesh = make_mesh(config.mesh)
+    state = fresh_state(mesh, config.model, config.sft.optimizer, 10, seed=0)
+    begun = start_from(state, state.params)
+    pointers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves((state.params, begun.params, begun.average))]
+    assert len(set(pointers)) == len(pointers)
+
+
+def test_listwise_softmax_by_hand():
+    scores, labels = jnp.array([[1.0, 2.0, 99.0], [0.0, 0.0, 0.0]]), jnp.array([[0.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
+    found = listwise_softmax(scores, labels, jnp.array([[True, True, False], [True, True, True]]))
+    assert float(found.weight) == 1, "a list without a relevant item weighs nothing"
+    np.testing.assert_allclose(found.mean(), np.log(1 + np.exp(-1.0)), rtol=1e-6)
+
+
+def test_clipped_policy_by_hand():
+    real = jnp.array([[[[True, True, False]]]])
+    old = jnp.log(jnp.array([[[[0.5, 0.5, 0.5]]]]))
+    new = jnp.log(jnp.array([[[[0.75, 0.5, 0.01]]]]))  # ratios 1.5 and 1; the padding's ratio must not count
+    weight = jnp.array([[[[1.0, 0.5, 9.0]]]])
+    settings = {"clip_low": 0.2, "clip_high": 0.3}
+    up, share = clipped_policy(new, old, jnp.full((1, 1, 1), 2.0), weight, real, ratio="token", **settings)
+    np.testing.assert_allclose(up, 1.3 * 2 + 1.0 * 2 * 0.5, rtol=1e-6)
+    np.testing.assert_allclose(share, 0.5)
+    down, share = clipped_policy(new, old, jnp.full((1, 1, 1), -2.0), weight, real, ratio="token", **settings)
+    np.testing.assert_allclose(down, 1.5 * -2 + 1.0 * -2 * 0.5, rtol=1e-6)
+    assert float(share) == 0
+    both, _ = clipped_policy(new, old, jnp.full((1, 1, 1), 2.0), weight, real, ratio="sequence", **settings)
+    np.testing.assert_allclose(both, 1.5**0.5 * 2 * 1.5, rtol=1e-6)
+
+
+def test_kl_is_zero_for_equal_policies_and_positive_otherwise():
+    logp, real = jnp.log(jnp.array([[0.5, 0.2, 0.1]])), jnp.array([[True, True, False]])
+    assert float(kl_k3(logp, logp, real).mean()) == 0
+    other = kl_k3(logp, logp.at[0, 0].set(jnp.log(0.25)), real)
+    np.testing.assert_allclose(other.mean(), (0.5 - 1 - np.log(0.5)) / 2, rtol=1e-6)
+
+
+def test_a_mesh_larger_than_the_machine_is_refused():
+    with pytest.raises(ConfigError, match="needs 16 devices, found 8"):
+        make_mesh(MeshConfig(data=16))
+    with pytest.raises(ConfigError, match=r"sft.batch_users=8 must be divisible by mesh.data x mesh.fsdp = 3"):
+        make_config(MeshConfig(data=3))

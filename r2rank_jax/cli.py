@@ -2,7 +2,7 @@
 
 r2rank data fetch NAME --out DIR
 r2rank data prepare --source DIR --out DIR [--seed 0] [--candidates 20]
-r2rank data synthesize --data DIR --out FILE [--split leave_one_out] [--lists 4000] [--seed 0]
+r2rank data synthesize --data DIR --out FILE [--split leave_one_out] [--lists 4000] [--positives 1] [--seed 0]
 r2rank sft | rl | eval | rank --config configs/X.py [--run-dir DIR] [--any.field value]
 r2rank report --run-dir DIR
 """
@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     synthesize.add_argument("--out", type=Path, required=True, help="JSONL file to write")
     synthesize.add_argument("--split", default="leave_one_out", choices=("leave_one_out", "global_time"))
     synthesize.add_argument("--lists", type=int, default=4000, help="trace budget: lists with worked rationales")
+    synthesize.add_argument("--positives", type=int, default=1, help="relevant items of a list")
     synthesize.add_argument("--seed", type=int, default=0, help="of the choice of lists")
 
     about = {
@@ -113,7 +114,14 @@ def _data(known: argparse.Namespace) -> None:
     else:
         from r2rank_jax.data.teacher import synthesize
 
-        synthesize(known.data, known.out, split=known.split, lists=known.lists, seed=known.seed)
+        synthesize(
+            known.data,
+            known.out,
+            split=known.split,
+            lists=known.lists,
+            seed=known.seed,
+            positives=known.positives,
+        )
 
 
 def _run(known: argparse.Namespace, overrides: list[str]) -> None:

@@ -33,7 +33,9 @@ class DataConfig:
     history_items: int = 10
     """Latest interactions shown in the prefix, of any rating."""
     candidate_items: int = 20
-    """N: one positive and N - 1 negatives."""
+    """N: one positive and N - 1 negatives; in training lists, `train_positives` of them are relevant."""
+    train_positives: int = 1
+    """Relevant items of RL's training lists: the user's next ones. More of them teach more per rationale."""
     min_history: int = 5
     """Training lists start after this many interactions of a user."""
     prefix_tokens: int = 72
@@ -50,6 +52,11 @@ class DataConfig:
         _require(
             self.candidate_items >= 2,
             f"data.candidate_items must be at least 2 (something to rank), got {self.candidate_items}",
+        )
+        _require(
+            1 <= self.train_positives < self.candidate_items,
+            f"data.train_positives must leave at least one of data.candidate_items={self.candidate_items} as a "
+            f"negative, got {self.train_positives}; set it to 1 .. {self.candidate_items - 1}",
         )
 
 
@@ -166,10 +173,12 @@ class RLConfig:
     """From the list's reward to each rationale's advantage."""
     joint: bool = True
     """The score part reaches the backbone through the hidden state the head reads."""
+    fixed_scale: bool = True
+    """Take out of ∇V the direction that scales all scores together, which changes V but no ranking."""
     score_weight: float = 1.0
     token_weight: float = 0.5
     kl_weight: float = 0.02
-    """Weight of the k3 estimate of KL(policy || SFT policy) per token."""
+    """Weight of KL(policy || SFT policy) per token, over the whole vocabulary."""
     entropy_weight: float = 0.0
     ratio: Literal["token", "sequence"] = "token"
     clip_low: float = 0.2

@@ -99,8 +99,8 @@ class Dataset:
             raise DataError(f"candidate lists must be one of {HELD_OUT}, got {name!r}")
         return self.held_out[name]
 
-    def training_list(self, user: int, position: int, *, key: int, n: int) -> tuple[Array, Array]:
-        """One positive and n - 1 uniform negatives for a training position, by id.
+    def training_list(self, user: int, position: int, *, key: int, n: int, positives: int = 1) -> tuple[Array, Array]:
+        """The next interactions from a training position on, and uniform negatives, by id.
 
         Negatives lie outside the user's TRAINING interactions, not outside the whole history: keeping out
         what the user chooses later would tell the model, by its absence, which items those are. Now and then
@@ -108,9 +108,10 @@ class Dataset:
 
         Args:
             user: dense id.
-            position: of the positive; 1 <= position < train_end[user].
+            position: of the first positive; 1 <= position < train_end[user].
             key: another key, other negatives; the draw depends on (dataset seed, key, user, position) only.
             n: items of the list.
+            positives: at most so many are relevant; where training ends sooner, negatives take their places.
 
         Returns:
             items int32 [n] ascending, labels float32 [n].
@@ -126,15 +127,18 @@ class Dataset:
             )
         known = self.item[self.train_rows(user)]
         rng = np.random.default_rng([self.seed, key, user, position])
-        positive = known[position]
-        items = np.append(sample_outside(rng, known, len(self.items), n - 1), positive)
+        relevant = np.unique(known[position : position + positives])
+        items = np.append(sample_outside(rng, known, len(self.items), n - len(relevant)), relevant)
         items.sort()
-        return items, (items == positive).astype(np.float32)
+        return items, np.isin(items, relevant).astype(np.float32)
 
-    def training_lists(self, pairs: Array, *, key: int | Sequence[int], n: int) -> Lists:
+    def training_lists(self, pairs: Array, *, key: int | Sequence[int], n: int, positives: int = 1) -> Lists:
         """`training_list` for every (user, position) of `pairs` [L, 2], with one key for all or one each."""
         keys = [key] * len(pairs) if isinstance(key, int) else key
-        drawn = [self.training_list(u, p, key=k, n=n) for (u, p), k in zip(pairs.tolist(), keys, strict=True)]
+        drawn = [
+            self.training_list(u, p, key=k, n=n, positives=positives)
+            for (u, p), k in zip(pairs.tolist(), keys, strict=True)
+        ]
         return Lists(
             np.asarray(pairs[:, 0], np.int32),
             np.asarray(pairs[:, 1], np.int32),

@@ -65,6 +65,7 @@ def list_batches(
     batch_users: int,
     candidate_items: int,
     seed: int,
+    positives: int = 1,
     min_history: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
@@ -77,6 +78,7 @@ def list_batches(
         batch_users: U of the global batch. A user may appear more than once, at different positions.
         candidate_items: N.
         seed: of the order and of the negatives.
+        positives: relevant items of a list, the user's next ones; the rest are negatives.
         min_history: interactions before a positive; the encoder's `min_history` by default.
         process_index: which contiguous rows of every batch this process takes.
         process_count: processes; must divide `batch_users`.
@@ -88,7 +90,8 @@ def list_batches(
 
     def encode(rows: Array, epochs: Array) -> ListBatch:
         keys = [(seed << 32) | int(epoch) for epoch in epochs]
-        return encoder.encode_lists(dataset.training_lists(pairs[rows], key=keys, n=candidate_items))
+        lists = dataset.training_lists(pairs[rows], key=keys, n=candidate_items, positives=positives)
+        return encoder.encode_lists(lists)
 
     return _iterator(len(pairs), encode, batch_users, seed, process_index, process_count)
 

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 
 from r2rank_jax.data.errors import DataError
 
-INSTRUCTION = "Films seen, oldest first, rated 1 to 5:\n"
-CANDIDATE = "Candidate:\n"
+INSTRUCTION = "Films seen, oldest first, rated 1 to 5; then a candidate:\n"
 REASON = "Reason:"
 TITLE_CHARACTERS = 120  # catalogues hold titles of 600 and more
 
@@ -30,7 +29,7 @@ def prefix_text(history: Sequence[tuple[str, str, float]]) -> str:
         DataError: the history is empty.
 
     >>> prefix_text([("Toy Story", "1995", 4.0)])
-    'Films seen, oldest first, rated 1 to 5:\\nToy Story (1995) 4\\n'
+    'Films seen, oldest first, rated 1 to 5; then a candidate:\\nToy Story (1995) 4\\n'
     """
     require_history(len(history))
     return INSTRUCTION + "".join(history_line(*shown) for shown in history)
@@ -45,10 +44,10 @@ def suffix_text(title: str, year: str, genres: Sequence[str]) -> str:
     """One candidate, ending where its rationale starts.
 
     >>> suffix_text("Titanic", "1997", ("Drama", "Romance"))
-    'Candidate:\\nTitanic (1997); Drama Romance\\nReason:'
+    'Titanic (1997); Drama Romance\\nReason:'
     """
     kinds = "; " + " ".join(map(as_data, genres)) if genres else ""
-    return f"{CANDIDATE}{named(title, year)}{kinds}\n{REASON}"
+    return f"{named(title, year)}{kinds}\n{REASON}"
 
 
 def as_data(text: str) -> str:

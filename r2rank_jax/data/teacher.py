@@ -144,7 +144,7 @@ class Teacher:
         parts.append(FAME[fame])
         if named_genre >= 0:
             parts.append(f"{self._genres[named_genre]} {GENRE[genre]}")
-        return "; ".join(parts) + f"; verdict: {VERDICT[verdict]}"
+        return "; ".join(parts) + f"; verdict {VERDICT[verdict]}"
 
     def _list_evidence(self, user: int, position: int, items: Array) -> tuple[Array, ...]:
         data = self.dataset
@@ -219,6 +219,7 @@ def synthesize(
     history_items: int = 10,
     min_history: int = 5,
     candidate_items: int = 20,
+    positives: int = 1,
 ) -> None:
     """Write template rationales for training lists, sampled without replacement.
 
@@ -231,6 +232,7 @@ def synthesize(
         history_items: interactions the teacher sees, as in the prompt.
         min_history: interactions before a list's positive.
         candidate_items: items per list.
+        positives: relevant items per list, the user's next ones.
 
     Raises:
         DataError: more lists than training positions.
@@ -240,7 +242,7 @@ def synthesize(
     if not 1 <= lists <= len(pairs):
         raise DataError(f"lists must lie between 1 and the {len(pairs)} training lists, got {lists}; lower --lists")
     chosen = np.sort(np.random.default_rng([dataset.seed, seed, 1]).choice(len(pairs), lists, replace=False))
-    drawn = dataset.training_lists(pairs[chosen], key=seed, n=candidate_items)
+    drawn = dataset.training_lists(pairs[chosen], key=seed, n=candidate_items, positives=positives)
     rationales = Teacher(dataset, history_items=history_items, seed=seed).rationales(drawn)
     header = {"teacher": TEACHER, "data_hash": dataset.data_hash, "split": split, "seed": seed}
     write_traces(out, header, drawn, rationales)

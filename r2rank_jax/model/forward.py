@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from r2rank_jax.config import ModelConfig
-from r2rank_jax.model.logprobs import token_logp
+from r2rank_jax.model.logprobs import token_statistics
 from r2rank_jax.model.transformer import extend, scores, vocabulary_kernel
 from r2rank_jax.types import Array, KeyValues, ListBatch, Params, Rationales
 
@@ -88,11 +88,31 @@ def rationale_forward(config: ModelConfig, params: Params, context: ItemContext,
 
 
 @struct.dataclass
+class Reading:
+    """Hidden states of a reader of given rationales."""
+
+    predicting: Array  # [U, N, G, T, D]  at the token before each rationale token
+    last: Array  # [U, N, G, D]     at the last rationale token
+
+
+def read_rationales(config: ModelConfig, params: Params, batch: ListBatch, rationales: Rationales) -> Reading:
+    """Prefix, items, rationales: the one forward of SFT, of RL and of its reference."""
+    context = read_items(config, params, batch)
+    hidden = rationale_forward(config, params, context, rationales)
+    first = jnp.broadcast_to(context.last_hidden[:, :, None, None], (*hidden.shape[:3], 1, hidden.shape[-1]))
+    return Reading(
+        predicting=jnp.concatenate([first, hidden[..., :-1, :]], axis=-2),
+        last=take_token(hidden, jnp.maximum(rationales.length, 1) - 1),
+    )
+
+
+@struct.dataclass
 class Judgement:
     """What the model thinks of given rationales."""
 
     logp: Array  # float32 [U, N, G, T]   of each rationale token, 0 on padding
     entropy: Array  # float32 [U, N, G, T]   of the distribution it was drawn from, 0 on padding
+    kl: Array  # float32 [U, N, G, T]   of that distribution from the reference's, 0 on padding or without one
     scores: Array  # float32 [U, N, G]      the head, read at the last rationale token
 
 
@@ -101,31 +121,31 @@ def judge(
     params: Params,
     batch: ListBatch,
     rationales: Rationales,
+    reference: tuple[Array, Params] | None = None,
     *,
     temperature: float = 1.0,
     joint: bool = True,
 ) -> Judgement:
-    """Log-probabilities and scores of given rationales: the forward of SFT, of RL and of its reference.
+    """Log-probabilities and scores of given rationales.
 
     Args:
         config: shape of the model.
         params: its parameters.
         batch: prompts.
         rationales: tokens to judge.
+        reference: another policy's `Reading.predicting` of the same rationales, and its parameters.
         temperature: logits are divided by it, as they were when the tokens were sampled.
         joint: False stops the score's gradient at the hidden state, so that only the head learns from it.
     """
-    context = read_items(config, params, batch)
-    hidden = rationale_forward(config, params, context, rationales)
-    first = jnp.broadcast_to(context.last_hidden[:, :, None, None], (*hidden.shape[:3], 1, hidden.shape[-1]))
-    predicting = jnp.concatenate([first, hidden[..., :-1, :]], axis=-2)
-    logp, entropy = token_logp(predicting, vocabulary_kernel(params), rationales.tokens, temperature=temperature)
+    reading = read_rationales(config, params, batch, rationales)
     real = padding_mask(rationales.length, rationales.tokens.shape[-1]) & batch.mask[:, :, None, None]
-    last = take_token(hidden, jnp.maximum(rationales.length, 1) - 1)
-    if not joint:
-        last = jax.lax.stop_gradient(last)
-    return Judgement(
-        logp=jnp.where(real, logp, 0.0),
-        entropy=jnp.where(real, entropy, 0.0),
-        scores=scores(params, last),
+    tokens = token_statistics(
+        reading.predicting,
+        vocabulary_kernel(params),
+        rationales.tokens,
+        real,
+        None if reference is None else (reference[0], vocabulary_kernel(reference[1])),
+        temperature=temperature,
     )
+    last = reading.last if joint else jax.lax.stop_gradient(reading.last)
+    return Judgement(logp=tokens.logp, entropy=tokens.entropy, kl=tokens.kl, scores=scores(params, last))

@@ -7,7 +7,7 @@ any number of items relevant. Four methods, one number:
 |---------------------------|----------------|-------------------------------------------------|
 | "enumerate"               | N! · N         | N <= 8; the definition itself, for tests        |
 | "subset_dp"               | 2^N · N        | N <= 14; an independent check of the quadrature |
-| "quadrature"              | nodes · N² · K | any N, graded labels                            |
+| "quadrature"              | nodes · N · K  | any N, graded labels; per relevant item         |
 | "quadrature_one_positive" | nodes · N · K  | any N, at most one relevant item per list       |
 
 "auto" is quadrature, and takes the one-positive route when no list of the batch has two relevant items.
@@ -182,15 +182,20 @@ def sum_over_relevant(discount: Callable[[jax.Array], jax.Array], gains: jax.Arr
         return weighted(jnp.argmax(gains, axis=-1))
 
     def every(_: None) -> jax.Array:
-        # One focal item at a time, recomputed on the way back: memory stays that of a single item.
+        # One focal item at a time, the relevant ones of each list first, until no list has any left; recomputed on
+        # the way back, so that memory stays that of a single item.
+        order = jnp.argsort(-gains, axis=-1)
+
         @jax.checkpoint
-        def add(total: jax.Array, focal: jax.Array) -> tuple[jax.Array, None]:
-            return total + weighted(jnp.broadcast_to(focal, lead)), None
+        def add(total: jax.Array, turn: jax.Array) -> tuple[jax.Array, None]:
+            focal = jnp.take(order, turn, axis=-1)
+            return jax.lax.cond(turn < most, lambda: total + weighted(focal), lambda: total), None
 
         shape = jax.eval_shape(weighted, jax.ShapeDtypeStruct(lead, jnp.int32)).shape
         return jax.lax.scan(add, jnp.zeros(shape, jnp.float32), jnp.arange(num_items, dtype=jnp.int32))[0]
 
     relevant = jnp.sum(gains > 0, axis=-1, dtype=jnp.int32)
+    most = jnp.max(relevant, initial=0)
     if method == "quadrature":
         return every(None)
     if method == "quadrature_one_positive":

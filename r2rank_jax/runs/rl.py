@@ -49,6 +49,7 @@ def run(config: RunConfig, run_dir: Path) -> None:
         inputs.encoder,
         batch_users=rl.batch_users,
         candidate_items=config.data.candidate_items,
+        positives=config.data.train_positives,
         seed=config.seed,
         **inputs.shard,
     )
@@ -94,7 +95,7 @@ def run(config: RunConfig, run_dir: Path) -> None:
 
             # 3. learn: ∇V through the scores, PPO on the tokens, KL to the SFT policy
             for _ in range(rl.updates):
-                state, metrics = update(state, batch, rollout, known)
+                state, metrics = update(state, reference, batch, rollout, known)
             jax.block_until_ready(metrics)  # queued collectives of several processes can deadlock on CPU
 
             # 4. log, validate by greedy ranking, commit

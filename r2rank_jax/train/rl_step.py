@@ -15,13 +15,13 @@ from flax import struct
 from jax.sharding import Mesh
 
 from r2rank_jax.config import RunConfig
-from r2rank_jax.model.forward import judge, padding_mask
+from r2rank_jax.model.forward import judge, padding_mask, read_rationales
 from r2rank_jax.ranking.credit import item_advantages
 from r2rank_jax.ranking.estimators import surrogate
 from r2rank_jax.ranking.expectation import expected_ndcg
 from r2rank_jax.rollout.generate import Rollout
 from r2rank_jax.sharding import replicated, users
-from r2rank_jax.train.losses import clipped_policy, kl_k3
+from r2rank_jax.train.losses import clipped_policy, without_scale_gradient
 from r2rank_jax.train.state import TrainState, abstract_state, apply_gradients, make_optimizer
 from r2rank_jax.types import Array, ListBatch, Params
 
@@ -30,46 +30,55 @@ from r2rank_jax.types import Array, ListBatch, Params
 class Assessment:
     """What is known of a rollout before it is learned from; constants of the update."""
 
-    old_logp: Array  # float32 [U, N, G, T]  under the policy before the update, as the trainer computes it
-    ref_logp: Array  # float32 [U, N, G, T]  under the SFT policy
-    importance: Array  # float32 [U, N, G, T]  truncated exp(old_logp - rollout logp)
+    old_logp: Array | None  # float32 [U, N, G, T]  under the policy before the updates; None = it is still that policy
+    reference: Array  # [U, N, G, T, D]  the SFT policy's hidden states, whose logits the KL term compares
     advantages: Array  # float32 [U, N, G]
     value: Array  # float32 []            mean V(s) of the lists
-    logp_gap: Array  # float32 []            largest |trainer - rollout| log-probability
 
 
 def assess(config: RunConfig, params: Params, reference: Params, batch: ListBatch, rollout: Rollout) -> Assessment:
-    """List reward to item advantages, and the two policies that the update is held against."""
+    """List reward to item advantages, and the two policies that the update is held against.
+
+    The scores are those that the rollout read on its way. With one update per rollout the policy before it is the one
+    being updated, whose log-probabilities the update computes anyway: a forward pass saved.
+    """
     rl, said = config.rl, rollout.rationales
-    judged = judge(config.model, params, batch, said, temperature=rl.temperature)
-    ref_logp = judge(config.model, reference, batch, said, temperature=rl.temperature).logp
-    lists = judged.scores.swapaxes(1, 2)  # [U, G, N]
+    old_logp = None
+    if rl.updates > 1:
+        old_logp = judge(config.model, params, batch, said, temperature=rl.temperature).logp
+    lists = rollout.scores.swapaxes(1, 2)  # [U, G, N]
     advantages = item_advantages(lists, batch.labels, batch.mask, rule=rl.credit, k=rl.metric_k)
     values = expected_ndcg(lists, batch.labels[:, None], batch.mask[:, None], k=rl.metric_k)
-    gap = judged.logp - rollout.logp
     return Assessment(
-        old_logp=judged.logp,
-        ref_logp=ref_logp,
-        importance=jnp.minimum(jnp.exp(gap), rl.max_importance_weight),
+        old_logp=old_logp,
+        reference=read_rationales(config.model, reference, batch, said).predicting,
         advantages=advantages.swapaxes(1, 2),
         value=jnp.mean(values),
-        logp_gap=jnp.max(jnp.abs(gap)),
     )
 
 
 def rl_loss(
-    config: RunConfig, params: Params, batch: ListBatch, rollout: Rollout, known: Assessment, key: Array
+    config: RunConfig,
+    params: Params,
+    reference: Params,
+    batch: ListBatch,
+    rollout: Rollout,
+    known: Assessment,
+    key: Array,
 ) -> tuple[Array, dict[str, Array]]:
     """- (score_weight · V + token_weight · PPO) + kl_weight · KL - entropy_weight · entropy, per list."""
     rl, said = config.rl, rollout.rationales
-    judged = judge(config.model, params, batch, said, temperature=rl.temperature, joint=rl.joint)
+    judged = judge(
+        config.model, params, batch, said, (known.reference, reference), temperature=rl.temperature, joint=rl.joint
+    )
     real = padding_mask(said.length, said.tokens.shape[-1]) & batch.mask[:, :, None, None]
     lists = judged.scores.shape[0] * judged.scores.shape[2]  # U·G
 
     # -- score part: an estimate of ∇V(s), straight through the scores --------------------------------------------
+    scores = without_scale_gradient(judged.scores, batch.mask) if rl.fixed_scale else judged.scores
     value = surrogate(
         key,
-        judged.scores.swapaxes(1, 2),  # [U, G, N]
+        scores.swapaxes(1, 2),  # [U, G, N]
         batch.labels[:, None],
         batch.mask[:, None],
         estimator=rl.estimator,
@@ -79,11 +88,13 @@ def rl_loss(
     score_part = jnp.mean(value)
 
     # -- token part: each rationale's own advantage, on each of its tokens ----------------------------------------
+    old_logp = jax.lax.stop_gradient(judged.logp) if known.old_logp is None else known.old_logp
+    gap = old_logp - rollout.logp  # trainer against sampler, the same policy: rounding, unless their numerics differ
     per_rationale, clipped = clipped_policy(
         judged.logp,
-        known.old_logp,
+        old_logp,
         known.advantages,
-        known.importance,
+        jnp.minimum(jnp.exp(gap), rl.max_importance_weight),
         real,
         clip_low=rl.clip_low,
         clip_high=rl.clip_high,
@@ -91,8 +102,8 @@ def rl_loss(
     )
     token_part = jnp.sum(per_rationale) / lists
 
-    kl = kl_k3(judged.logp, known.ref_logp, real).mean()
     tokens = jnp.maximum(jnp.sum(real), 1)
+    kl = jnp.sum(judged.kl) / tokens
     entropy = jnp.sum(judged.entropy) / tokens
     loss = -rl.score_weight * score_part - rl.token_weight * token_part + rl.kl_weight * kl
     if rl.entropy_weight:  # a weight of zero would still pay for the entropy's backward pass
@@ -108,11 +119,11 @@ def rl_loss(
         "truncated": jnp.sum(batch.mask[:, :, None] & ~said.stopped)
         / jnp.maximum(jnp.sum(batch.mask) * said.tokens.shape[2], 1),
         "value": known.value,
-        "logp_gap": known.logp_gap,
+        "logp_gap": jnp.max(jnp.abs(gap)),
     }
 
 
-RLUpdate = Callable[[TrainState, ListBatch, Rollout, Assessment], tuple[TrainState, dict[str, Array]]]
+RLUpdate = Callable[[TrainState, Params, ListBatch, Rollout, Assessment], tuple[TrainState, dict[str, Array]]]
 Assess = Callable[[Params, Params, ListBatch, Rollout], Assessment]
 
 
@@ -122,10 +133,10 @@ def make_rl_steps(mesh: Mesh, config: RunConfig) -> tuple[Assess, RLUpdate]:
     optimizer = make_optimizer(settings, steps)
 
     def update(
-        state: TrainState, batch: ListBatch, rollout: Rollout, known: Assessment
+        state: TrainState, reference: Params, batch: ListBatch, rollout: Rollout, known: Assessment
     ) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(state.key(), 1)  # 0 is the rollout's
-        gradient = jax.grad(lambda p: rl_loss(config, p, batch, rollout, known, key), has_aux=True)
+        gradient = jax.grad(lambda p: rl_loss(config, p, reference, batch, rollout, known, key), has_aux=True)
         grads, metrics = gradient(state.params)
         state, changed = apply_gradients(state, grads, optimizer, settings.ema_decay)
         return state, metrics | changed
@@ -135,7 +146,7 @@ def make_rl_steps(mesh: Mesh, config: RunConfig) -> tuple[Assess, RLUpdate]:
     return (
         jax.jit(
             lambda params, reference, batch, rollout: assess(config, params, reference, batch, rollout),
-            out_shardings=Assessment(split, split, split, split, whole, whole),  # type: ignore[arg-type]
+            out_shardings=Assessment(split, split, split, whole),  # type: ignore[arg-type]
         ),
         jax.jit(update, out_shardings=(shardings, whole), donate_argnums=0),
     )

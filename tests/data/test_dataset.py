@@ -63,6 +63,21 @@ def test_training_negatives_avoid_training_items_and_only_those(dataset):
     assert later_seen > 0
 
 
+@pytest.mark.parametrize("positives", [1, 3])
+def test_positives_are_the_next_training_interactions_and_nothing_held_out(dataset, positives):
+    pairs = dataset.train_lists(3)
+    lists = dataset.training_lists(pairs, key=0, n=20, positives=positives)
+    counts = set()
+    for row, (user, position) in enumerate(pairs.tolist()):
+        known = dataset.item[dataset.train_rows(user)].tolist()
+        relevant = lists.items[row][lists.labels[row] == 1].tolist()
+        assert relevant == sorted(known[position : position + positives])
+        assert len(set(lists.items[row].tolist())) == 20
+        assert not set(lists.items[row][lists.labels[row] == 0].tolist()) & set(known)
+        counts.add(len(relevant))
+    assert counts == set(range(1, positives + 1)), "the last positions have fewer"
+
+
 def test_training_lists_depend_on_key_user_and_position_only(dataset):
     pairs = dataset.train_lists(3)[:40]
     one = dataset.training_lists(pairs, key=5, n=20)

@@ -98,7 +98,7 @@ def test_a_prefix_that_cannot_fit_is_an_error(make_encoder, dataset):
 
 
 def test_long_suffixes_lose_genres_then_the_titles_end(dataset):
-    """With bytes as tokens every length is known: 19 of words, 7 of year, the title, 8 for Comedy, 6 for Drama."""
+    """With bytes as tokens every length is known: 8 of words, 7 of year, the title, 8 for Comedy, 6 for Drama."""
     tokenizer = as_text_tokenizer(train_tokenizer(["x"], 258))
     catalogue = dataset.items
     item = 4
@@ -108,17 +108,17 @@ def test_long_suffixes_lose_genres_then_the_titles_end(dataset):
         encoder = Encoder(tokenizer, dataset, DataConfig(suffix_tokens=tokens))
         return tokenizer.decode(real(encoder._suffix[item], encoder._suffix_length[item])), encoder.counts
 
-    assert len("Candidate:\nFilm E5 (1945); Comedy Drama\nReason:") == 47
-    assert suffix(47)[0] == "Candidate:\nFilm E5 (1945); Comedy Drama\nReason:"
-    assert suffix(46)[0] == "Candidate:\nFilm E5 (1945); Comedy\nReason:"
-    assert suffix(40)[0] == "Candidate:\nFilm E5 (1945)\nReason:"
-    assert suffix(32)[0] == "Candidate:\nFilm E (1945)\nReason:"
-    assert suffix(27)[0] == "Candidate:\nF (1945)\nReason:"
-    assert not suffix(80)[1]
+    assert len("Film E5 (1945); Comedy Drama\nReason:") == 36
+    assert suffix(36)[0] == "Film E5 (1945); Comedy Drama\nReason:"
+    assert suffix(35)[0] == "Film E5 (1945); Comedy\nReason:"
+    assert suffix(29)[0] == "Film E5 (1945)\nReason:"
+    assert suffix(21)[0] == "Film E (1945)\nReason:"
+    assert suffix(16)[0] == "F (1945)\nReason:"
+    assert not suffix(69)[1]
     long_titles = sum(len(title.encode()) > 7 for title in catalogue.title)
-    assert suffix(33)[1] == {"suffixes_without_some_genres": 60 - long_titles, "suffixes_with_cut_title": long_titles}
-    with pytest.raises(DataError, match=r"at least 27 tokens, got 26; raise data\.suffix_tokens"):
-        suffix(26)
+    assert suffix(22)[1] == {"suffixes_without_some_genres": 60 - long_titles, "suffixes_with_cut_title": long_titles}
+    with pytest.raises(DataError, match=r"at least 16 tokens, got 15; raise data\.suffix_tokens"):
+        suffix(15)
 
 
 def test_rationales_end_in_stop_or_are_truncated_and_say_so(make_encoder):
@@ -136,7 +136,7 @@ def test_rationales_end_in_stop_or_are_truncated_and_say_so(make_encoder):
 
 
 def test_a_rationale_that_fits_to_the_last_token_is_stopped(make_encoder):
-    text = " some match; known; verdict: maybe"
+    text = " some match; known; verdict maybe"
     size = len(make_encoder().tokenizer.encode([text])[0])
     for limit, fits in ((size + 1, True), (size, False)):
         tokens, length, stopped = make_encoder(rationale_tokens=limit).encode_rationales([[text]])
@@ -165,7 +165,7 @@ def _general(pre_tokenizer, decoder) -> Tokenizer:
     """A tokenizer of the kind other models bring: its own pre-tokenizer, end token and padding."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizer, decoder
-    texts = ["Film A1 (1941) 4\nFilm B2 (1942) 5\n", "Candidate:\nFilm C3 (1943); Comedy Drama\nReason:"]
+    texts = ["Film A1 (1941) 4\nFilm B2 (1942) 5\n", "Film C3 (1943); Comedy Drama\nReason:"]
     trainer = trainers.BpeTrainer(
         vocab_size=400,
         special_tokens=["<unk>", "<|endoftext|>"],

@@ -113,7 +113,7 @@ def test_a_rationale_says_its_levels_and_cites_a_visible_film(teacher, dataset, 
         for column, text in enumerate(texts):
             parts = text.split("; ")
             assert parts[0] == " " + MATCH[levels.match[row, column]]
-            assert parts[-1] == "verdict: " + module.VERDICT[levels.verdict[row, column]]
+            assert parts[-1] == "verdict " + module.VERDICT[levels.verdict[row, column]]
             if levels.match[row, column] >= CITE_FROM:
                 title, year = parts[1].removeprefix("like: ").rsplit(" (", 1)
                 assert len(title) <= 20

@@ -10,7 +10,7 @@ from flax.core import meta
 
 from r2rank_jax.config import ModelConfig
 from r2rank_jax.model.forward import judge
-from r2rank_jax.model.logprobs import token_logp
+from r2rank_jax.model.logprobs import token_statistics
 from r2rank_jax.model.transformer import extend, initial_params, scores, vocabulary_kernel
 from r2rank_jax.types import ListBatch, Rationales
 
@@ -162,23 +162,52 @@ def test_score_gradient_stops_at_the_head_unless_joint():
     np.testing.assert_allclose(alone["score_head"], joint["score_head"], rtol=1e-6)
 
 
-def test_chunked_log_probabilities_equal_whole_ones():
-    key = jax.random.key(0)
-    hidden, kernel = jax.random.normal(key, (3, 5, 8)), jax.random.normal(key, (11, 8))
-    targets = jax.random.randint(key, (3, 5), 0, 11)
+@pytest.mark.parametrize("chunk_tokens", [1, 4, 6, 99])
+@pytest.mark.parametrize("lengths", [(4, 7, 1), (0, 0, 0), (7, 7, 7), (2, 0, 5)])
+def test_packed_token_statistics_and_their_gradients_equal_plain_ones(chunk_tokens, lengths):
+    keys = jax.random.split(jax.random.key(0), 6)
+    hidden, kernel = jax.random.normal(keys[0], (3, 7, 8)), jax.random.normal(keys[1], (11, 8))
+    reference = jax.random.normal(keys[4], (3, 7, 5)), jax.random.normal(keys[5], (11, 5))
+    targets = jax.random.randint(keys[2], (3, 7), 0, 11)
+    real = jnp.arange(7) < jnp.array(lengths)[:, None]
+    real = jnp.take_along_axis(real, jnp.argsort(jax.random.uniform(keys[3], (3, 7)), axis=1), axis=1)
+    weight = jnp.arange(21.0).reshape(3, 7) - 9
 
-    def total(h, k, chunk):
-        logp, entropy = token_logp(h, k, targets, temperature=0.5, chunk_tokens=chunk)
-        return jnp.sum(logp * jnp.arange(15).reshape(3, 5)) + jnp.sum(entropy**2)
+    def total(logp, entropy, kl):
+        return jnp.sum(logp * weight) + jnp.sum(entropy**2) + jnp.sum(kl * weight**2)
 
-    for chunk in (4, 15, 99):
-        value, grads = jax.value_and_grad(total, (0, 1))(hidden, kernel, chunk)
-        logits = hidden @ kernel.T / 0.5
-        p = jax.nn.softmax(logits)
-        expected = jnp.sum(
-            jnp.take_along_axis(jnp.log(p), targets[..., None], -1)[..., 0] * jnp.arange(15).reshape(3, 5)
-        ) + jnp.sum(jnp.sum(-p * jnp.log(p), -1) ** 2)
-        np.testing.assert_allclose(value, expected, rtol=1e-5)
-        whole = jax.grad(total, (0, 1))(hidden, kernel, 99)
-        for a, b in zip(grads, whole):
-            np.testing.assert_allclose(a, b, atol=2e-5)
+    def packed(h, k):
+        return total(*token_statistics(h, k, targets, real, reference, temperature=0.5, chunk_tokens=chunk_tokens))
+
+    def plain(h, k):
+        log_p = jax.nn.log_softmax(h @ k.T / 0.5)
+        log_q = jax.nn.log_softmax(reference[0] @ reference[1].T / 0.5)
+        entropy = -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+        kl = jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+        logp = jnp.take_along_axis(log_p, targets[..., None], -1)[..., 0]
+        return total(*(jnp.where(real, x, 0.0) for x in (logp, entropy, kl)))
+
+    found = jax.jit(jax.value_and_grad(packed, (0, 1)))(hidden, kernel)
+    expected = jax.value_and_grad(plain, (0, 1))(hidden, kernel)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+        np.testing.assert_allclose(a, b, rtol=5e-5, atol=2e-4)
+
+
+def test_padding_may_hold_anything_and_gets_no_gradient():
+    hidden = jnp.full((1, 3, 4), jnp.nan).at[0, 0].set(1.0)
+    real = jnp.array([[True, False, False]])
+
+    def total(h):
+        return jnp.sum(token_statistics(h, jnp.eye(5, 4), jnp.zeros((1, 3), jnp.int32), real, chunk_tokens=1).logp)
+
+    value, gradient = jax.value_and_grad(total)(hidden)
+    assert np.isfinite(value) and np.isfinite(gradient).all()
+    assert np.abs(gradient[0, 0]).max() > 0 and not np.abs(gradient[0, 1:]).any()
+
+
+def test_a_policy_does_not_differ_from_itself():
+    hidden, kernel = jax.random.normal(jax.random.key(0), (2, 3, 8)), jax.random.normal(jax.random.key(1), (11, 8))
+    args = jnp.zeros((2, 3), jnp.int32), jnp.ones((2, 3), bool)
+    np.testing.assert_allclose(token_statistics(hidden, kernel, *args, (hidden, kernel)).kl, 0, atol=2e-6)
+    assert (token_statistics(hidden, kernel, *args, (-hidden, kernel)).kl > 0.1).all()
+    assert not token_statistics(hidden, kernel, *args).kl.any()

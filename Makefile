@@ -7,7 +7,8 @@ RUN    := runs/quickstart
 CONFIG := configs/quickstart.py
 RAW    := data/raw/ml-100k
 DATA   := data/ml-100k
-LISTS  := 2000
+LISTS  := 1000
+POSITIVES := 5
 
 # glibc gives large blocks back to the kernel after every step and faults them in again before the next; keeping
 # them is faster on CPU. Harmless elsewhere.
@@ -35,7 +36,7 @@ $(VENV)/installed: pyproject.toml
 quickstart: $(VENV)/installed
 	$(BIN)/r2rank data fetch ml-100k --out $(RAW)
 	$(BIN)/r2rank data prepare --source $(RAW) --out $(DATA)
-	$(BIN)/r2rank data synthesize --data $(DATA) --out $(DATA)/traces.jsonl --lists $(LISTS)
+	$(BIN)/r2rank data synthesize --data $(DATA) --out $(DATA)/traces.jsonl --lists $(LISTS) --positives $(POSITIVES)
 	$(BIN)/r2rank sft --config $(CONFIG) --run-dir $(RUN)
 	$(BIN)/r2rank rl --config $(CONFIG) --run-dir $(RUN)
 	$(BIN)/r2rank sft --continued --config $(CONFIG) --run-dir $(RUN)

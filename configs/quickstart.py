@@ -6,7 +6,7 @@ Cost: two CPU cores, under 20 minutes, under 8 GiB. README.md has the result and
 
 The trace budget is 1,000 lists, 20,000 worked rationales (`LISTS` in the Makefile); SFT is at its validation plateau
 after 400 of 600 steps. RL draws from all 93,399 training lists. Training lists hold the user's next five films, so that
-both the words and the labels of a list say something; evaluation lists hold one. A vocabulary of 4,096 makes most titles
+the words and the labels of every list say something; evaluation lists hold one. A vocabulary of 4,096 makes most titles
 one or two tokens, which shortens every prompt and lets two layers relate whole titles.
 All settings were chosen on the validation lists (docs/measurements.md).
 """

@@ -2,7 +2,7 @@
 # One training job as N processes on this machine, joined by jax.distributed over loopback.
 #
 #   launch/local.sh N [--] <r2rank arguments>
-#   launch/local.sh 2 sft --config configs/quickstart.py --run-dir runs/two
+#   launch/local.sh 2 sft --config configs/quickstart.py --run-dir runs/two --mesh.data 2
 #
 # Process i runs `r2rank <arguments>` with
 #   R2RANK_COORDINATOR=127.0.0.1:PORT   R2RANK_PROCESSES=N   R2RANK_PROCESS=i

@@ -65,7 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     synthesize.add_argument("--out", type=Path, required=True, help="JSONL file to write")
     synthesize.add_argument("--split", default="leave_one_out", choices=("leave_one_out", "global_time"))
     synthesize.add_argument("--lists", type=int, default=4000, help="trace budget: lists with worked rationales")
-    synthesize.add_argument("--positives", type=int, default=1, help="relevant items of a list")
+    synthesize.add_argument(
+        "--positives", type=int, default=1, help="relevant items of a list; data.train_positives is RL's"
+    )
     synthesize.add_argument("--seed", type=int, default=0, help="of the choice of lists")
 
     about = {

@@ -35,7 +35,8 @@ class DataConfig:
     candidate_items: int = 20
     """N: one positive and N - 1 negatives; in training lists, `train_positives` of them are relevant."""
     train_positives: int = 1
-    """Relevant items of RL's training lists: the user's next ones. More of them teach more per rationale."""
+    """Relevant items of RL's training lists: the user's next ones, fewer where training ends sooner. More of them
+    teach more per rationale. For traces, see `r2rank data synthesize --positives`."""
     min_history: int = 5
     """Training lists start after this many interactions of a user."""
     prefix_tokens: int = 72
@@ -150,7 +151,7 @@ class SFTConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RLConfig:
-    """Reinforcement learning from NDCG (DESIGN: the score part and the token part of the gradient)."""
+    """Reinforcement learning from NDCG (docs/method.md: the score part and the token part of the gradient)."""
 
     steps: int = 400
     batch_users: int = 8
@@ -194,9 +195,9 @@ class RLConfig:
         _require(self.updates >= 1, f"rl.updates must be at least 1, got {self.updates}")
         _require(self.temperature > 0, f"rl.temperature must be positive, got {self.temperature}")
         _require(
-            self.rationales >= 2 or self.credit == "first_order" or self.token_weight == 0,
+            self.rationales >= 2 or (self.rationales == 1 and self.credit == "shared"),
             f"rl.credit={self.credit} compares rationales of the same item and needs rl.rationales >= 2, "
-            f"got {self.rationales}; raise rl.rationales or set rl.token_weight to 0",
+            f"got {self.rationales}; raise rl.rationales, or set rl.credit to shared and rl.rationales to 1",
         )
 
 

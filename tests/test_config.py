@@ -45,9 +45,16 @@ def test_differences_name_the_field_and_both_values():
 def test_settings_that_cannot_work_are_refused_with_a_remedy():
     with pytest.raises(ConfigError, match=r"set model\.kv_heads to a divisor of 4"):
         ModelConfig(heads=4, kv_heads=3)
-    with pytest.raises(ConfigError, match=r"raise rl\.rationales or set rl\.token_weight to 0"):
-        RLConfig(rationales=1)
+    with pytest.raises(ConfigError, match=r"raise rl\.rationales, or set rl\.credit to shared"):
+        RLConfig(rationales=1, token_weight=0)
+    with pytest.raises(ConfigError, match=r"rl\.credit=first_order compares"):
+        RLConfig(rationales=1, credit="first_order")
+    assert RLConfig(rationales=1, credit="shared").rationales == 1
+    with pytest.raises(ConfigError, match=r"needs rl\.rationales >= 2, got 0"):
+        RLConfig(rationales=0, credit="shared")
     with pytest.raises(ConfigError, match=r"set sft.batch_users to 15 or 18"):
         RunConfig(name="x", mesh=MeshConfig(fsdp=3))
     with pytest.raises(ConfigError, match="at least 2"):
         DataConfig(candidate_items=1)
+    with pytest.raises(ConfigError, match=r"got 20; set it to 1 \.\. 19"):
+        DataConfig(train_positives=20)

@@ -1,4 +1,4 @@
-"""The house where data flows one way: imports point up DESIGN's list only, read off the syntax trees."""
+"""Data flows one way: imports point up the list below only, read off the syntax trees."""
 
 import ast
 import subprocess

@@ -117,8 +117,14 @@ class Dataset:
             items int32 [n] ascending, labels float32 [n].
 
         Raises:
-            DataError: the position is not a training one with a history, or too few items are left.
+            DataError: the position is not a training one with a history, a list without positives or without
+                negatives, or too few items are left.
         """
+        if not 1 <= positives < n:
+            raise DataError(
+                f"positives must leave at least one of the list's {n} items as a negative, got {positives}; take 1 .. "
+                f"{n - 1}"
+            )
         if not 1 <= position < self.train_end[user]:
             raise DataError(
                 f"a training list needs 1 <= position < {int(self.train_end[user])} (user {user}'s training "

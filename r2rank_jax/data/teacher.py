@@ -244,7 +244,7 @@ def synthesize(
     chosen = np.sort(np.random.default_rng([dataset.seed, seed, 1]).choice(len(pairs), lists, replace=False))
     drawn = dataset.training_lists(pairs[chosen], key=seed, n=candidate_items, positives=positives)
     rationales = Teacher(dataset, history_items=history_items, seed=seed).rationales(drawn)
-    header = {"teacher": TEACHER, "data_hash": dataset.data_hash, "split": split, "seed": seed}
+    header = {"teacher": TEACHER, "data_hash": dataset.data_hash, "split": split, "seed": seed, "positives": positives}
     write_traces(out, header, drawn, rationales)
     print(f"{out}: {lists} lists of {candidate_items} rationales by the template teacher (not a language model)")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ class Traces:
     header: dict[str, Any]  # teacher, data_hash, split, lists, seed
     lists: Lists
     rationales: tuple[tuple[str, ...], ...]  # [L][N]
+    digest: str  # SHA-256 of the file
 
     def __len__(self) -> int:
         return len(self.rationales)
@@ -56,7 +58,8 @@ def read_traces(path: Path, dataset: Dataset) -> Traces:
     if not path.is_file():
         raise DataError(f"traces must be at {path}, got nothing; run `r2rank data synthesize` or set data.traces")
     # Not splitlines(): a rationale may hold one of the other line ends that Unicode knows.
-    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    content = path.read_bytes()
+    lines = content.decode("utf-8").removesuffix("\n").split("\n")
     header = _object(path, 1, lines[0], _HEADER)
     for name, expected in (("data_hash", dataset.data_hash), ("split", dataset.split)):
         if header[name] != expected:
@@ -78,7 +81,8 @@ def read_traces(path: Path, dataset: Dataset) -> Traces:
         np.array([r["items"] for r in records], np.int32),
         np.array([r["labels"] for r in records], np.float32),
     )
-    return Traces(header, lists, tuple(tuple(r["rationales"]) for r in records))
+    said = tuple(tuple(r["rationales"]) for r in records)
+    return Traces(header, lists, said, hashlib.sha256(content).hexdigest())
 
 
 def _require_training_list(path: Path, number: int, record: dict[str, Any], width: int, dataset: Dataset) -> None:

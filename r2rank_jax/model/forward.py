@@ -1,4 +1,4 @@
-"""Prefix, suffix and rationale: the decoder applied along DESIGN's three levels of sharing.
+"""Prefix, suffix and rationale: the decoder applied along three levels of sharing.
 
 prefix_forward      [U, P]        read once per user
 suffix_forward      [U, N, S]     read once per item, on top of the prefix

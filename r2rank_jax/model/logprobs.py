@@ -114,15 +114,18 @@ def _backward(temperature: float, width: int, saved: Any, cotangents: tuple[Arra
 
     def visit(chunk: Array, so_far: tuple[Array, Array]) -> tuple[Array, Array]:
         slots = _slots(order, chunk, width)
-        h = _take(hidden, slots)
-        inside = chunk * width + jnp.arange(width) < real.shape[1]  # the last chunk may reach beyond the last slot
-        here = jnp.where(inside[:, None], _take(per_token, slots), 0.0)
-        by_logp, by_entropy, by_kl, entropy, kl, total, ref_total = jnp.split(here, 7, axis=-1)
+        # Padding of the users with fewer tokens, and what the last chunk reaches beyond the last slot: it may hold
+        # anything, and zero times infinity is not zero.
+        inside = ((chunk * width + jnp.arange(width) < real.shape[1]) & _take(real, slots))[..., None]
+        h = jnp.where(inside, _take(hidden, slots), 0.0)
+        here = jnp.where(inside, _take(per_token, slots), 0.0)
+        by_logp, by_entropy, by_kl, entropy, kl, total, ref_total = jnp.split(here, here.shape[-1], axis=-1)
         log_p = _logits(h, kernel, temperature) - total
-        p = jnp.where(inside[:, None], jnp.exp(log_p), 0.0)
+        p = jnp.where(inside, jnp.exp(log_p), 0.0)
         slope = by_logp * ((vocabulary == _take(targets, slots)[..., None]) - p) - by_entropy * p * (log_p + entropy)
         if reference is not None:
-            log_q = _logits(_take(reference[0], slots), reference[1], temperature) - ref_total
+            ref_h = jnp.where(inside, _take(reference[0], slots), 0.0)
+            log_q = _logits(ref_h, reference[1], temperature) - ref_total
             slope += by_kl * p * (log_p - log_q - kl)
         slope = (slope / temperature).astype(h.dtype)
         flat_slope, flat_h = slope.reshape(-1, slope.shape[-1]), h.reshape(-1, h.shape[-1])

@@ -47,7 +47,7 @@ def run(config: RunConfig, run_dir: Path) -> None:
     lists = inputs.dataset.candidate_lists("test")
 
     # -- baselines: training interactions and histories, no labels --------------------------------------------------
-    say(f"eval: {len(lists.user)} held-out users, {config.data.candidate_items} candidates each")
+    say(f"eval: {len(lists.user)} held-out users, {lists.items.shape[1]} candidates each")
     systems = {
         name: per_user_metrics(scores, lists.labels, None, config.evaluation.ks, seed=config.seed)
         for name, scores in _baselines(inputs, lists).items()
@@ -77,7 +77,7 @@ def run(config: RunConfig, run_dir: Path) -> None:
         systems,
         pairs,
         config=config.evaluation,
-        candidate_items=config.data.candidate_items,
+        candidate_items=lists.items.shape[1],
         seed=config.seed,
         provenance=Provenance(
             data_hash=inputs.dataset.data_hash,

@@ -21,11 +21,11 @@ from r2rank_jax.data.pipeline import list_batches
 from r2rank_jax.data.tokens import read_tokenizer
 from r2rank_jax.rollout.generate import Rollout, make_rollout
 from r2rank_jax.rollout.scoring import make_scorer
-from r2rank_jax.runs.inputs import held_out_metrics, open_inputs
+from r2rank_jax.runs.inputs import held_out_metrics, open_inputs, record_config
 from r2rank_jax.runs.log import RunLog, say
 from r2rank_jax.sharding import abstract_params, gather, make_mesh, to_mesh
 from r2rank_jax.train.calibration import best_scale
-from r2rank_jax.train.rl_step import make_rl_steps
+from r2rank_jax.train.rl_step import CALIBRATION, ROLLOUT, make_rl_steps
 from r2rank_jax.train.state import abstract_state, fresh_state, learning_rate, start_from
 from r2rank_jax.types import Array, ListBatch, Params
 
@@ -82,20 +82,22 @@ def run(config: RunConfig, run_dir: Path) -> None:
         state = start_from(state, {**reference, "score_head": reference["score_head"] * scale})
         say(f"rl: scores scaled by {scale:.3f} before the first step; {rl.steps} steps of {rl.batch_users} lists")
 
+    record_config(run_dir, config)  # only now: a refused command must not change what the run says of itself
+
     # -- learn ------------------------------------------------------------------------------------------------------
     with RunLog(run_dir, "rl", resume_step=done, steps=rl.steps, wall_s=wall_s) as log:
         for step in range(done + 1, rl.steps + 1):
             batch = to_mesh(mesh, next(iterator))
 
             # 1. reason: G rationales for each item, and what the policy thought of its own tokens
-            rollout = rollout_fn(state.params, batch, jax.random.fold_in(state.key(), 0))
+            rollout = rollout_fn(state.params, batch, jax.random.fold_in(state.key(), ROLLOUT))
 
-            # 2. judge: scores, list values, each rationale's advantage; the SFT policy's opinion of the tokens
-            known = assess(state.params, reference, batch, rollout)
+            # 2. judge: list values, each rationale's advantage, how the SFT policy reads the same tokens
+            assessment = assess(state.params, reference, batch, rollout)
 
             # 3. learn: ∇V through the scores, PPO on the tokens, KL to the SFT policy
             for _ in range(rl.updates):
-                state, metrics = update(state, reference, batch, rollout, known)
+                state, metrics = update(state, reference, batch, rollout, assessment)
             jax.block_until_ready(metrics)  # queued collectives of several processes can deadlock on CPU
 
             # 4. log, validate by greedy ranking, commit
@@ -106,9 +108,9 @@ def run(config: RunConfig, run_dir: Path) -> None:
                     raise FloatingPointError(
                         f"loss is {values['loss']} at step {step}; lower rl.optimizer.learning_rate"
                     )
-                log.write(step, values | {"learning_rate": float(rate(step * rl.updates))})
+                log.write(step, values | {"learning_rate": float(rate(step * rl.updates - 1))})
             if step % rl.validate_every == 0 or last:
-                found, _, _ = held_out_metrics(inputs, scorer, mesh, state.policy, "valid")
+                found, _, _ = held_out_metrics(inputs, scorer, mesh, state.policy, "valid")  # of the average
                 log.write(step, {f"validation/{metric}": float(v.mean()) for metric, v in found.items()})
             if step % rl.checkpoint_every == 0 or last:
                 checkpoints.save(
@@ -139,7 +141,7 @@ def _calibrate(
     scores, labels = [], []
     for i in range(CALIBRATION_BATCHES):
         batch = to_mesh(mesh, next(batches))
-        rollout = rollout_fn(reference, batch, jax.random.fold_in(root, 2 + i))
+        rollout = rollout_fn(reference, batch, jax.random.fold_in(root, CALIBRATION + i))
         found, truth = gather(mesh, (rollout.scores, batch.labels))  # [U, N, G], [U, N]
         scores += [found[:, :, g] for g in range(found.shape[2])]
         labels += [truth] * found.shape[2]

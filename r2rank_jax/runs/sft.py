@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from r2rank_jax.checkpoint import Checkpoints, load_policy, require_same_configuration
+from r2rank_jax.checkpoint import CheckpointError, Checkpoints, load_policy, require_same_configuration
 from r2rank_jax.config import RunConfig, to_json
 from r2rank_jax.data.atomic import replacing_file
 from r2rank_jax.data.dataset import load
 from r2rank_jax.data.pipeline import trace_batches
 from r2rank_jax.data.tokens import corpus, read_tokenizer, train_tokenizer
-from r2rank_jax.data.traces import read_traces
+from r2rank_jax.data.traces import Traces, read_traces
 from r2rank_jax.rollout.scoring import make_scorer
 from r2rank_jax.runs.inputs import held_out_metrics, open_inputs, record_config
 from r2rank_jax.runs.log import RunLog, say
@@ -51,6 +52,7 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
     if continued:
         params, sft, _ = load_policy(run_dir / "checkpoints/sft", abstract_params(mesh, config.model), to_json(config))
         _, rl, _ = load_policy(run_dir / "checkpoints/rl", abstract_params(mesh, config.model), to_json(config))
+        _require_same_traces(sft, traces, run_dir)
         steps = max(1, round(rl["wall_s"] / sft["wall_s"] * sft["steps"]))
         config = replace(config, sft=replace(config.sft, steps=steps))
         start = params
@@ -67,6 +69,7 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
     else:
         like = abstract_state(mesh, config.model, config.sft.optimizer, steps)
         require_same_configuration(checkpoints.extras(latest), to_json(config), ("seed", "data", "model", "sft"))
+        _require_same_traces(checkpoints.extras(latest), traces, run_dir)
         state, extras = checkpoints.restore(latest, like)
         iterator.set_state(extras["iterator"])
         wall_s = extras["wall_s"]
@@ -94,7 +97,7 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
                     raise FloatingPointError(
                         f"loss is {values['loss']} at step {step}; lower sft.optimizer.learning_rate"
                     )
-                log.write(step, values | {"learning_rate": float(rate(step))})
+                log.write(step, values | {"learning_rate": float(rate(step - 1))})
             if step % config.sft.validate_every == 0 or last:
                 found, _, _ = held_out_metrics(inputs, scorer, mesh, state.policy, "valid")
                 log.write(step, {f"validation/{metric}": float(v.mean()) for metric, v in found.items()})
@@ -106,6 +109,7 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
                         "phase": phase,
                         "config": to_json(config),
                         "iterator": iterator.get_state(),
+                        "traces": traces.digest,
                         "steps": steps,
                         "wall_s": log.wall_s,
                         "finished": last,
@@ -113,6 +117,14 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
                     },
                 )
     checkpoints.close()
+
+
+def _require_same_traces(extras: dict[str, Any], traces: Traces, run_dir: Path) -> None:
+    if extras["traces"] != traces.digest:
+        raise CheckpointError(
+            f"the checkpoint in {run_dir} was trained on traces with SHA-256 {extras['traces'][:12]}, the file now has "
+            f"{traces.digest[:12]}; restore the file, or choose another --run-dir"
+        )
 
 
 def _wait_for_everyone() -> None:

@@ -1,4 +1,4 @@
-"""The terms of both phases' losses, each a `WeightedSum` so that it is divided once, over all devices."""
+"""The terms of both phases' losses; means are carried as `WeightedSum`s, to be divided once, over all devices."""
 
 from __future__ import annotations
 

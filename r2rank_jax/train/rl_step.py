@@ -1,7 +1,8 @@
 """One step of reinforcement learning from NDCG: both gradient routes on one screen.
 
 V(s) = E_{ranking ~ PL(s)}[NDCG@k]            the value of a list with scores s
-∇J   = E[ ∇V(s) through s ]                   score part: the head, and with `joint` the backbone behind it
+∇J   = E[ ∇V(s) through s ]                   score part: the head, and with `joint` the backbone behind it;
+                                              with `fixed_scale` without the direction that multiplies all scores
      + E[ Σ_i A_i ∇log π(rationale_i) ]       token part: PPO, A_i from `ranking.credit`
 """
 
@@ -24,6 +25,9 @@ from r2rank_jax.sharding import replicated, users
 from r2rank_jax.train.losses import clipped_policy, without_scale_gradient
 from r2rank_jax.train.state import TrainState, abstract_state, apply_gradients, make_optimizer
 from r2rank_jax.types import Array, ListBatch, Params
+
+# Streams folded out of a step's key; calibration, before the first step, takes one for each of its batches.
+ROLLOUT, UPDATE, CALIBRATION = 0, 1, 2
 
 
 @struct.dataclass
@@ -106,8 +110,7 @@ def rl_loss(
     kl = jnp.sum(judged.kl) / tokens
     entropy = jnp.sum(judged.entropy) / tokens
     loss = -rl.score_weight * score_part - rl.token_weight * token_part + rl.kl_weight * kl
-    if rl.entropy_weight:  # a weight of zero would still pay for the entropy's backward pass
-        loss = loss - rl.entropy_weight * entropy
+    loss = loss - rl.entropy_weight * entropy
     return loss, {
         "loss": loss,
         "reward": score_part,
@@ -135,7 +138,7 @@ def make_rl_steps(mesh: Mesh, config: RunConfig) -> tuple[Assess, RLUpdate]:
     def update(
         state: TrainState, reference: Params, batch: ListBatch, rollout: Rollout, known: Assessment
     ) -> tuple[TrainState, dict[str, Array]]:
-        key = jax.random.fold_in(state.key(), 1)  # 0 is the rollout's
+        key = jax.random.fold_in(state.key(), UPDATE)
         gradient = jax.grad(lambda p: rl_loss(config, p, reference, batch, rollout, known, key), has_aux=True)
         grads, metrics = gradient(state.params)
         state, changed = apply_gradients(state, grads, optimizer, settings.ema_decay)

@@ -100,7 +100,7 @@ def apply_gradients(
     if average is not None:
         # Young averages forget their start faster, so that short runs are not averages of the initial policy.
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
-        average = jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p, average, params)
+        average = keep(jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p, average, params), average)
     state = replace(
         state, step=state.step + 1, params=params, optimizer=keep(new_optimizer, state.optimizer), average=average
     )

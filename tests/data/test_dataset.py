@@ -87,6 +87,12 @@ def test_training_lists_depend_on_key_user_and_position_only(dataset):
     assert (one.items != other.items).any(axis=1).mean() > 0.9
 
 
+@pytest.mark.parametrize("positives", [0, 20, 25])
+def test_a_training_list_needs_positives_and_negatives(dataset, positives):
+    with pytest.raises(DataError, match=rf"got {positives}; take 1 \.\. 19"):
+        dataset.training_list(0, 3, key=0, n=20, positives=positives)
+
+
 @pytest.mark.parametrize("position", [0, 10_000])
 def test_a_training_list_needs_a_training_position_with_history(dataset, position):
     with pytest.raises(DataError, match="1 <= position <"):

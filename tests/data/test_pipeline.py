@@ -96,6 +96,13 @@ def test_an_epoch_of_lists_has_each_once_and_the_next_other_negatives(dataset, e
     assert np.mean(changed) > 0.9
 
 
+@pytest.mark.parametrize("positives", [1, 3])
+def test_lists_have_as_many_positives_as_asked(dataset, encoder, positives):
+    batches = list_batches(dataset, encoder, batch_users=8, candidate_items=20, seed=5, positives=positives)
+    relevant = np.concatenate([next(batches).labels.sum(axis=1) for _ in range(8)])
+    assert relevant.max() == positives and relevant.min() >= 1
+
+
 def test_evaluation_has_every_list_once_in_order_and_marks_padding(dataset, encoder):
     lists = dataset.candidate_lists("test")
     batches = list(evaluation_batches(dataset, encoder, "test", batch_users=16))

@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 
+from r2rank_jax.cli import main
 from r2rank_jax.data import teacher as module
 from r2rank_jax.data import traces as traces_module
 from r2rank_jax.data.dataset import Lists, load
@@ -65,6 +66,28 @@ def test_the_same_seed_writes_the_same_file(prepared, tmp_path):
         synthesize(prepared, tmp_path / name, lists=50, seed=seed)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() == (prepared / "traces.jsonl").read_bytes()
     assert (tmp_path / "a").read_bytes() != (tmp_path / "c").read_bytes()
+
+
+def test_traces_have_as_many_positives_as_asked(prepared, dataset, tmp_path):
+    assert (
+        main(
+            [
+                "data",
+                "synthesize",
+                "--data",
+                str(prepared),
+                "--out",
+                str(tmp_path / "t"),
+                "--lists",
+                "9",
+                "--positives",
+                "3",
+            ]
+        )
+        == 0
+    )
+    traces = read_traces(tmp_path / "t", dataset)
+    assert traces.header["positives"] == 3 == traces.lists.labels.sum(axis=1).max()
 
 
 def test_weights_are_those_of_an_ease_fitted_without_the_user(teacher, dataset):

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from flax.core import meta
 
-from r2rank_jax.config import ModelConfig
+from r2rank_jax.config import MeshConfig, ModelConfig
 from r2rank_jax.model.forward import judge
 from r2rank_jax.model.logprobs import token_statistics
 from r2rank_jax.model.transformer import extend, initial_params, scores, vocabulary_kernel
+from r2rank_jax.sharding import make_mesh, replicated, users
 from r2rank_jax.types import ListBatch, Rationales
 
 QWEN2 = ModelConfig(
@@ -162,7 +163,7 @@ def test_score_gradient_stops_at_the_head_unless_joint():
     np.testing.assert_allclose(alone["score_head"], joint["score_head"], rtol=1e-6)
 
 
-@pytest.mark.parametrize("chunk_tokens", [1, 4, 6, 99])
+@pytest.mark.parametrize("chunk_tokens", [1, 6, 12, 99])
 @pytest.mark.parametrize("lengths", [(4, 7, 1), (0, 0, 0), (7, 7, 7), (2, 0, 5)])
 def test_packed_token_statistics_and_their_gradients_equal_plain_ones(chunk_tokens, lengths):
     keys = jax.random.split(jax.random.key(0), 6)
@@ -193,16 +194,24 @@ def test_packed_token_statistics_and_their_gradients_equal_plain_ones(chunk_toke
         np.testing.assert_allclose(a, b, rtol=5e-5, atol=2e-4)
 
 
-def test_padding_may_hold_anything_and_gets_no_gradient():
-    hidden = jnp.full((1, 3, 4), jnp.nan).at[0, 0].set(1.0)
-    real = jnp.array([[True, False, False]])
+@pytest.mark.parametrize("chunk_tokens", [2, 99])
+@pytest.mark.parametrize("padding", [jnp.nan, jnp.inf, 1e3])
+def test_padding_may_hold_anything_and_gets_no_gradient(padding, chunk_tokens):
+    """Users of unequal length, so that the chunks that are visited hold padding, too."""
+    real = jnp.array([[True, False, False], [True, True, True]])
+    clean = jax.random.normal(jax.random.key(0), (2, 3, 4))
+    dirty = jnp.where(real[..., None], clean, padding)
+    kernel, targets = jax.random.normal(jax.random.key(1), (5, 4)), jnp.zeros((2, 3), jnp.int32)
 
-    def total(h):
-        return jnp.sum(token_statistics(h, jnp.eye(5, 4), jnp.zeros((1, 3), jnp.int32), real, chunk_tokens=1).logp)
+    def total(h, k, reference):
+        found = token_statistics(h, k, targets, real, (reference, kernel), chunk_tokens=chunk_tokens)
+        return sum(jnp.sum(part) for part in found)
 
-    value, gradient = jax.value_and_grad(total)(hidden)
-    assert np.isfinite(value) and np.isfinite(gradient).all()
-    assert np.abs(gradient[0, 0]).max() > 0 and not np.abs(gradient[0, 1:]).any()
+    expected = jax.value_and_grad(total, (0, 1))(clean, kernel, -clean)
+    found = jax.value_and_grad(total, (0, 1))(dirty, kernel, -dirty)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+        np.testing.assert_array_equal(a, b)
+    assert not found[1][0][0, 1:].any() and np.abs(found[1][0][0, 0]).max() > 0
 
 
 def test_a_policy_does_not_differ_from_itself():
@@ -211,3 +220,21 @@ def test_a_policy_does_not_differ_from_itself():
     np.testing.assert_allclose(token_statistics(hidden, kernel, *args, (hidden, kernel)).kl, 0, atol=2e-6)
     assert (token_statistics(hidden, kernel, *args, (-hidden, kernel)).kl > 0.1).all()
     assert not token_statistics(hidden, kernel, *args).kl.any()
+
+
+def test_token_statistics_in_several_chunks_on_eight_devices_equal_one():
+    mesh = make_mesh(MeshConfig(data=8))
+    keys = jax.random.split(jax.random.key(0), 3)
+    hidden, kernel = jax.random.normal(keys[0], (8, 12, 6)), jax.random.normal(keys[1], (20, 6))
+    targets = jax.random.randint(keys[2], (8, 12), 0, 20)
+    real = jnp.arange(12) < jnp.array([12, 1, 0, 5, 7, 3, 9, 2])[:, None]
+
+    def total(h, k, t, r):
+        return sum(jnp.sum(part**2) for part in token_statistics(h, k, t, r, (-h, k), chunk_tokens=32))
+
+    step = jax.jit(jax.value_and_grad(total, (0, 1)))
+    one = step(hidden, kernel, targets, real)
+    split = [jax.device_put(x, users(mesh)) for x in (hidden, targets, real)]
+    eight = step(split[0], jax.device_put(kernel, replicated(mesh)), *split[1:])
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight)):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)

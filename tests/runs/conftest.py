@@ -36,8 +36,9 @@ def config() -> RunConfig:
             directory={directory!r},
             traces={traces!r},
             candidate_items=5,
+            train_positives=2,
             history_items=3,
-            prefix_tokens=64,
+            prefix_tokens=80,
             suffix_tokens=16,
             rationale_tokens=8,
         ),
@@ -125,7 +126,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """The tiny experiment; read only."""
     root = tmp_path_factory.mktemp("experiment")
     prepare(write_raw(root / "raw"), root / "data", candidates=5)
-    synthesize(root / "data", root / "data/traces.jsonl", lists=24, candidate_items=5)
+    synthesize(root / "data", root / "data/traces.jsonl", lists=24, candidate_items=5, positives=2)
     return write_tiny(root, root / "data")
 
 

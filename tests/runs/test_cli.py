@@ -1,5 +1,6 @@
 """Wrong input ends in exit code 2 and a message that says what to do, before anything is written."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -8,6 +9,7 @@ import pytest
 
 from r2rank_jax import cli
 from r2rank_jax.data.prepare import candidate_file
+from r2rank_jax.runs import sft
 from tests.data.conftest import write_raw
 from tests.runs.conftest import contents, run_cli
 
@@ -122,6 +124,17 @@ def test_a_run_directory_of_another_configuration(tiny, sft_run, tmp_path, refus
     assert contents(run_dir) == before, "config.json and metrics.jsonl too"
 
 
+def test_a_run_directory_of_other_traces(tiny, sft_run, tmp_path, refused_in_one_line, monkeypatch):
+    run_dir = tmp_path / "run"
+    shutil.copytree(sft_run, run_dir)
+    before = contents(run_dir)
+    read = sft.read_traces
+    monkeypatch.setattr(sft, "read_traces", lambda *args: dataclasses.replace(read(*args), digest="0" * 64))
+    message = refused_in_one_line("sft", "--config", tiny.config, "--run-dir", run_dir)
+    assert "trained on traces with SHA-256" in message and "choose another --run-dir" in message
+    assert contents(run_dir) == before
+
+
 def test_a_mesh_that_does_not_divide_the_batch(tiny, tmp_path, refused):
     message = refused("sft", "--config", tiny.config, "--run-dir", tmp_path / "run", "--mesh.data", "3")
     assert "sft.batch_users=4 must be divisible by mesh.data x mesh.fsdp = 3" in message
@@ -190,9 +203,9 @@ def test_help_shows_commands_and_fields():
     assert top.returncode == 0
     for name in ("data", "sft", "rl", "eval", "rank", "report"):
         assert re.search(rf"^ +{name} ", top.stdout, re.MULTILINE), name
-    sft = run_cli("sft", "--help")
-    assert sft.returncode == 0 and sft.stderr == ""
+    shown = run_cli("sft", "--help")
+    assert shown.returncode == 0 and shown.stderr == ""
     for field in ("--continued", "--run-dir", "--sft.steps", "--model.width", "--data.directory", "--mesh.data"):
-        assert field in sft.stdout
+        assert field in shown.stdout
     # From the docstring below the field: what the reader needs to choose a value.
-    assert "Devices along each mesh axis" in sft.stdout or "Weight of the listwise softmax loss" in sft.stdout
+    assert "Devices along each mesh axis" in shown.stdout or "Weight of the listwise softmax loss" in shown.stdout

@@ -88,19 +88,19 @@ def rationale_forward(config: ModelConfig, params: Params, context: ItemContext,
 
 
 @struct.dataclass
-class Reading:
-    """Hidden states of a reader of given rationales."""
+class RationaleStates:
+    """Hidden states of a model that has read given rationales."""
 
     predicting: Array  # [U, N, G, T, D]  at the token before each rationale token
     last: Array  # [U, N, G, D]     at the last rationale token
 
 
-def read_rationales(config: ModelConfig, params: Params, batch: ListBatch, rationales: Rationales) -> Reading:
+def read_rationales(config: ModelConfig, params: Params, batch: ListBatch, rationales: Rationales) -> RationaleStates:
     """Prefix, items, rationales: the one forward of SFT, of RL and of its reference."""
     context = read_items(config, params, batch)
     hidden = rationale_forward(config, params, context, rationales)
     first = jnp.broadcast_to(context.last_hidden[:, :, None, None], (*hidden.shape[:3], 1, hidden.shape[-1]))
-    return Reading(
+    return RationaleStates(
         predicting=jnp.concatenate([first, hidden[..., :-1, :]], axis=-2),
         last=take_token(hidden, jnp.maximum(rationales.length, 1) - 1),
     )
@@ -133,19 +133,19 @@ def judge(
         params: its parameters.
         batch: prompts.
         rationales: tokens to judge.
-        reference: another policy's `Reading.predicting` of the same rationales, and its parameters.
+        reference: another policy's `RationaleStates.predicting` of the same rationales, and its parameters.
         temperature: logits are divided by it, as they were when the tokens were sampled.
         joint: False stops the score's gradient at the hidden state, so that only the head learns from it.
     """
-    reading = read_rationales(config, params, batch, rationales)
+    states = read_rationales(config, params, batch, rationales)
     real = padding_mask(rationales.length, rationales.tokens.shape[-1]) & batch.mask[:, :, None, None]
     tokens = token_statistics(
-        reading.predicting,
+        states.predicting,
         vocabulary_kernel(params),
         rationales.tokens,
         real,
         None if reference is None else (reference[0], vocabulary_kernel(reference[1])),
         temperature=temperature,
     )
-    last = reading.last if joint else jax.lax.stop_gradient(reading.last)
+    last = states.last if joint else jax.lax.stop_gradient(states.last)
     return Judgement(logp=tokens.logp, entropy=tokens.entropy, kl=tokens.kl, scores=scores(params, last))

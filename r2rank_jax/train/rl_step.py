@@ -24,7 +24,7 @@ from r2rank_jax.rollout.generate import Rollout
 from r2rank_jax.sharding import replicated, users
 from r2rank_jax.train.losses import clipped_policy, without_scale_gradient
 from r2rank_jax.train.state import TrainState, abstract_state, apply_gradients, make_optimizer
-from r2rank_jax.types import Array, ListBatch, Params
+from r2rank_jax.types import Array, ListBatch, Params, Rationales
 
 # Streams folded out of a step's key; calibration, before the first step, takes one for each of its batches.
 ROLLOUT, UPDATE, CALIBRATION = 0, 1, 2
@@ -35,7 +35,7 @@ class Assessment:
     """What is known of a rollout before it is learned from; constants of the update."""
 
     old_logp: Array | None  # float32 [U, N, G, T]  under the policy before the updates; None = it is still that policy
-    reference: Array  # [U, N, G, T, D]  the SFT policy's hidden states, whose logits the KL term compares
+    reference_hidden: Array  # [U, N, G, T, D]  the SFT policy's, whose logits the KL term compares with
     advantages: Array  # float32 [U, N, G]
     value: Array  # float32 []            mean V(s) of the lists
 
@@ -55,7 +55,7 @@ def assess(config: RunConfig, params: Params, reference: Params, batch: ListBatc
     values = expected_ndcg(lists, batch.labels[:, None], batch.mask[:, None], k=rl.metric_k)
     return Assessment(
         old_logp=old_logp,
-        reference=read_rationales(config.model, reference, batch, said).predicting,
+        reference_hidden=read_rationales(config.model, reference, batch, said).predicting,
         advantages=advantages.swapaxes(1, 2),
         value=jnp.mean(values),
     )
@@ -67,13 +67,19 @@ def rl_loss(
     reference: Params,
     batch: ListBatch,
     rollout: Rollout,
-    known: Assessment,
+    assessment: Assessment,
     key: Array,
 ) -> tuple[Array, dict[str, Array]]:
     """- (score_weight · V + token_weight · PPO) + kl_weight · KL - entropy_weight · entropy, per list."""
     rl, said = config.rl, rollout.rationales
     judged = judge(
-        config.model, params, batch, said, (known.reference, reference), temperature=rl.temperature, joint=rl.joint
+        config.model,
+        params,
+        batch,
+        said,
+        (assessment.reference_hidden, reference),
+        temperature=rl.temperature,
+        joint=rl.joint,
     )
     real = padding_mask(said.length, said.tokens.shape[-1]) & batch.mask[:, :, None, None]
     lists = judged.scores.shape[0] * judged.scores.shape[2]  # U·G
@@ -92,12 +98,12 @@ def rl_loss(
     score_part = jnp.mean(value)
 
     # -- token part: each rationale's own advantage, on each of its tokens ----------------------------------------
-    old_logp = jax.lax.stop_gradient(judged.logp) if known.old_logp is None else known.old_logp
+    old_logp = jax.lax.stop_gradient(judged.logp) if assessment.old_logp is None else assessment.old_logp
     gap = old_logp - rollout.logp  # trainer against sampler, the same policy: rounding, unless their numerics differ
     per_rationale, clipped = clipped_policy(
         judged.logp,
         old_logp,
-        known.advantages,
+        assessment.advantages,
         jnp.minimum(jnp.exp(gap), rl.max_importance_weight),
         real,
         clip_low=rl.clip_low,
@@ -117,12 +123,19 @@ def rl_loss(
         "kl": kl,
         "entropy": entropy,
         "ratio_clipped": clipped,
-        "advantage_rms": jnp.sqrt(jnp.mean(known.advantages**2)),
-        "rationale_tokens": tokens / jnp.maximum(jnp.sum(batch.mask) * said.tokens.shape[2], 1),
-        "truncated": jnp.sum(batch.mask[:, :, None] & ~said.stopped)
-        / jnp.maximum(jnp.sum(batch.mask) * said.tokens.shape[2], 1),
-        "value": known.value,
+        "advantage_rms": jnp.sqrt(jnp.mean(assessment.advantages**2)),
+        "value": assessment.value,
         "logp_gap": jnp.max(jnp.abs(gap)),
+    } | _lengths(batch, said)
+
+
+def _lengths(batch: ListBatch, said: Rationales) -> dict[str, Array]:
+    """Mean tokens of a rationale, and the share of rationales that were cut off."""
+    real = jnp.broadcast_to(batch.mask[:, :, None], said.stopped.shape)
+    rationales = jnp.maximum(jnp.sum(real), 1)
+    return {
+        "rationale_tokens": jnp.sum(jnp.where(real, said.length, 0)) / rationales,
+        "truncated": jnp.sum(real & ~said.stopped) / rationales,
     }
 
 
@@ -136,10 +149,10 @@ def make_rl_steps(mesh: Mesh, config: RunConfig) -> tuple[Assess, RLUpdate]:
     optimizer = make_optimizer(settings, steps)
 
     def update(
-        state: TrainState, reference: Params, batch: ListBatch, rollout: Rollout, known: Assessment
+        state: TrainState, reference: Params, batch: ListBatch, rollout: Rollout, assessment: Assessment
     ) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(state.key(), UPDATE)
-        gradient = jax.grad(lambda p: rl_loss(config, p, reference, batch, rollout, known, key), has_aux=True)
+        gradient = jax.grad(lambda p: rl_loss(config, p, reference, batch, rollout, assessment, key), has_aux=True)
         grads, metrics = gradient(state.params)
         state, changed = apply_gradients(state, grads, optimizer, settings.ema_decay)
         return state, metrics | changed

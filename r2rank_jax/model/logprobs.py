@@ -85,15 +85,17 @@ def _forward(
         slots = _slots(order, chunk, width)
         logits = _logits(_take(hidden, slots), kernel, temperature)
         total = jax.nn.logsumexp(logits, axis=-1)
-        target = jnp.take_along_axis(logits, _take(targets, slots)[..., None], axis=-1)[..., 0]
-        p = jnp.exp(logits - total[..., None])
-        mean = jnp.sum(p * logits, axis=-1)
+        log_p = logits - total[..., None]
+        target = jnp.take_along_axis(log_p, _take(targets, slots)[..., None], axis=-1)[..., 0]
+        p = jnp.exp(log_p)
+        entropy = -jnp.sum(p * log_p, axis=-1)
         kl, ref_total = jnp.zeros_like(total), jnp.zeros_like(total)
         if reference is not None:
             ref_logits = _logits(_take(reference[0], slots), reference[1], temperature)
             ref_total = jax.nn.logsumexp(ref_logits, axis=-1)
-            kl = mean - total - jnp.sum(p * ref_logits, axis=-1) + ref_total
-        here = jnp.stack([target - total, total - mean, kl, total, ref_total])
+            log_q = ref_logits - ref_total[..., None]
+            kl = jnp.sum(p * (log_p - log_q), axis=-1)  # differences first: equal policies give exactly 0
+        here = jnp.stack([target, entropy, kl, total, ref_total])
         return jax.lax.dynamic_update_slice_in_dim(found, here, chunk * width, axis=2)
 
     found = jax.lax.fori_loop(0, chunks, visit, jnp.zeros((5, *order.shape), jnp.float32))

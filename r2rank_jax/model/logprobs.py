@@ -98,7 +98,7 @@ def _forward(
         here = jnp.stack([target, entropy, kl, total, ref_total])
         return jax.lax.dynamic_update_slice_in_dim(found, here, chunk * width, axis=2)
 
-    found = jax.lax.fori_loop(0, chunks, visit, jnp.zeros((5, *order.shape), jnp.float32))
+    found = _for_each(chunks, visit, jnp.zeros((5, *order.shape), jnp.float32), single=width == real.shape[1])
     place = _places(order, real)
     parts = tuple(jnp.where(real, _take(part, place), 0.0) for part in found)
     return parts[:3], (hidden, kernel, targets, real, reference, parts[1:])
@@ -137,7 +137,7 @@ def _backward(temperature: float, width: int, saved: Any, cotangents: tuple[Arra
         return jax.lax.dynamic_update_slice_in_dim(so_far[0], d_hidden, chunk * width, axis=1), so_far[1] + d_kernel
 
     start = jnp.zeros((*order.shape, hidden.shape[-1]), jnp.float32), jnp.zeros(kernel.shape[::-1], jnp.float32)
-    d_hidden, d_kernel = jax.lax.fori_loop(0, chunks, visit, start)
+    d_hidden, d_kernel = _for_each(chunks, visit, start, single=width == real.shape[1])
     d_hidden = _take(d_hidden, _places(order, real)).astype(hidden.dtype)
     nothing = jax.tree.map(jnp.zeros_like, reference)
     return d_hidden, d_kernel.T.astype(kernel.dtype), None, None, nothing
@@ -152,6 +152,12 @@ def _real_first(real: Array, width: int) -> tuple[Array, Array]:
     order = jnp.pad(order, ((0, 0), (0, -real.shape[1] % width)))
     longest = jnp.max(jnp.sum(real, axis=1, dtype=jnp.int32))
     return order, (longest + width - 1) // width
+
+
+def _for_each(chunks: Array, visit: Any, start: Any, *, single: bool) -> Any:
+    """Visit the chunks in turn. Where all slots fit into one there is no loop: collectives of sharded parameters stay
+    outside of loops then, where XLA can schedule them (several fake CPU devices deadlock otherwise)."""
+    return visit(jnp.int32(0), start) if single else jax.lax.fori_loop(0, chunks, visit, start)
 
 
 def _places(order: Array, real: Array) -> Array:

@@ -200,7 +200,8 @@ def test_the_score_part_moves_the_heads_scale_only_where_it_may(fixed):
     batch = to_mesh(mesh, next(local_batches(config))[0])
     rollout = make_rollout(mesh, config, STOP)(params, batch, jax.random.key(0))
     known = make_rl_steps(mesh, config)[0](params, params, batch, rollout)
-    gradient = jax.grad(lambda p: rl_loss(config, p, params, batch, rollout, known, jax.random.key(1))[0])(params)
+    loss = lambda p: rl_loss(config, p, params, batch, rollout, known, jax.random.key(1))[0]  # noqa: E731
+    gradient = jax.jit(jax.grad(loss))(params)
     along = abs(float(jnp.vdot(gradient["score_head"], params["score_head"])))  # the head is linear, without bias
     assert (along < 1e-5) if fixed else (along > 1e-3), along
 

@@ -1,9 +1,10 @@
-"""What the model says of given tokens: never [rows, T, V] logits at once, and no logits at all for padding.
+"""What the model says of given tokens: never [rows, T, V] logits at once, and few for padding.
 
 Rationales differ in length, so nearly half of a batch's slots are padding, and with a vocabulary wider than the model
 the logits are half of all work. Each user's real slots are therefore brought to the front, and only as many chunks of
-slots are visited as the longest user needs. The trip count is known at run time only, which plain reverse-mode
-differentiation cannot follow; the derivative is written out instead, and recomputes each chunk's logits.
+slots are visited as the longest user needs; what fits into one chunk is read whole. The trip count is known at run time
+only, which plain reverse-mode differentiation cannot follow; the derivative is written out instead, and recomputes each
+chunk's logits.
 """
 
 from __future__ import annotations

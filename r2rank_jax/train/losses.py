@@ -74,8 +74,8 @@ def without_scale_gradient(scores: Array, mask: Array) -> Array:
     """The same scores up to a shift of each list, through which no gradient can scale all of them together.
 
     Any scores better than chance raise V when they are multiplied by more than one, in whatever order they rank: at
-    RL's first step nine tenths of the norm of ∇V were this one direction, and the two batches' gradients agreed to a
-    cosine of .99 about nothing that a ranking depends on (docs/measurements.md).
+    RL's first step nine tenths of the norm of ∇V were this one direction, and the gradients of independent batches
+    agreed to a cosine of .99 about nothing that a ranking depends on (docs/measurements.md).
 
     Args:
         scores: float32 [U, N, G].

@@ -1,9 +1,18 @@
-"""Plackett-Luce rankings: density, sampling, metrics, expected NDCG, gradient estimators, credit."""
+"""Plackett-Luce rankings: density, sampling, metrics, expected NDCG, gradient estimators, losses, credit."""
 
-from r2rank_jax.ranking.credit import item_advantages
+from r2rank_jax.ranking.credit import item_advantages, leave_item_out, swap
 from r2rank_jax.ranking.estimators import surrogate
 from r2rank_jax.ranking.expectation import expected_ndcg, swapped_expected_ndcg
+from r2rank_jax.ranking.losses import (
+    Loss,
+    approx_ndcg,
+    lambda_rank,
+    list_mle,
+    negative_expected_ndcg,
+    softmax_cross_entropy,
+)
 from r2rank_jax.ranking.metrics import (
+    average_precision,
     dcg,
     discounts,
     has_relevant,
@@ -13,23 +22,43 @@ from r2rank_jax.ranking.metrics import (
     recall,
     reciprocal_rank,
 )
-from r2rank_jax.ranking.plackett_luce import log_prob, log_prob_per_place, mode, sample
+from r2rank_jax.ranking.plackett_luce import (
+    entropy,
+    kl,
+    log_prob,
+    log_prob_per_place,
+    mode,
+    rank_marginals,
+    sample,
+)
 
 __all__ = [
+    "Loss",
+    "approx_ndcg",
+    "average_precision",
     "dcg",
     "discounts",
+    "entropy",
     "expected_ndcg",
     "has_relevant",
     "hit_rate",
     "item_advantages",
+    "kl",
+    "lambda_rank",
+    "leave_item_out",
+    "list_mle",
     "log_prob",
     "log_prob_per_place",
     "mode",
     "ndcg",
+    "negative_expected_ndcg",
     "normalized_gains",
+    "rank_marginals",
     "recall",
     "reciprocal_rank",
     "sample",
+    "softmax_cross_entropy",
     "surrogate",
+    "swap",
     "swapped_expected_ndcg",
 ]

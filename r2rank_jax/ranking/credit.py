@@ -1,23 +1,44 @@
 """Credit assignment: from the value of whole lists to an advantage for every rationale.
 
 A user has N items and G rationales per item; rationale g of item i gave the score s_{i,g}, and the g-th
-rationales of all items make list g. V is the expected NDCG of a list (`expectation`). The token-level policy
-gradient is Σ_{i,g} A_{i,g} ∇log π(rationale i,g); here are three choices of A:
+rationales of all items make list g. The token-level policy gradient is Σ_{i,g} A_{i,g} ∇log π(rationale i,g). With
+V the expected NDCG of a list (`expectation`) and R(y) the NDCG of one ranking, choices of A are:
 
-- "shared": A_{i,g} = V(list g) − mean of V over the user's other lists. Unbiased and noisy: a rationale is
-  praised for the luck of the other N − 1. With G = 1 there is no other list and the baseline is 0.
-- "counterfactual": A_{i,g} = V(list g) − mean over g' ≠ g of V(list g with item i's score replaced by
-  s_{i,g'}). Unbiased on-policy, because the baseline does not depend on rationale (i, g); the luck of the
-  other items cancels. The multi-agent form is J. Foerster et al., "Counterfactual Multi-Agent Policy
-  Gradients" (2018).
-- "first_order": A_{i,g} = ∂V/∂s_i (list g) · (s_{i,g} − mean_g' s_{i,g'}). The linearisation of the above:
-  cheapest, biased, and wrong in size where the value saturates.
+| rule              | A_{i,g}                                                     | estimates, on-policy              |
+|-------------------|-------------------------------------------------------------|-----------------------------------|
+| "shared"          | V(list g) − mean of V over the user's other lists           | ∇E[V], unbiased, noisy            |
+| "counterfactual"  | V(list g) − mean over g' ≠ g of V(list g, s_i from g')      | ∇E[V], unbiased                   |
+| "first_order"     | ∂V/∂s_i (list g) · (s_{i,g} − mean_g' s_{i,g'})             | biased: linearises the one above  |
+| "leave_item_out"  | R(y) − R(y without item i), y = items by score              | ∇E[R(y)], unbiased                |
+| "swap"            | mean over items j of R(y) − R(y with i and j exchanged)     | biased                            |
+
+A baseline b leaves an estimate unbiased, E[b ∇log π(o)] = 0, whenever it does not depend on the rationale o itself.
+"shared" subtracts other lists; "counterfactual" replaces this rationale by others of the same item; "leave_item_out"
+takes the item away, which leaves the order of the others as it is, whatever its score was. In the last two the luck of
+the other items cancels; "shared" praises a rationale for the luck of the other N − 1. "swap" has no such baseline: the
+exchanged ranking still depends on the item's own score, through its place.
+
+On-policy means that the rationales were sampled from the policy whose gradient is taken, and that the user's lists are
+independent. "leave_item_out" and "swap" look at the ranking by score, the one that inference returns, and so at the
+reward of serving, not at V; with G = 1 they need no second rationale, and on a given ranking they cost O(N).
+
+Sources: J. Foerster et al., "Counterfactual Multi-Agent Policy Gradients" (2018), for the counterfactual baseline; D.
+Wolpert, K. Tumer, "Optimal Payoff Functions for Members of Collectives" (2001), for the difference reward that
+leave-item-out is; C. Burges et al., "Learning to Rank with Nonsmooth Cost Functions" (2006), for the pair weights that
+swap averages.
 
 Advantages are constants: no gradient flows through them.
+
+>>> import jax.numpy as jnp
+>>> scores = jnp.array([[2.0, 1.0, 0.0], [0.0, 1.0, 2.0]])  # two rationales for each of three items
+>>> print(item_advantages(scores, jnp.array([1, 0, 0]), rule="leave_item_out").round(2))
+[[ 1.    0.    0.  ]
+ [ 0.5  -0.13 -0.13]]
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -25,10 +46,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from r2rank_jax.ranking.arguments import broadcast_mask, item_indices, leading, places, real_scores, same_items
 from r2rank_jax.ranking.expectation import Method, expected_ndcg, swapped_expected_ndcg
-from r2rank_jax.ranking.plackett_luce import broadcast_mask, real_scores
+from r2rank_jax.ranking.metrics import discounts, normalized_gains
+from r2rank_jax.ranking.plackett_luce import mode
 
-Rule = Literal["shared", "counterfactual", "first_order"]
+Rule = Literal["shared", "counterfactual", "first_order", "leave_item_out", "swap"]
 
 
 def item_advantages(
@@ -46,9 +69,9 @@ def item_advantages(
       scores: [..., G, N] score of item i under its g-th rationale.
       labels: [..., N] graded relevance, shared by a user's G lists.
       mask: [..., N] True for a real item.
-      rule: see the top of this module. "counterfactual" and "first_order" need G >= 2.
+      rule: see the top of this module, also for which are unbiased. "counterfactual" and "first_order" need G >= 2.
       k: cut-off of the NDCG; None takes all N places.
-      method: how values are computed, see `expectation`.
+      method: how V is computed, see `expectation`; the last two rules do without V.
 
     Returns:
       float32 [..., G, N]; 0 at masked items and in lists without a relevant item. No gradient flows through
@@ -70,11 +93,17 @@ def item_advantages(
         )
     if mask is not None:
         mask = broadcast_mask(mask, labels.shape, "labels")[..., None, :]
-    rules = {"shared": _shared, "counterfactual": _counterfactual, "first_order": _first_order}
+    rules = {
+        "shared": _shared,
+        "counterfactual": _counterfactual,
+        "first_order": _first_order,
+        "leave_item_out": _by_score(leave_item_out),
+        "swap": _by_score(swap),
+    }
     if rule not in rules:
         raise ValueError(f'rule must be one of {tuple(rules)}; got {rule!r}; "counterfactual" is the default choice')
     num_rationales = scores.shape[-2]
-    if rule != "shared" and num_rationales < 2:
+    if rule in ("counterfactual", "first_order") and num_rationales < 2:
         raise ValueError(
             f'rule "{rule}" compares the rationales of an item, so scores needs G >= 2 on axis -2; got G='
             f'{num_rationales}; sample more rationales per item or use rule="shared"'
@@ -82,6 +111,83 @@ def item_advantages(
     scores, real = real_scores(scores, mask)
     advantages = rules[rule](scores, labels[..., None, :], real, k, method)
     return jax.lax.stop_gradient(jnp.where(real, advantages, 0.0))
+
+
+def leave_item_out(
+    ranking: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None, *, k: int | None = None
+) -> jax.Array:
+    """What every item is worth to a ranking: NDCG@k minus that of the ranking without it, the others moving up.
+
+    gain_i w_{r_i} − Σ_{j below i} gain_j (w_{r_j − 1} − w_{r_j}), in O(N). The normaliser stays that of the whole list.
+    As an advantage it is unbiased for the expected NDCG of whatever made the ranking, a sort by score or a draw from
+    Plackett-Luce, because what is left after removal does not depend on the item's score.
+
+    Args:
+      ranking: [..., N] all items, best first; leading axes broadcast with those of `labels`.
+      labels: [..., N] graded relevance.
+      mask: [..., N] True for a real item; masked items stand last, as `mode` and `sample` put them.
+      k: cut-off of the NDCG; None takes all N places.
+
+    Returns:
+      [..., N], by item, 0 for masked ones. The item at place k + 1 moves up into the cut-off.
+
+    Raises:
+      ValueError: if the ranking is not a full one, shapes do not broadcast, or labels of real items are negative.
+    """
+    gains, weights, back, _ = _on_ranking(ranking, labels, mask, k)
+    above = jnp.concatenate([weights[:1], weights[:-1]])  # after moving up by one place; the first stays
+    lift = gains * (above - weights)
+    below = jnp.flip(jnp.cumsum(jnp.flip(lift, axis=-1), axis=-1), axis=-1) - lift
+    return back(gains * weights - below)
+
+
+def swap(ranking: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None, *, k: int | None = None) -> jax.Array:
+    """What its place is worth to every item: NDCG@k minus that with the item exchanged with another, on average.
+
+    mean over the other items j of (gain_i − gain_j)(w_{r_i} − w_{r_j}), in O(N) from four sums. Biased as an advantage
+    (see the top of this module), in the direction of LambdaRank.
+
+    Args:
+      ranking: [..., N] all items, best first; leading axes broadcast with those of `labels`.
+      labels: [..., N] graded relevance.
+      mask: [..., N] True for a real item; masked items stand last.
+      k: cut-off of the NDCG; None takes all N places.
+
+    Returns:
+      [..., N], by item, 0 for masked ones.
+
+    Raises:
+      ValueError: as `leave_item_out`.
+    """
+    gains, weights, back, real = _on_ranking(ranking, labels, mask, k)
+    count = jnp.sum(real, axis=-1, keepdims=True).astype(jnp.float32)
+    by_place = jnp.where(real, weights, 0.0)
+
+    def total(values: jax.Array) -> jax.Array:
+        return jnp.sum(values, axis=-1, keepdims=True)
+
+    pairs = count * gains * by_place - gains * total(by_place) - by_place * total(gains) + total(gains * by_place)
+    return back(jnp.where(real, pairs, 0.0) / jnp.maximum(count - 1.0, 1.0))
+
+
+def _on_ranking(
+    ranking: ArrayLike, labels: ArrayLike, mask: ArrayLike | None, k: int | None
+) -> tuple[jax.Array, np.ndarray, Callable[[jax.Array], jax.Array], jax.Array]:
+    """Gains [..., N] and the mask by place, the weight of each place [N], and the way back from places to items."""
+    gains = normalized_gains(labels, mask, k=k)
+    num_items = gains.shape[-1]
+    ranking = item_indices(ranking, num_items)
+    same_items("ranking", ranking.shape, "labels", gains.shape)
+    shape = (*leading(ranking=ranking.shape, labels=gains.shape), num_items)
+    real = jnp.broadcast_to(broadcast_mask(mask, gains.shape, "labels"), shape)
+    ranking, gains = jnp.broadcast_to(ranking, shape), jnp.broadcast_to(gains, shape)
+    num_places = places(k, num_items)
+    weights = np.pad(discounts(num_places), (0, num_items - num_places))
+
+    def back(by_place: jax.Array) -> jax.Array:
+        return jnp.put_along_axis(jnp.zeros_like(by_place), ranking, by_place, axis=-1, inplace=False)
+
+    return jnp.take_along_axis(gains, ranking, axis=-1), weights, back, jnp.take_along_axis(real, ranking, axis=-1)
 
 
 def _shared(scores: jax.Array, labels: jax.Array, real: jax.Array, k: int | None, method: Method) -> jax.Array:
@@ -109,6 +215,16 @@ def _first_order(scores: jax.Array, labels: jax.Array, real: jax.Array, k: int |
         return jnp.sum(expected_ndcg(scores, labels, real, k=k, method=method))
 
     return jax.grad(total)(scores) * (scores - jnp.mean(scores, axis=-2, keepdims=True))
+
+
+def _by_score(credit: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """The rule that applies a credit of given rankings to the rankings by score."""
+
+    def rule(scores: jax.Array, labels: jax.Array, real: jax.Array, k: int | None, method: Method) -> jax.Array:
+        del method
+        return credit(mode(scores, real), labels, real, k=k)
+
+    return rule
 
 
 def _others(num_rationales: int) -> np.ndarray:

@@ -2,8 +2,7 @@
 
 To be maximised. Each surrogate's value is itself an unbiased estimate of V = E[NDCG@k] (the mean reward of
 the sampled rankings, or V itself for "exact"), so it can be logged as it is; each one's gradient is the
-estimator's gradient. The two are joined by value + (x − stop_gradient(x)), which has the value of `value` and
-the gradient of x.
+estimator's gradient.
 
 | estimator        | gradient, averaged over M sampled rankings                                            |
 |------------------|---------------------------------------------------------------------------------------|
@@ -12,31 +11,45 @@ the gradient of x.
 | "pl_rank"        | PL-Rank-3 (Oosterhuis 2022), gains centred                                            |
 | "exact"          | ∇V by quadrature: no samples, no variance                                             |
 
+docs/ranking.md compares their variances. All sampled ones cost O(M(N + K log K)). Let Z_r be the softmax normaliser of
+place r, S_r(i) = e^{s_i} / Z_r the chance of item i there, and r_i the place of item i, or K for an unplaced one, which
+was left at every place. The gradient of Σ_r A_r log P(y_r | y_<r) towards s_i is
+
+    A_{r_i} [i placed] − Σ_{q <= r_i} A_q S_q(i) = A_{r_i} [i placed] − S_{r_i}(i) Ã_{r_i},
+
+where each Ã_r = Σ_{q <= r} A_q Z_r / Z_q follows from the one before it, Ã_r = (Z_r / Z_{r−1}) Ã_{r−1} + A_r, with a
+ratio of at most 1. So nothing overflows at any score gap, advantages may have either sign, and no derivative is taken
+through the sums.
+
 Sources: R. J. Williams, "Simple Statistical Gradient-Following Algorithms" (1992); W. Kool, H. van Hoof, M.
 Welling, "Buy 4 REINFORCE Samples, Get a Baseline for Free!" (2019); H. Oosterhuis, "Computationally Efficient
 Optimization of Plackett-Luce Ranking Models for Relevance and Fairness" (2021) and "Learning-to-Rank at the
 Speed of Sampling" (2022).
 
 Not done on purpose: dividing the centred reward by its standard deviation. It biases the gradient.
+
+>>> import jax, jax.numpy as jnp
+>>> scores, labels = jnp.array([0.0, 1.0, 2.0]), jnp.array([2, 1, 0])
+>>> jax.grad(surrogate, argnums=1)(jax.random.key(0), scores, labels, estimator="exact", num_samples=0).round(4)
+Array([ 0.0402,  0.0007, -0.0409], dtype=float32)
+>>> objective = lambda s: surrogate(jax.random.key(0), s, labels, estimator="reward_to_go", num_samples=4000)
+>>> jax.grad(objective)(scores).round(2)
+Array([ 0.04,  0.  , -0.04], dtype=float32)
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from r2rank_jax.ranking.arguments import places
+from r2rank_jax.ranking.choices import Choices, choices
 from r2rank_jax.ranking.expectation import expected_ndcg, prepare
 from r2rank_jax.ranking.metrics import discounts
-from r2rank_jax.ranking.plackett_luce import (
-    LOWEST,
-    log_prob_per_place,
-    remaining_mass,
-    reverse_logcumsumexp,
-    sample,
-)
+from r2rank_jax.ranking.sampling import draw
 
 Estimator = Literal["reinforce", "reward_to_go", "pl_rank", "exact"]
 
@@ -50,6 +63,7 @@ def surrogate(
     estimator: Estimator,
     num_samples: int,
     k: int | None = None,
+    centred_gains: bool = True,
 ) -> jax.Array:
     """An estimate of E[NDCG@k] whose gradient in `scores` is an unbiased estimate of ∇E[NDCG@k]. Maximise it.
 
@@ -62,6 +76,9 @@ def surrogate(
       num_samples: M, rankings sampled per list; at least 2 for the estimators with a leave-one-out baseline;
         not used by "exact".
       k: cut-off of the metric; None takes all N places. Only min(k, N) places are sampled.
+      centred_gains: subtract the list's mean gain from all gains. Every ranking collects the same sum of discounts, so
+        this leaves the expectation alone. In "pl_rank" it cuts the variance; the leave-one-out baselines of the other
+        two absorb it, so that for them it changes nothing.
 
     Returns:
       [...] one number per list. First derivatives only: the sampled estimators' second derivatives mean
@@ -75,104 +92,134 @@ def surrogate(
     if estimator not in _SAMPLED:
         known = (*_SAMPLED, "exact")
         raise ValueError(f'estimator must be one of {known}; got {estimator!r}; "exact" has no variance')
-    if estimator != "pl_rank" and num_samples < 2:
+    if num_samples < (1 if estimator == "pl_rank" else 2):
         raise ValueError(
             f'estimator "{estimator}" compares each ranking with the others, so num_samples must be at least '
             f'2; got {num_samples}; raise it or use "exact"'
         )
     scores, gains, real = prepare(scores, labels, mask, k)
-    rankings = sample(key, scores, real, num_samples=num_samples, k=k)  # [..., M, K]
-    return surrogate_of_rankings(scores, gains, real, rankings, estimator)
+    fixed = jax.lax.stop_gradient(scores)
+    rankings = draw(key, fixed, real, num_samples, places(k, scores.shape[-1]))  # [..., M, K]
+    value, gradient = value_and_gradient(fixed, gains, real, rankings, estimator, centred_gains=centred_gains)
+    # The value of `value` with the slope `gradient`.
+    carrier = jnp.sum(gradient * (scores - fixed), axis=-1)
+    return value + carrier
 
 
-def surrogate_of_rankings(
-    scores: jax.Array, gains: jax.Array, real: jax.Array, rankings: jax.Array, estimator: Estimator
-) -> jax.Array:
-    """The sampled surrogates for given rankings; `surrogate` draws them and calls this.
+def value_and_gradient(
+    scores: jax.Array,
+    gains: jax.Array,
+    real: jax.Array,
+    rankings: jax.Array,
+    estimator: Estimator,
+    *,
+    centred_gains: bool = True,
+) -> tuple[jax.Array, jax.Array]:
+    """What the sampled estimators make of given rankings; `surrogate` draws them and calls this.
 
     Args:
-      scores: [..., N] float32, finite (see `expectation.prepare`).
+      scores: [..., N] finite (see `expectation.prepare`); the arithmetic follows its dtype.
       gains: [..., N] normalised gains, 0 at masked items.
       real: [..., N] True for a real item.
       rankings: [..., M, K] independent rankings from PL(scores).
       estimator: "reinforce", "reward_to_go" or "pl_rank".
+      centred_gains: as in `surrogate`.
 
     Returns:
-      [...] as `surrogate`.
+      The mean reward [...], and the estimate of ∇V [..., N], 0 at masked items.
     """
+    weights = discounts(rankings.shape[-1], scores.dtype)
     shape = (*rankings.shape[:-1], scores.shape[-1])
-    scores, gains, real = (jnp.broadcast_to(x[..., None, :], shape) for x in (scores, gains, real))
-    rewards = jnp.take_along_axis(gains, rankings, axis=-1) * discounts(rankings.shape[-1])  # [..., M, K]
-    value = jnp.mean(jnp.sum(rewards, axis=-1), axis=-1)
-    carrier = _SAMPLED[estimator](scores, gains, real, rankings, rewards)
-    return jax.lax.stop_gradient(value) + (carrier - jax.lax.stop_gradient(carrier))
+    wide_scores, wide_gains, wide_real = (jnp.broadcast_to(x[..., None, :], shape) for x in (scores, gains, real))
+    value = jnp.mean(jnp.sum(jnp.take_along_axis(wide_gains, rankings, axis=-1) * weights, axis=-1), axis=-1)
+    if centred_gains:
+        count = jnp.maximum(jnp.sum(real, axis=-1, keepdims=True), 1).astype(gains.dtype)
+        gains = jnp.where(real, gains - jnp.sum(gains, axis=-1, keepdims=True) / count, 0.0)
+        wide_gains = jnp.broadcast_to(gains[..., None, :], shape)
+    chosen = choices(wide_scores, rankings, wide_real)
+    # A masked item collects nothing: its place is beyond the list.
+    discount = jnp.where(chosen.real, weights, 0.0)
+    rewards = jnp.take_along_axis(wide_gains, rankings, axis=-1) * discount
+    terms = _SAMPLED[estimator](rewards, discount, chosen)
+    return value, _gradient(scores, gains, real, rankings, chosen, terms)
 
 
-def _reinforce(
-    scores: jax.Array, gains: jax.Array, real: jax.Array, rankings: jax.Array, rewards: jax.Array
-) -> jax.Array:
-    """mean_m (R_m − mean of the others' R) log PL(y_m); all arguments [..., M, N or K]."""
-    del gains
-    log_probs = log_prob_per_place(scores, rankings, real).sum(axis=-1)
-    advantage = _leave_one_out(jnp.sum(rewards, axis=-1), axis=-1)
-    return jnp.mean(jax.lax.stop_gradient(advantage) * log_probs, axis=-1)
+class _Terms(NamedTuple):
+    """The parts of own_r [i placed] + Σ_{q <= r} S_q(i) (gain_i per_gain_q − toll_q), r = r_i: each [..., M, K]."""
+
+    own: jax.Array  # for being placed here
+    toll: jax.Array  # for having been left at this place
+    per_gain: jax.Array | None  # for the reward that this place could have brought; None = 0
 
 
-def _reward_to_go(
-    scores: jax.Array, gains: jax.Array, real: jax.Array, rankings: jax.Array, rewards: jax.Array
-) -> jax.Array:
+def _reinforce(rewards: jax.Array, discount: jax.Array, chosen: Choices) -> _Terms:
+    """The whole list's reward, compared with the other rankings', on every choice."""
+    del discount
+    advantage = jnp.where(chosen.real, _leave_one_out(jnp.sum(rewards, axis=-1, keepdims=True)), 0.0)
+    return _Terms(own=advantage, toll=advantage, per_gain=None)
+
+
+def _reward_to_go(rewards: jax.Array, discount: jax.Array, chosen: Choices) -> _Terms:
     """As `_reinforce`, but a place's choice answers only for the reward from that place on."""
-    del gains
-    log_probs = log_prob_per_place(scores, rankings, real)  # [..., M, K]
+    del discount
     # The baseline of place r comes from the other rankings only, so it is independent of this ranking's
     # choices and leaves the estimate unbiased.
-    advantage = _leave_one_out(_from_place_on(rewards), axis=-2)
-    return jnp.mean(jnp.sum(jax.lax.stop_gradient(advantage) * log_probs, axis=-1), axis=-1)
+    advantage = jnp.where(chosen.real, _leave_one_out(_from_place_on(rewards)), 0.0)
+    return _Terms(own=advantage, toll=advantage, per_gain=None)
 
 
-def _pl_rank(
-    scores: jax.Array, gains: jax.Array, real: jax.Array, rankings: jax.Array, rewards: jax.Array
+def _pl_rank(rewards: jax.Array, discount: jax.Array, chosen: Choices) -> _Terms:
+    """PL-Rank-3: λ_i = G_{r_i+1} [i placed] + Σ_{q <= r_i} S_q(i) (w_q gain_i − G_q), G the rewards from a place on."""
+    del chosen
+    to_go = _from_place_on(rewards)
+    return _Terms(own=to_go - rewards, toll=to_go, per_gain=discount)
+
+
+def _gradient(
+    scores: jax.Array, gains: jax.Array, real: jax.Array, rankings: jax.Array, chosen: Choices, terms: _Terms
 ) -> jax.Array:
-    """PL-Rank-3: λ_i = G_{r_i+1} [i placed] + e^{s_i} (gain_i a_{r_i} − b_{r_i}), in log space.
+    """The estimate [..., N] that the terms make, averaged over the rankings."""
+    # Z_r / Z_{r−1}; the first is not used.
+    log_shrink = jnp.diff(chosen.peak, axis=-1) + jnp.diff(chosen.excess, axis=-1)
+    shrink = jnp.exp(jnp.pad(log_shrink, [(0, 0)] * (log_shrink.ndim - 1) + [(1, 0)]))
+    toll = _discounted_sum(shrink, terms.toll)
+    per_gain = None if terms.per_gain is None else _discounted_sum(shrink, terms.per_gain)
 
-    a_r = Σ_{q<=r} w_q / Z_q and b_r = Σ_{q<=r} G_q / Z_q, taken at place min(r_i, K). The products e^{s_i} /
-    Z_q are at most 1 for q <= r_i, while e^{s_i} and Z_q alone overflow at wide gaps: hence logarithms until
-    the product. The gains are centred: every ranking collects the same sum of discounts, so a constant taken
-    off all gains leaves the expectation unchanged, and the mean gain takes most of the variance with it.
-    """
-    num_places = rankings.shape[-1]
-    frozen = jax.lax.stop_gradient(scores)
-    _, peak, excess, placed_real = remaining_mass(frozen, rankings, real)
-    weights = jnp.where(placed_real, discounts(num_places), 0.0)  # [..., M, K]
-    count = jnp.maximum(jnp.sum(real, axis=-1, keepdims=True, dtype=jnp.float32), 1.0)
-    mean_gain = jnp.sum(gains, axis=-1, keepdims=True) / count
-    rewards_on, weights_on = _from_place_on(rewards), _from_place_on(weights)  # G_r and Σ_{q>=r} w_q
+    def left(gains: jax.Array, share: jax.Array, place: slice) -> jax.Array:
+        """S_r(i) (gain_i Σ per_gain − Σ toll), the sums carried to place r in units of Z_r."""
+        worth = 0.0 if per_gain is None else gains * per_gain[..., place]
+        return share * (worth - toll[..., place])
 
-    # Place of each item; K − 1 (the last) for unplaced ones, which every normaliser still contained.
-    positions = jnp.broadcast_to(jnp.arange(num_places, dtype=jnp.int32), rankings.shape)
-    last = jnp.full(scores.shape, num_places - 1, jnp.int32)
-    place = jnp.put_along_axis(last, rankings, positions, axis=-1, inplace=False)
-    unplaced = jnp.ones(scores.shape, bool)
-    placed = ~jnp.put_along_axis(unplaced, rankings, jnp.zeros_like(placed_real), axis=-1, inplace=False)
+    wide_gains = jnp.broadcast_to(gains[..., None, :], chosen.unplaced.shape)
+    placed_gains = jnp.take_along_axis(wide_gains, rankings, axis=-1)
+    placed = terms.own + left(placed_gains, jnp.exp(chosen.log_prob()), slice(None))
+    placed = jnp.where(chosen.real, placed, 0.0)
+    last = slice(-1, None)
+    # At most 1 for an unplaced item, which is in Z_K; the cap keeps the other branch of `where` finite.
+    share = jnp.exp(jnp.minimum((scores[..., None, :] - chosen.peak[..., last]) - chosen.excess[..., last], 0.0))
+    unplaced = jnp.where(chosen.unplaced, left(gains[..., None, :], share, last), 0.0)
+    total = jnp.sum(unplaced, axis=-2)
+    # Places of one list's rankings, side by side, added onto its items.
+    flat = (*rankings.shape[:-2], -1)
+    total = _add_at(total, rankings.reshape(flat), placed.reshape(flat))
+    return jnp.where(real, total / rankings.shape[-2], 0.0)
 
-    def mass_times(numerator: jax.Array) -> jax.Array:
-        """e^{s_i} Σ_{q <= place of i} numerator_q / Z_q for every item: [..., M, N]."""
-        present = placed_real & (numerator > 0)
-        terms = jnp.where(present, -peak, LOWEST), jnp.log(jnp.where(present, numerator, 1.0)) - excess
-        top, rest = reverse_logcumsumexp(*(jnp.flip(x, axis=-1) for x in terms))
-        top, rest = (jnp.take_along_axis(jnp.flip(x, axis=-1), place, axis=-1) for x in (top, rest))
-        return jnp.exp((frozen + top) + rest)
 
-    after = jnp.take_along_axis(
-        (rewards_on - rewards) - mean_gain * (weights_on - weights), place, axis=-1
-    )  # centred G_{r_i + 1}
-    lambdas = (
-        jnp.where(placed, after, 0.0)
-        + (gains - mean_gain) * mass_times(weights)
-        - (mass_times(rewards_on) - mean_gain * mass_times(weights_on))
-    )
-    lambdas = jnp.where(real, lambdas, 0.0)
-    return jnp.mean(jnp.sum(jax.lax.stop_gradient(lambdas) * scores, axis=-1), axis=-1)
+def _add_at(totals: jax.Array, indices: jax.Array, values: jax.Array) -> jax.Array:
+    """totals [..., N] with values [..., J] added at indices [..., J], which may repeat."""
+    add = lambda total, index, value: total.at[index].add(value)  # noqa: E731
+    for _ in range(totals.ndim - 1):
+        add = jax.vmap(add)
+    return add(totals, indices, values)
+
+
+def _discounted_sum(shrink: jax.Array, values: jax.Array) -> jax.Array:
+    """out_r = shrink_r · out_{r−1} + values_r along the last axis."""
+
+    def combine(a: tuple[jax.Array, jax.Array], b: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        return a[0] * b[0], b[0] * a[1] + b[1]
+
+    return jax.lax.associative_scan(combine, (shrink, values), axis=values.ndim - 1)[1]
 
 
 def _from_place_on(values: jax.Array) -> jax.Array:
@@ -180,10 +227,10 @@ def _from_place_on(values: jax.Array) -> jax.Array:
     return jnp.flip(jnp.cumsum(jnp.flip(values, axis=-1), axis=-1), axis=-1)
 
 
-def _leave_one_out(values: jax.Array, axis: int) -> jax.Array:
-    """Each value minus the mean of the others along `axis`."""
-    count = values.shape[axis]
-    return (values - jnp.mean(values, axis=axis, keepdims=True)) * (count / (count - 1))
+def _leave_one_out(values: jax.Array) -> jax.Array:
+    """Each value [..., M, K] minus the mean of those of the other rankings."""
+    count = values.shape[-2]
+    return (values - jnp.mean(values, axis=-2, keepdims=True)) * (count / (count - 1))
 
 
 _SAMPLED = {"reinforce": _reinforce, "reward_to_go": _reward_to_go, "pl_rank": _pl_rank}

@@ -22,7 +22,6 @@ under jit.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -31,13 +30,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from r2rank_jax.ranking import quadrature
+from r2rank_jax.ranking import quadrature, subsets
+from r2rank_jax.ranking.arguments import leading, places, real_scores, same_items
+from r2rank_jax.ranking.choices import choices
 from r2rank_jax.ranking.metrics import discounts, normalized_gains
-from r2rank_jax.ranking.plackett_luce import LOWEST, log_prob, places, real_scores
 
 Method = Literal["auto", "enumerate", "subset_dp", "quadrature", "quadrature_one_positive"]
 
-MAX_ITEMS = {"enumerate": 8, "subset_dp": 14}
+MAX_ITEMS = {"enumerate": 8, "subset_dp": subsets.MAX_ITEMS}
 
 
 def expected_ndcg(
@@ -67,13 +67,17 @@ def expected_ndcg(
       ValueError: if shapes disagree, the method is unknown, or N is too large for it.
     """
     scores, gains, real = prepare(scores, labels, mask, k)
-    num_items = scores.shape[-1]
-    num_places = places(k, num_items)
-    check_method(method, num_items)
+    check_method(method, scores.shape[-1])
+    return value(scores, gains, real, places(k, scores.shape[-1]), method)
+
+
+def value(scores: jax.Array, gains: jax.Array, real: jax.Array, num_places: int, method: Method) -> jax.Array:
+    """`expected_ndcg` for prepared arguments of one shape [..., N] (see `prepare`), in their dtype."""
     if method == "enumerate":
         return _enumerate(scores, gains, real, num_places)
     if method == "subset_dp":
-        return _subset_dp(scores, gains, real, num_places)
+        weights = discounts(num_places, scores.dtype)
+        return subsets.expected_total(scores, real, num_places, lambda size, free: weights[size] * gains[..., None, :])
 
     def discount(focal: jax.Array) -> jax.Array:
         return quadrature.expected_discount(scores, real, focal, num_places)
@@ -138,12 +142,8 @@ def prepare(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Finite scores, normalised gains and mask of a batch of lists, all broadcast to one shape [..., N]."""
     scores, real = real_scores(scores, mask)
-    labels = jnp.asarray(labels)
-    if labels.ndim == 0 or labels.shape[-1] != scores.shape[-1]:
-        raise ValueError(
-            f"labels must have as many items as scores: {scores.shape[-1]} on the last axis; got shape "
-            f"{labels.shape}; pass one label per item (any number where mask is False)"
-        )
+    same_items("labels", np.shape(labels), "scores", scores.shape)
+    leading(scores=scores.shape, labels=np.shape(labels))
     gains = normalized_gains(labels, real, k=k)
     return jnp.broadcast_to(scores, gains.shape), gains, jnp.broadcast_to(real, gains.shape)
 
@@ -192,7 +192,7 @@ def sum_over_relevant(discount: Callable[[jax.Array], jax.Array], gains: jax.Arr
             return jax.lax.cond(turn < most, lambda: total + weighted(focal), lambda: total), None
 
         shape = jax.eval_shape(weighted, jax.ShapeDtypeStruct(lead, jnp.int32)).shape
-        return jax.lax.scan(add, jnp.zeros(shape, jnp.float32), jnp.arange(num_items, dtype=jnp.int32))[0]
+        return jax.lax.scan(add, jnp.zeros(shape, gains.dtype), jnp.arange(num_items, dtype=jnp.int32))[0]
 
     relevant = jnp.sum(gains > 0, axis=-1, dtype=jnp.int32)
     most = jnp.max(relevant, initial=0)
@@ -217,37 +217,8 @@ def _enumerate(scores: jax.Array, gains: jax.Array, real: jax.Array, num_places:
     order = jnp.where(real[..., rankings], rankings, rankings + num_items)  # [..., N!, N]
     masked = order >= num_items
     canonical = jnp.all(~masked[..., :-1] | (order[..., 1:] > order[..., :-1]), axis=-1)
-    log_probs = log_prob(scores[..., None, :], rankings, real[..., None, :])
-    rewards = gains[..., rankings[:, :num_places]] @ discounts(num_places)
+    shape = (*scores.shape[:-1], *rankings.shape)
+    wide_scores, wide_real = (jnp.broadcast_to(x[..., None, :], shape) for x in (scores, real))
+    log_probs = choices(wide_scores, jnp.broadcast_to(rankings, shape), wide_real).log_prob().sum(axis=-1)
+    rewards = gains[..., rankings[:, :num_places]] @ discounts(num_places, gains.dtype)
     return jnp.sum(jnp.where(canonical, jnp.exp(log_probs) * rewards, 0.0), axis=-1)
-
-
-def _subset_dp(scores: jax.Array, gains: jax.Array, real: jax.Array, num_places: int) -> jax.Array:
-    """Backward recursion over the set of items already placed.
-
-    F(placed) = Σ_{i not placed} softmax_i · ( w_{|placed|+1} gain_i + F(placed ∪ {i}) ),   V = F(∅).
-    """
-    num_items = scores.shape[-1]
-    weights = discounts(num_places)
-    future = jnp.zeros((*scores.shape[:-1], math.comb(num_items, num_places)), jnp.float32)
-    for size in reversed(range(num_places)):
-        placed, larger = _subsets(num_items, size)
-        free = real[..., None, :] & ~placed  # [..., C(N, size), N]
-        logits = jnp.where(free, scores[..., None, :], LOWEST)
-        choice = jnp.where(free, jax.nn.softmax(logits, axis=-1), 0.0)
-        future = jnp.sum(choice * (weights[size] * gains[..., None, :] + future[..., larger]), axis=-1)
-    return future[..., 0]
-
-
-def _subsets(num_items: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Membership [C, N] of all subsets of one size, and the index [C, N] of each union with one item."""
-    subsets = list(itertools.combinations(range(num_items), size))
-    index = {subset: i for i, subset in enumerate(itertools.combinations(range(num_items), size + 1))}
-    member = np.zeros((len(subsets), num_items), bool)
-    larger = np.zeros((len(subsets), num_items), np.int32)
-    for row, subset in enumerate(subsets):
-        member[row, list(subset)] = True
-        for item in range(num_items):
-            if item not in subset:
-                larger[row, item] = index[tuple(sorted((*subset, item)))]
-    return member, larger

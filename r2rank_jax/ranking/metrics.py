@@ -1,12 +1,28 @@
-"""Ranking metrics: DCG, NDCG, reciprocal rank, recall, hit rate.
+"""Ranking metrics: DCG, NDCG, reciprocal rank, recall, hit rate, average precision.
 
-Every metric takes a ranking [..., K] (item indices, best first) and labels [..., N] (graded relevance; an
+Every metric takes a ranking [..., K] (item indices, best first) and labels [..., N] (graded relevance, at least 0; an
 item is relevant when its label is above 0), computes in float32 and returns one number per list. A list
 without a relevant item scores 0 in all of them: exclude such lists from a mean with `has_relevant`, or they
 count as failures.
 
+Metrics take rankings, not scores, because the step between them is where evaluations go wrong: equal scores need an
+order. `plackett_luce.mode(scores, mask, key=key)` breaks ties at random. The ranking costs the one sort by score; only
+NDCG sorts again, by gain, for its ideal.
+
+A metric over a sampled candidate list (1 positive, 19 negatives) is not an estimate of the metric over the whole
+catalogue, and can order two systems differently: W. Krichene, S. Rendle, "On Sampled Metrics for Item Recommendation"
+(2020). Compare only numbers from the same lists.
+
 NDCG: K. Järvelin, J. Kekäläinen, "Cumulated gain-based evaluation of IR techniques" (2002); the exponential
 gain 2^label − 1: C. Burges et al., "Learning to Rank using Gradient Descent" (2005).
+
+>>> import jax.numpy as jnp
+>>> ranking, labels = jnp.array([1, 3, 2, 0]), jnp.array([0, 0, 1, 1])
+>>> for metric in (ndcg, reciprocal_rank, average_precision):
+...     print(f"{metric(ranking, labels):.6f}")
+0.693426
+0.500000
+0.583333
 """
 
 from __future__ import annotations
@@ -17,28 +33,17 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
-from r2rank_jax.ranking.plackett_luce import broadcast_mask, places
+from r2rank_jax.ranking.arguments import item_indices, leading, places, real_labels
+from r2rank_jax.ranking.order import weighted_descending
 
 Gain = Literal["exp2", "linear"]
 
 
-def discounts(num_places: int) -> np.ndarray:
-    """The weight 1 / log2(1 + r) of each place r = 1..K: float32 [K], a compile-time constant."""
-    return np.asarray([1.0 / math.log2(1 + r) for r in range(1, num_places + 1)], np.float32)
-
-
-def real_labels(labels: ArrayLike, mask: ArrayLike | None = None) -> jax.Array:
-    """Labels [..., N] in float32 with 0 at masked items; a negative label counts as 0 (not relevant)."""
-    labels = jax.lax.stop_gradient(jnp.asarray(labels, jnp.float32))
-    if labels.ndim == 0 or labels.shape[-1] == 0:
-        raise ValueError(
-            f"labels must have shape [..., N] with N >= 1 items; got {labels.shape}; put the items of "
-            "a list on the last axis"
-        )
-    # Without the floor a negative label would make NDCG negative.
-    return jnp.maximum(jnp.where(broadcast_mask(mask, labels.shape, "labels"), labels, 0.0), 0.0)
+def discounts(num_places: int, dtype: DTypeLike = np.float32) -> np.ndarray:
+    """The weight 1 / log2(1 + r) of each place r = 1..K: [K], a compile-time constant."""
+    return np.asarray([1.0 / math.log2(1 + r) for r in range(1, num_places + 1)], dtype)
 
 
 def has_relevant(labels: ArrayLike, mask: ArrayLike | None = None) -> jax.Array:
@@ -63,14 +68,14 @@ def normalized_gains(
     labels = real_labels(labels, mask)
     # NDCG does not change when all gains of a list are divided by 2^(largest label), and 2^130
     # overflows float32.
-    top = jnp.max(labels, axis=-1, keepdims=True)
+    largest = jnp.max(labels, axis=-1, keepdims=True)
     if gain == "exp2":
-        gains = jnp.where(labels > 0, jnp.exp2(labels - top) - jnp.exp2(-top), 0.0)
+        gains = jnp.where(labels > 0, jnp.exp2(labels - largest) - jnp.exp2(-largest), 0.0)
     else:
         _check_gain(gain)
-        gains = labels / jnp.where(top > 0, top, 1.0)
+        gains = labels / jnp.where(largest > 0, largest, 1.0)
     weights = discounts(places(k, labels.shape[-1]))
-    ideal = jnp.sum(jax.lax.top_k(gains, len(weights))[0] * weights, axis=-1, keepdims=True)
+    ideal = weighted_descending(gains, weights)[..., None]
     return gains / jnp.where(ideal > 0, ideal, 1.0)
 
 
@@ -89,7 +94,7 @@ def dcg(
         [..., M, K] of one list need labels [..., 1, N].
       labels: [..., N] graded relevance.
       mask: [..., N] True for a real item; a masked item takes its place and gains nothing.
-      k: cut-off; None takes all K places of the ranking.
+      k: cut-off; None takes all K places of the ranking, and a k above N is N.
       gain: "exp2" for 2^label − 1 (overflows float32 from label 128; `ndcg` does not), "linear" for the
         label.
 
@@ -97,7 +102,8 @@ def dcg(
       [...] DCG; 0 where no item is relevant.
 
     Raises:
-      ValueError: if the ranking has fewer than min(k, N) places, or `gain` is unknown.
+      ValueError: if the ranking holds anything but item indices or has fewer than min(k, N) places, labels of real
+        items are negative (traced arrays: see `arguments`), shapes do not broadcast, or `gain` is unknown.
     """
     _check_gain(gain)
     placed = _placed(ranking, real_labels(labels, mask), k)
@@ -126,9 +132,9 @@ def ndcg(
       [...] in [0, 1]; 0 where no item is relevant.
 
     Raises:
-      ValueError: if the ranking has fewer than min(k, N) places, or `gain` is unknown.
+      ValueError: as `dcg`.
     """
-    cutoff = jnp.shape(ranking)[-1] if k is None else k
+    cutoff = np.shape(ranking)[-1] if k is None else k
     placed = _placed(ranking, normalized_gains(labels, mask, k=cutoff, gain=gain), cutoff)
     return jnp.sum(placed * discounts(placed.shape[-1]), axis=-1)
 
@@ -155,25 +161,35 @@ def hit_rate(
     return jnp.any(_placed(ranking, real_labels(labels, mask), k) > 0, axis=-1).astype(jnp.float32)
 
 
+def average_precision(
+    ranking: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None, *, k: int | None = None
+) -> jax.Array:
+    """Σ over the relevant items in the first k places of the precision there, over all relevant items: [...].
+
+    0 without any. Form as `dcg`. Divided by the number of relevant items of the whole list, not by min(k, that number)
+    (rax, trec_eval and ranx divide so, too).
+    """
+    labels = real_labels(labels, mask)
+    relevant = (_placed(ranking, labels, k) > 0).astype(jnp.float32)
+    precision = jnp.cumsum(relevant, axis=-1) / jnp.arange(1, relevant.shape[-1] + 1, dtype=jnp.float32)
+    return jnp.sum(precision * relevant, axis=-1) / jnp.maximum(jnp.sum(labels > 0, axis=-1, dtype=jnp.float32), 1.0)
+
+
 def _placed(ranking: ArrayLike, values: jax.Array, k: int | None) -> jax.Array:
     """values [..., N] in ranking order, cut to the first min(k, N) places."""
-    ranking = jnp.asarray(ranking)
     num_items = values.shape[-1]
-    if not jnp.issubdtype(ranking.dtype, jnp.integer) or ranking.ndim == 0 or ranking.shape[-1] > num_items:
-        raise ValueError(
-            f"ranking must hold item indices in shape [..., K] with K <= N={num_items}; got {ranking.dtype} "
-            f"of shape {ranking.shape}; pass integers such as those of `plackett_luce.mode`"
-        )
+    ranking = item_indices(ranking, num_items)
     cutoff = ranking.shape[-1] if k is None else places(k, num_items)
     if ranking.shape[-1] < cutoff:
         raise ValueError(
             f"a metric at k={k} over N={num_items} items needs a ranking of at least {cutoff} places; got "
             f"{ranking.shape[-1]}; rank more places or lower k"
         )
-    ranking = ranking[..., :cutoff]
-    lead = jnp.broadcast_shapes(ranking.shape[:-1], values.shape[:-1])
+    lead = leading(ranking=ranking.shape, labels=values.shape)
     return jnp.take_along_axis(
-        jnp.broadcast_to(values, (*lead, num_items)), jnp.broadcast_to(ranking, (*lead, cutoff)), axis=-1
+        jnp.broadcast_to(values, (*lead, num_items)),
+        jnp.broadcast_to(ranking[..., :cutoff], (*lead, cutoff)),
+        axis=-1,
     )
 
 

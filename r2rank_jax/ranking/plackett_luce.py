@@ -1,4 +1,4 @@
-"""The Plackett-Luce distribution over rankings: density, exact sampling, mode.
+"""The Plackett-Luce distribution over rankings: density, sampling, mode, rank marginals, entropy, divergence.
 
 A ranking is built from the top: each place is filled by an item drawn from a softmax over the scores of the
 items not placed yet,
@@ -11,119 +11,29 @@ Them" (2019).
 
 Everything here computes in float32. `mask` is True for a real item; a masked item's score may be anything,
 NaN included, and changes neither a value nor a gradient. Masked items fill the last places, in index order.
+
+>>> import jax, jax.numpy as jnp
+>>> scores = jnp.array([0.0, 1.0, 2.0])
+>>> ranking = mode(scores)
+>>> print(ranking, f"{jnp.exp(log_prob(scores, ranking)):.4f}")
+[2 1 0] 0.4863
+>>> print(rank_marginals(scores, k=1)[:, 0].round(4))  # who comes first: the softmax
+[0.09   0.2447 0.6652]
+>>> sample(jax.random.key(0), scores, num_samples=4, k=2).shape
+(4, 2)
 """
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
-# A finite stand-in for −inf. With true infinities (−inf) − (−inf) appears in logaddexp and in its gradient.
-# Scores are clipped far inside it, so that no real item ever looks like a masked one.
-LOWEST = -3.0e38
-SCORE_LIMIT = 1.0e30
-
-
-def real_scores(scores: ArrayLike, mask: ArrayLike | None) -> tuple[jax.Array, jax.Array]:
-    """Makes scores safe to compute with.
-
-    Args:
-      scores: [..., N] real numbers of any float or integer type; ±inf is read as ±1e30.
-      mask: [..., N] True for a real item; broadcasts against `scores`. None: every item is real.
-
-    Returns:
-      Scores [..., N] in float32 with 0 at masked items, and the mask [..., N].
-
-    Raises:
-      ValueError: if `scores` has no item axis or `mask` has another number of items.
-    """
-    scores = jnp.asarray(scores, jnp.float32)
-    if scores.ndim == 0 or scores.shape[-1] == 0:
-        raise ValueError(
-            f"scores must have shape [..., N] with N >= 1 items; got {scores.shape}; put the items "
-            "of a list on the last axis"
-        )
-    real = broadcast_mask(mask, scores.shape, "scores")
-    # Replace before clipping: the gradient of `where` towards a masked NaN is an exact zero.
-    return jnp.clip(jnp.where(real, scores, 0.0), -SCORE_LIMIT, SCORE_LIMIT), real
-
-
-def broadcast_mask(mask: ArrayLike | None, shape: tuple[int, ...], name: str) -> jax.Array:
-    """Broadcasts mask [..., N] (None: all real) against an array of shape [..., N] called `name`."""
-    if mask is None:
-        return jnp.ones(shape, bool)
-    mask = jnp.asarray(mask, bool)
-    if mask.ndim == 0 or mask.shape[-1] != shape[-1]:
-        raise ValueError(
-            f"mask must have as many items as {name}: {shape[-1]} on the last axis; got shape {mask.shape}; "
-            "pass one boolean per item, or None when every item is real"
-        )
-    return jnp.broadcast_to(mask, jnp.broadcast_shapes(mask.shape, shape))
-
-
-def places(k: int | None, num_items: int) -> int:
-    """The number of places K that a cut-off `k` leaves in a list of `num_items`: min(k, N), or N for None."""
-    if k is None:
-        return num_items
-    if isinstance(k, bool) or k != int(k) or k < 1:
-        raise ValueError(f"k must be a positive integer; got k={k!r}; use k=None for the whole list")
-    return min(int(k), num_items)
-
-
-def reverse_logcumsumexp(values: jax.Array, excess: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Reverse cumulative log-sum-exp along the last axis, as a pair (peak, excess) whose sum it is.
-
-    Args:
-      values: [..., K] finite numbers (use `LOWEST` for −inf).
-      excess: [..., K] finite numbers; entry r of the sum is exp(values + excess).
-
-    Returns:
-      peak [..., K], the largest of values[..., r:], a constant to autodiff, and excess [..., K], the log of
-      the sum relative to it. Apart, they keep log 2 visible beside a score of 1e30: subtract the peak first.
-    """
-    peak = jax.lax.stop_gradient(values)
-    excess = excess + (values - peak)  # zero in value, but it carries the gradient
-
-    def combine(a: tuple[jax.Array, jax.Array], b: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        peak = jnp.maximum(a[0], b[0])
-        return peak, jnp.logaddexp(a[1] + (a[0] - peak), b[1] + (b[0] - peak))
-
-    # An associative scan neither underflows at wide gaps (as a cumulative sum of exponentials shifted by one
-    # maximum does) nor has NaN gradients on rows without a real item (as `lax.cumlogsumexp` does).
-    return jax.lax.associative_scan(combine, (peak, excess), reverse=True, axis=values.ndim - 1)
-
-
-def remaining_mass(
-    scores: jax.Array, ranking: jax.Array, real: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """The softmax normaliser met at every place of a ranking.
-
-    Args:
-      scores: [..., N] float32, finite.
-      ranking: [..., K] item indices, best first; same leading axes.
-      real: [..., N] True for a real item.
-
-    Returns:
-      The placed items' scores [..., K] (`LOWEST` where masked); log Z [..., K] = logsumexp over the real
-      items not placed before r, as the pair (peak, excess) of `reverse_logcumsumexp`; whether the placed item
-      is real [..., K].
-    """
-    num_items, num_places = scores.shape[-1], ranking.shape[-1]
-    placed_real = jnp.take_along_axis(real, ranking, axis=-1)
-    placed = jnp.where(placed_real, jnp.take_along_axis(scores, ranking, axis=-1), LOWEST)
-    values, excess = placed, jnp.zeros_like(placed)
-    if num_places < num_items:
-        # The unplaced items enter every normaliser: sum them once, then accumulate upwards from the last
-        # place. Only additions: subtracting placed items from a total would cancel at wide gaps.
-        unplaced = jnp.put_along_axis(real, ranking, jnp.zeros_like(placed_real), axis=-1, inplace=False)
-        tail = jnp.where(unplaced, scores, LOWEST)
-        tail_peak = jax.lax.stop_gradient(jnp.max(tail, axis=-1, keepdims=True))
-        tail_excess = jax.nn.logsumexp(tail - tail_peak, axis=-1, keepdims=True)
-        values = jnp.concatenate([placed, tail_peak], axis=-1)
-        excess = jnp.concatenate([excess, tail_excess], axis=-1)
-    peak, excess = reverse_logcumsumexp(values, excess)
-    return placed, peak[..., :num_places], excess[..., :num_places], placed_real
+from r2rank_jax.ranking import quadrature, sampling, subsets
+from r2rank_jax.ranking.arguments import item_indices, leading, places, real_scores, same_items
+from r2rank_jax.ranking.choices import choices, divergence
+from r2rank_jax.ranking.order import top
 
 
 def log_prob_per_place(scores: ArrayLike, ranking: ArrayLike, mask: ArrayLike | None = None) -> jax.Array:
@@ -139,46 +49,32 @@ def log_prob_per_place(scores: ArrayLike, ranking: ArrayLike, mask: ArrayLike | 
       [..., K] log-probabilities; 0 at a place held by a masked item. Their sum over places is `log_prob`.
 
     Raises:
-      ValueError: if the ranking is not of integers or has more places than there are items.
+      ValueError: as `log_prob`.
     """
-    scores, real = real_scores(scores, mask)
-    ranking = jnp.asarray(ranking)
-    num_items = scores.shape[-1]
-    if not jnp.issubdtype(ranking.dtype, jnp.integer) or ranking.ndim == 0:
-        raise ValueError(
-            f"ranking must hold item indices in shape [..., K]; got {ranking.dtype} of shape "
-            f"{ranking.shape}; pass integers such as those of `sample` or `mode`"
-        )
-    if ranking.shape[-1] > num_items:
-        raise ValueError(
-            f"ranking must have at most N={num_items} places; got {ranking.shape[-1]}; cut it to the first N places"
-        )
-    lead = jnp.broadcast_shapes(real.shape[:-1], ranking.shape[:-1])
-    placed, peak, excess, placed_real = remaining_mass(
-        jnp.broadcast_to(scores, (*lead, num_items)),
-        jnp.broadcast_to(ranking, (*lead, ranking.shape[-1])),
-        jnp.broadcast_to(real, (*lead, num_items)),
-    )
-    return jnp.where(placed_real, (placed - peak) - excess, 0.0)
+    return choices(*_broadcast(scores, ranking, mask)).log_prob()
 
 
 def log_prob(scores: ArrayLike, ranking: ArrayLike, mask: ArrayLike | None = None) -> jax.Array:
     """Log-probability of a ranking, or of its first K places when K < N (the top-K marginal).
 
-    Exact at any score gap: every term is a score minus a log-sum-exp that contains it. Distinctness of the
-    indices is not checked (it cannot be under jit).
+    Exact at any score gap: every term is a score minus a log-sum-exp that contains it; no partition function is
+    subtracted from another. O(N + K log K).
 
     Args:
       scores: [..., N] scores.
       ranking: [..., K] distinct item indices, best first, K <= N. Leading axes broadcast with those of
-        `scores`.
+        `scores`. Distinctness is not checked.
       mask: [..., N] True for a real item. Places held by masked items are skipped.
 
     Returns:
       [...] log-probabilities.
 
     Raises:
-      ValueError: if the ranking is not of integers or has more places than there are items.
+      ValueError: if the ranking is not of integers, has more places than there are items or holds an index that is
+        none (traced rankings: see `arguments`), or if leading axes do not broadcast.
+
+    >>> print(f"{log_prob([0.0, 1.0, 2.0], jnp.array([2, 1, 0])):.6f}")
+    -0.720868
     """
     return log_prob_per_place(scores, ranking, mask).sum(axis=-1)
 
@@ -191,10 +87,11 @@ def sample(
     num_samples: int,
     k: int | None = None,
 ) -> jax.Array:
-    """Draws rankings: the K largest of scores plus independent Gumbel noise (Kool et al. 2019).
+    """Draws rankings, by Gumbel noise or, for K << N, by drawing with replacement (see `sampling`).
 
     Args:
-      key: a JAX PRNG key.
+      key: a JAX PRNG key. An item's noise depends on the key, the leading axes and its index only: masked items
+        appended to a list change nothing in the rankings of the real ones.
       scores: [..., N] scores.
       mask: [..., N] True for a real item; masked items come last, in index order.
       num_samples: M, the number of independent rankings per list.
@@ -204,33 +101,180 @@ def sample(
       int32 [..., M, K] item indices, best first. Not differentiable: use `estimators.surrogate`. Items some
       1e6 or more below the best score lose their noise to float32 rounding and keep the input order among
       themselves.
+
+    Raises:
+      ValueError: if `num_samples` or `k` is below 1 or the mask does not fit.
     """
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1; got {num_samples}; ask for one ranking or more")
     scores, real = real_scores(jax.lax.stop_gradient(scores), mask)
-    num_places = places(k, scores.shape[-1])
-    # Centre on the best item, so that a common offset of the scores costs none of the noise's float32
-    # resolution.
-    scores = scores - jnp.max(jnp.where(real, scores, LOWEST), axis=-1, keepdims=True, initial=LOWEST)
-    # The noise is float32 whatever came in: bfloat16 noise has so few distinct values that ties decide
-    # rankings.
-    noise = jax.random.gumbel(key, (*scores.shape[:-1], num_samples, scores.shape[-1]), jnp.float32)
-    noisy = jnp.where(real[..., None, :], scores[..., None, :] + noise, -jnp.inf)
-    return jax.lax.top_k(noisy, num_places)[1].astype(jnp.int32)
+    return sampling.draw(key, scores, real, num_samples, places(k, scores.shape[-1]))
 
 
-def mode(scores: ArrayLike, mask: ArrayLike | None = None, *, k: int | None = None) -> jax.Array:
+def mode(
+    scores: ArrayLike, mask: ArrayLike | None = None, *, k: int | None = None, key: jax.Array | None = None
+) -> jax.Array:
     """The most probable ranking: items by descending score.
 
     Args:
       scores: [..., N] scores.
-      mask: [..., N] True for a real item; masked items come last, in index order.
+      mask: [..., N] True for a real item; masked items come last.
       k: number of places K = min(k, N); None ranks all items.
+      key: a JAX PRNG key that orders equal scores at random. Give one in an evaluation: without it equal scores keep
+        the input order, which hands a constant scorer whatever the order of the file is worth.
 
     Returns:
-      int32 [..., K] item indices, best first. Equal scores keep the input order: a metric of the mode over
-      tied scores depends on it, `expectation.expected_ndcg` does not.
+      int32 [..., K] item indices, best first. (`expectation.expected_ndcg` needs no tie-breaking at all.)
+
+    Raises:
+      ValueError: if `k` is below 1 or the mask does not fit.
     """
     scores, real = real_scores(jax.lax.stop_gradient(scores), mask)
+    num_places = places(k, scores.shape[-1])
     best = jnp.where(real, scores, -jnp.inf)
-    return jax.lax.top_k(best, places(k, scores.shape[-1]))[1].astype(jnp.int32)
+    if key is None:
+        return top(best, num_places)
+    # Two keys of one sort; the item axis first as in `sampling`.
+    chance = jnp.moveaxis(jax.random.bits(key, (scores.shape[-1], *scores.shape[:-1])), 0, -1)
+    items = jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
+    return jax.lax.sort((-best, chance, items), dimension=-1, num_keys=2)[2][..., :num_places]
+
+
+def rank_marginals(scores: ArrayLike, mask: ArrayLike | None = None, *, k: int | None = None) -> jax.Array:
+    """The probability of every item at every place, exactly: P(y_r = i) for r <= k.
+
+    By quadrature over an item's arrival time in the exponential race behind the distribution (see `quadrature`); error
+    at most 1e-6 in float32. O(nodes · N² · K) operations; differentiable, the gradient keeps K · N² · nodes numbers.
+
+    Args:
+      scores: [..., N] scores.
+      mask: [..., N] True for a real item; a masked item has probability 0 everywhere.
+      k: number of places K = min(k, N); None takes all.
+
+    Returns:
+      [..., N, K]. Columns sum to 1 over the items as long as there are real items for that place, and rows sum to 1
+      over all N places.
+
+    Raises:
+      ValueError: if `k` is below 1 or the mask does not fit.
+    """
+    scores, real = real_scores(scores, mask)
+    return quadrature.place_marginals(scores, real, places(k, scores.shape[-1]))
+
+
+def kl(
+    scores: ArrayLike,
+    other: ArrayLike,
+    mask: ArrayLike | None = None,
+    *,
+    k: int | None = None,
+    key: jax.Array | None = None,
+    num_samples: int | None = None,
+) -> jax.Array:
+    """KL divergence KL(PL(scores) || PL(other)) over rankings, or over their first K places.
+
+    Without a key: exact, by dynamic programming, for N <= 14. With a key: unbiased from `num_samples` rankings drawn
+    from PL(scores). Each contributes Σ_r KL of its place's choice given the places above, which has the mean of
+    log PL(y | scores) − log PL(y | other) with the chance of every single choice averaged out (Rao-Blackwell): lower
+    variance, and never negative.
+
+    Args:
+      scores: [..., N] scores of the model that ranks.
+      other: [..., N] scores of the model it is compared with; leading axes broadcast.
+      mask: [..., N] True for an item that is real in both.
+      k: number of places compared; None compares full rankings.
+      key: a JAX PRNG key; None asks for the exact value.
+      num_samples: M, at least 2; with `key` only.
+
+    Returns:
+      [...] divergences in nats. Differentiable in both models; the estimate's gradient is unbiased, too (that the
+      drawing depends on `scores` enters by a score-function term with a leave-one-out baseline).
+
+    Raises:
+      ValueError: if shapes disagree, N > 14 without a key, or a key comes without num_samples >= 2.
+
+    >>> print(f"{kl([1.0, 0.0], [0.0, 0.0]):.6f}")  # log 2 − the entropy of a coin with p = sigmoid(1)
+    0.110944
+    """
+    scores, real = real_scores(scores, mask)
+    same_items("other", np.shape(other), "scores", scores.shape)
+    shape = (*leading(scores=scores.shape, other=np.shape(other)), scores.shape[-1])
+    real = jnp.broadcast_to(real, shape)
+    other, _ = real_scores(jnp.broadcast_to(jnp.asarray(other), shape), real)
+    scores = jnp.broadcast_to(scores, shape)
+    num_items, num_places = shape[-1], places(k, shape[-1])
+    if key is None:
+        if num_items > subsets.MAX_ITEMS:
+            raise ValueError(
+                f"the exact value treats at most {subsets.MAX_ITEMS} items; got N={num_items}; pass key= and "
+                "num_samples= for an unbiased estimate"
+            )
+
+        def gap(size: int, free: jax.Array) -> jax.Array:
+            del size
+            return subsets.log_softmax(scores[..., None, :], free) - subsets.log_softmax(other[..., None, :], free)
+
+        return subsets.expected_total(scores, real, num_places, gap)
+    if num_samples is None or num_samples < 2:
+        raise ValueError(
+            "an estimate compares each ranking with the others, so num_samples must be at least 2; got "
+            f"{num_samples}; raise it, or leave out key= for the exact value"
+        )
+    rankings = sampling.draw(key, jax.lax.stop_gradient(scores), real, num_samples, num_places)  # [..., M, K]
+    shape = (*shape[:-1], num_samples, num_items)
+    p, q, real = (jnp.broadcast_to(x[..., None, :], shape) for x in (scores, other, real))
+    values = jnp.sum(divergence(p, q, rankings, real), axis=-1)  # [..., M]
+    log_probs = jnp.sum(choices(p, rankings, real).log_prob(), axis=-1)
+    baseline = (jnp.sum(values, axis=-1, keepdims=True) - values) / (num_samples - 1)
+    advantage = jax.lax.stop_gradient(values - baseline)
+    carrier = advantage * log_probs
+    return jnp.mean(values + (carrier - jax.lax.stop_gradient(carrier)), axis=-1)
+
+
+def entropy(
+    scores: ArrayLike,
+    mask: ArrayLike | None = None,
+    *,
+    k: int | None = None,
+    key: jax.Array | None = None,
+    num_samples: int | None = None,
+) -> jax.Array:
+    """Entropy of PL(scores) over rankings, or over their first K places, in nats.
+
+    It is log n!/(n − K)! for n real items, the entropy of the uniform ranking, minus the divergence from it; so exact
+    or sampled under the same conditions, with the same arguments and errors, as `kl`.
+
+    Args:
+      scores: [..., N] scores.
+      mask: [..., N] True for a real item.
+      k: number of places; None takes full rankings.
+      key: a JAX PRNG key; None asks for the exact value, for N <= 14.
+      num_samples: M, at least 2; with `key` only.
+
+    Returns:
+      [...] entropies, from 0 (certain) to log n!/(n − K)! (uniform). Differentiable, as `kl`.
+
+    Raises:
+      ValueError: as `kl`.
+
+    >>> print(f"{entropy(jnp.zeros(4)):.4f} = log 24")
+    3.1781 = log 24
+    """
+    safe, real = real_scores(scores, mask)
+    num_places = places(k, safe.shape[-1])
+    left = jnp.sum(real, axis=-1, keepdims=True) - jnp.arange(num_places)  # items to choose from at each place
+    uniform = jnp.sum(jnp.log(jnp.maximum(left, 1).astype(jnp.float32)), axis=-1)
+    return uniform - kl(safe, jnp.zeros(safe.shape[-1]), real, k=k, key=key, num_samples=num_samples)
+
+
+def _broadcast(scores: ArrayLike, ranking: ArrayLike, mask: ArrayLike | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Finite scores [..., N], ranking [..., K] and mask [..., N] with equal leading axes."""
+    scores, real = real_scores(scores, mask)
+    num_items = scores.shape[-1]
+    ranking = item_indices(ranking, num_items)
+    lead = leading(scores=scores.shape, ranking=ranking.shape)
+    return (
+        jnp.broadcast_to(scores, (*lead, num_items)),
+        jnp.broadcast_to(ranking, (*lead, ranking.shape[-1])),
+        jnp.broadcast_to(real, (*lead, num_items)),
+    )

@@ -30,10 +30,9 @@ from r2rank_jax.ranking.metrics import discounts
 NUM_NODES = 56
 # Mass left out: 1 − e^{−e^{−16}} = 1.1e-7 on the left, e^{−e^3} = 2e-9 on the right. The weights are
 # renormalised.
-_LOG_TIMES64 = np.linspace(-16.0, 3.0, NUM_NODES)
-_DENSITY64 = np.exp(_LOG_TIMES64 - np.exp(_LOG_TIMES64))
-LOG_TIMES = _LOG_TIMES64.astype(np.float32)
-WEIGHTS = (_DENSITY64 / _DENSITY64.sum()).astype(np.float32)
+LOG_TIMES = np.linspace(-16.0, 3.0, NUM_NODES)
+_DENSITY = np.exp(LOG_TIMES - np.exp(LOG_TIMES))
+WEIGHTS = _DENSITY / _DENSITY.sum()
 
 # exp(−exp(20)) is 0 in float32; beyond it exp(gap) would overflow and 0 · inf poison the gradient.
 _MAX_LOG_TIME = 20.0
@@ -49,38 +48,35 @@ def arrived_before(gaps: jax.Array, present: jax.Array) -> jax.Array:
     Returns:
       [..., Q, N] probabilities, 0 where not present.
     """
-    log_times = jnp.minimum(gaps[..., None, :] + LOG_TIMES[:, None], _MAX_LOG_TIME)
+    times = LOG_TIMES.astype(gaps.dtype)[:, None]
+    log_times = jnp.minimum(gaps[..., None, :] + times, _MAX_LOG_TIME)
     return jnp.where(present[..., None, :], -jnp.expm1(-jnp.exp(log_times)), 0.0)
 
 
-def discount_of_count(before: jax.Array, num_places: int) -> jax.Array:
-    """E[w_{1+C}] for C successes of independent trials, w_r = 1/log2(1+r) for r <= K and 0 below.
+def place_distribution(before: jax.Array, num_places: int) -> jax.Array:
+    """P(C = 0), ..., P(C = K − 1) for C successes of independent trials: the distribution of the place 1 + C.
 
     Args:
       before: [..., N] success probabilities.
       num_places: K.
 
     Returns:
-      [...] expected discounts. Multilinear in `before`.
+      [K, ...] probabilities. Multilinear in `before`.
     """
-    lead = before.shape[:-1]
-    # The count's distribution, cut at K, one item at a time. States lead, so that the shift moves whole
-    # blocks.
-    start = jnp.zeros((num_places, *lead), jnp.float32).at[0].set(1.0)
+    # One item at a time, cut at K. States lead, so that the shift moves whole blocks.
+    start = jnp.zeros((num_places, *before.shape[:-1]), before.dtype).at[0].set(1.0)
 
     def add_item(count: jax.Array, probability: jax.Array) -> tuple[jax.Array, None]:
-        shifted = jnp.concatenate([jnp.zeros_like(count[:1]), count[:-1]])
-        return count + probability * (shifted - count), None
+        return _one_more_trial(count, probability), None
 
-    count, _ = jax.lax.scan(add_item, start, jnp.moveaxis(before, -1, 0))
-    return jnp.einsum("k...,k->...", count, discounts(num_places))
+    return jax.lax.scan(add_item, start, jnp.moveaxis(before, -1, 0))[0]
 
 
 def expected_discount(scores: jax.Array, real: jax.Array, focal: jax.Array, num_places: int) -> jax.Array:
     """E[discount of one item's place]; cost O(nodes · N · K) per list.
 
     Args:
-      scores: [..., N] float32, finite.
+      scores: [..., N] finite.
       real: [..., N] True for a real item.
       focal: int [...] index of the focal item.
       num_places: K.
@@ -89,7 +85,31 @@ def expected_discount(scores: jax.Array, real: jax.Array, focal: jax.Array, num_
       [...] values in (0, 1].
     """
     gaps, present = _around(scores, real, focal)
-    return discount_of_count(arrived_before(gaps, present), num_places) @ WEIGHTS
+    return _expected_discount(arrived_before(gaps, present), num_places)
+
+
+def place_marginals(scores: jax.Array, real: jax.Array, num_places: int) -> jax.Array:
+    """P(item i holds place r) for every item and the first K places; cost O(nodes · N² · K) per list.
+
+    Args:
+      scores: [..., N] finite.
+      real: [..., N] True for a real item.
+      num_places: K.
+
+    Returns:
+      [..., N, K] probabilities, 0 for masked items.
+    """
+    start = jnp.zeros((num_places, *scores.shape, NUM_NODES), scores.dtype).at[0].set(1.0)
+
+    def add_item(count: jax.Array, item: jax.Array) -> tuple[jax.Array, None]:
+        """One more rival for every focal item at once."""
+        gaps = jnp.take(scores, item, axis=-1)[..., None] - scores  # [..., N] over focal items
+        rival = jnp.take(real, item, axis=-1)[..., None] & (jnp.arange(scores.shape[-1]) != item)
+        before = jnp.moveaxis(arrived_before(gaps, rival), -2, -1)  # [..., N, Q]
+        return _one_more_trial(count, before), None
+
+    count, _ = jax.lax.scan(add_item, start, jnp.arange(scores.shape[-1]))
+    return jnp.where(real[..., None], jnp.einsum("k...q,q->...k", count, WEIGHTS.astype(scores.dtype)), 0.0)
 
 
 def swapped_expected_discount(
@@ -116,7 +136,7 @@ def swapped_expected_discount(
     before = arrived_before(gaps, present)
 
     def total(before: jax.Array) -> tuple[jax.Array, jax.Array]:
-        value = discount_of_count(before, num_places) @ WEIGHTS
+        value = _expected_discount(before, num_places)
         return jnp.sum(value), value
 
     slope, value = jax.grad(total, has_aux=True)(before)  # [..., Q, N], node weights included; [...]
@@ -141,3 +161,16 @@ def _around(scores: jax.Array, real: jax.Array, focal: jax.Array) -> tuple[jax.A
     """Gaps to the focal item [..., N], and which items race against it [..., N]."""
     gaps = scores - jnp.take_along_axis(scores, focal[..., None], axis=-1)
     return gaps, real & (jnp.arange(scores.shape[-1]) != focal[..., None])
+
+
+def _expected_discount(before: jax.Array, num_places: int) -> jax.Array:
+    """E[w_{1+C}] over the nodes, for arrival probabilities `before` [..., Q, N]: [...]."""
+    count = place_distribution(before, num_places)
+    discounted = jnp.einsum("k...,k->...", count, discounts(num_places, before.dtype))
+    return discounted @ WEIGHTS.astype(before.dtype)
+
+
+def _one_more_trial(count: jax.Array, probability: jax.Array) -> jax.Array:
+    """The distribution [K, ...] of a count after one more trial of success `probability` [...]."""
+    shifted = jnp.concatenate([jnp.zeros_like(count[:1]), count[:-1]])
+    return count + probability * (shifted - count)

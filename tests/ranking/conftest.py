@@ -46,15 +46,48 @@ def value(scores, labels, mask=None, k=None) -> float:
     )
 
 
-def gradient(scores, labels, mask=None, k=None) -> np.ndarray:
-    """Central differences of `value` in float64."""
-    scores = np.asarray(scores, np.float64)
-    out = np.zeros(len(scores))
-    for i in real_items(len(scores), mask):
-        step = np.zeros(len(scores))
-        step[i] = 1e-5
-        out[i] = (value(scores + step, labels, mask, k) - value(scores - step, labels, mask, k)) / 2e-5
+def log_prob_gradient(scores, ranking, items) -> np.ndarray:
+    """∇ log P(ranking): at each place, the indicator of the choice minus the softmax over what is left."""
+    left, out = list(items), np.zeros(len(scores))
+    for i in ranking:
+        s = np.asarray([scores[j] for j in left], np.float64)
+        weights = np.exp(s - s.max())
+        out[left] -= weights / weights.sum()
+        out[i] += 1.0
+        left.remove(i)
     return out
+
+
+def gradient(scores, labels, mask=None, k=None) -> np.ndarray:
+    """∇ E[NDCG@k] = Σ_y P(y) NDCG(y) ∇log P(y), in float64."""
+    scores, labels = np.asarray(scores, np.float64), np.asarray(labels, np.float64)
+    items = real_items(len(scores), mask)
+    length = len(items) if k is None else min(k, len(items))
+    cutoff = len(scores) if k is None else k
+    return sum(
+        prob(scores, ranking, items) * ndcg(ranking, labels, items, cutoff) * log_prob_gradient(scores, ranking, items)
+        for ranking in itertools.permutations(items, length)
+    )
+
+
+def marginals(scores, mask=None) -> np.ndarray:
+    """P(item at place): [N, N], 0 for masked items and for places beyond the real ones."""
+    items = real_items(len(scores), mask)
+    out = np.zeros((len(scores), len(scores)))
+    for ranking in itertools.permutations(items):
+        out[list(ranking), range(len(items))] += prob(scores, ranking, items)
+    return out
+
+
+def kl(scores, other, mask=None, k=None) -> float:
+    """Σ_y P(y) (log P(y) − log Q(y)) over rankings of the first min(k, real items) places."""
+    items = real_items(len(scores), mask)
+    length = len(items) if k is None else min(k, len(items))
+    return sum(
+        p * (np.log(p) - np.log(prob(other, ranking, items)))
+        for ranking in itertools.permutations(items, length)
+        for p in [prob(scores, ranking, items)]
+    )
 
 
 def one_positive_value(scores, positive, k) -> float:
@@ -73,5 +106,6 @@ def one_positive_value(scores, positive, k) -> float:
 
 @pytest.fixture(scope="session")
 def oracle() -> SimpleNamespace:
-    """prob, ndcg, value, gradient, one_positive_value: see the functions of this file."""
-    return SimpleNamespace(prob=prob, ndcg=ndcg, value=value, gradient=gradient, one_positive_value=one_positive_value)
+    """prob, ndcg, value, gradient, marginals, kl, one_positive_value: see the functions of this file."""
+    functions = (prob, ndcg, value, gradient, marginals, kl, one_positive_value)
+    return SimpleNamespace(**{function.__name__: function for function in functions})

@@ -1,4 +1,4 @@
-"""Plackett-Luce density, sampling and mode."""
+"""Plackett-Luce density, mode, rank marginals, entropy and divergence."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import checkify
 
-from r2rank_jax.ranking import log_prob, log_prob_per_place, mode, sample
+from r2rank_jax.ranking import entropy, kl, log_prob, log_prob_per_place, mode, ndcg, rank_marginals, sample
+from r2rank_jax.ranking.choices import choices
 
 LOG_PROB = jax.jit(log_prob)
 VALUE_AND_GRADIENT = jax.jit(jax.vmap(jax.value_and_grad(log_prob), (None, 0)))
@@ -112,31 +114,6 @@ def test_broadcasting_jit_vmap_and_permutation():
 def test_float32_inside_whatever_comes_in():
     scores = jnp.asarray([1.0, 2.0, 3.0], jnp.bfloat16)
     assert log_prob(scores, jnp.array([0, 1, 2])).dtype == jnp.float32
-    noisy = sample(jax.random.key(0), jnp.zeros(8, jnp.bfloat16), num_samples=4000, k=1)[:, 0]
-    counts = np.bincount(np.asarray(noisy), minlength=8)  # bfloat16 noise would tie and favour low indices
-    assert np.abs(counts - 500).max() < 4 * np.sqrt(500 * 7 / 8)
-
-
-def test_samples_follow_the_distribution(oracle):
-    scores, mask = np.array([0.5, np.nan, -0.7, 1.2]), np.array([True, False, True, True])
-    num_samples = 20_000
-    rankings = np.asarray(sample(jax.random.key(3), scores, mask, num_samples=num_samples))
-    assert rankings.dtype == np.int32 and rankings.shape == (num_samples, 4)
-    assert (rankings[:, -1] == 1).all()  # the masked item is last
-    for ranking in itertools.permutations([0, 2, 3]):
-        p = oracle.prob(scores, ranking, [0, 2, 3])
-        freq = (rankings[:, :3] == ranking).all(-1).mean()
-        assert abs(freq - p) < 4 * np.sqrt(p * (1 - p) / num_samples), ranking
-
-
-def test_sample_shapes_cutoff_and_offset():
-    scores = jnp.zeros((2, 3, 5))
-    got = sample(jax.random.key(0), scores, num_samples=4, k=2)
-    assert got.shape == (2, 3, 4, 2)
-    assert sample(jax.random.key(0), scores, num_samples=4, k=9).shape == (2, 3, 4, 5)
-    assert len(np.unique(np.asarray(got).reshape(-1, 2), axis=0)) > 5  # lists and samples draw their own noise
-    shifted = sample(jax.random.key(0), scores + 1e6, num_samples=4, k=2)
-    np.testing.assert_array_equal(got, shifted)  # a common offset does not swallow the noise
 
 
 def test_mode():
@@ -145,6 +122,135 @@ def test_mode():
     np.testing.assert_array_equal(mode(scores, mask), [[1, 3, 0, 2], [0, 1, 2, 3]])
     np.testing.assert_array_equal(mode(scores, mask, k=2), [[1, 3], [0, 1]])
     assert mode(scores, mask).dtype == jnp.int32
+
+
+def test_probabilities_in_float64_sum_to_one_and_top_k_sums_its_completions():
+    rng = np.random.default_rng(5)
+    scores, rankings = rng.normal(size=6) * 2, np.asarray(list(itertools.permutations(range(6))))
+    with jax.enable_x64(True):
+
+        def log_probs(rankings):
+            wide = (jnp.broadcast_to(x, (len(rankings), 6)) for x in (jnp.asarray(scores), jnp.ones(6, bool)))
+            wide_scores, real = wide
+            return np.asarray(choices(wide_scores, jnp.asarray(rankings), real).log_prob().sum(-1))
+
+        full = np.exp(log_probs(rankings))
+        assert full.dtype == np.float64
+        np.testing.assert_allclose(full.sum(), 1.0, rtol=0, atol=1e-12)
+        for k in (1, 2, 4):
+            top = np.unique(rankings[:, :k], axis=0)
+            want = [full[(rankings[:, :k] == t).all(-1)].sum() for t in top]
+            np.testing.assert_allclose(np.exp(log_probs(top)), want, rtol=1e-11)
+
+
+def test_mode_breaks_ties_at_random_with_a_key():
+    scores = jnp.array([1.0, 3.0, 1.0, jnp.nan, 1.0, -0.0, 0.0])
+    mask = jnp.array([1, 1, 1, 0, 1, 1, 1], bool)
+    rankings = np.asarray(jax.vmap(lambda key: mode(scores, mask, key=key))(jax.random.split(jax.random.key(0), 600)))
+    assert (rankings[:, 0] == 1).all() and (rankings[:, -1] == 3).all()
+    counts = np.array([(rankings[:, 1] == i).sum() for i in (0, 2, 4)])
+    assert counts.sum() == 600 and np.abs(counts - 200).max() < 4 * np.sqrt(600 * 2 / 9)
+    assert 0.4 < (rankings[:, 4] == 5).mean() < 0.6  # −0 equals 0
+    np.testing.assert_array_equal(mode(scores, mask), [1, 0, 2, 4, 5, 6, 3])  # without one: input order
+    assert mode(scores, mask, k=2, key=jax.random.key(1)).shape == (2,)
+
+
+MARGINALS = jax.jit(rank_marginals, static_argnames="k")
+
+
+@pytest.mark.parametrize("spread", [1.0, 8.0])
+def test_rank_marginals_match_enumeration(oracle, spread):
+    rng = np.random.default_rng(6)
+    scores, mask = rng.normal(size=(3, 6)) * spread, np.ones((3, 6), bool)
+    mask[1, 2], mask[2] = False, [0, 0, 0, 1, 0, 0]
+    scores[~mask] = np.nan
+    got = np.asarray(MARGINALS(scores, mask))
+    for row in range(3):
+        np.testing.assert_allclose(got[row], oracle.marginals(scores[row], mask[row]), atol=1e-6)
+    np.testing.assert_allclose(MARGINALS(scores, mask, k=2), got[..., :2], atol=1e-7)
+    np.testing.assert_allclose(got.sum(-1), mask, atol=1e-6)
+
+
+def test_rank_marginals_gradient_and_extremes(oracle):
+    scores = np.array([0.3, -0.5, 1.0, 0.1])
+    weights = np.random.default_rng(0).normal(size=(4, 4))
+
+    def want(i, step=1e-5):
+        shift = step * np.eye(4)[i]
+        return ((oracle.marginals(scores + shift) - oracle.marginals(scores - shift)) * weights).sum() / (2 * step)
+
+    slope = jax.jit(jax.grad(lambda s: (rank_marginals(s) * weights).sum()))
+    np.testing.assert_allclose(slope(jnp.asarray(scores, jnp.float32)), [want(i) for i in range(4)], atol=3e-6)
+    wild = jnp.asarray([3e38, -3e38, 1e4, -jnp.inf], jnp.float32)
+    np.testing.assert_allclose(MARGINALS(wild)[[0, 2], [0, 1]], 1.0, atol=1e-6)
+    assert np.isfinite(slope(wild)).all()
+
+
+@jax.jit
+def exact_kl(p, q, mask):
+    def total(p, q):
+        values = kl(p, q, mask, k=3)
+        return values.sum(), values
+
+    slopes, values = jax.grad(total, argnums=(0, 1), has_aux=True)(p, q)
+    return values, *slopes
+
+
+def test_kl_and_entropy_match_enumeration(oracle):
+    rng = np.random.default_rng(7)
+    p, q = rng.normal(size=(2, 3, 5)).astype(np.float32) * 2
+    mask = np.ones((3, 5), bool)
+    mask[1, [0, 3]] = False
+    p[~mask], q[~mask] = np.nan, np.inf
+    q[2] = p[2]
+    values, slope, other_slope = exact_kl(p, q, mask)
+    np.testing.assert_allclose(values, [oracle.kl(*row, 3) for row in zip(p, q, mask)], atol=2e-6)
+    assert (np.asarray(slope)[~mask] == 0).all() and (np.asarray(other_slope)[~mask] == 0).all()
+    np.testing.assert_allclose(values[2], 0.0, atol=1e-6)
+    step = 1e-4 * np.eye(5)[1]
+    for got, (up, down) in (
+        (slope, ((p[0] + step, q[0]), (p[0] - step, q[0]))),
+        (other_slope, ((p[0], q[0] + step), (p[0], q[0] - step))),
+    ):
+        want = (oracle.kl(*up, None, 3) - oracle.kl(*down, None, 3)) / 2e-4
+        np.testing.assert_allclose(got[0, 1], want, atol=2e-5)
+    probs = [oracle.prob(p[0], r, range(5)) for r in itertools.permutations(range(5), 3)]
+    np.testing.assert_allclose(entropy(p[0], k=3), -np.sum(probs * np.log(probs)), atol=3e-6)
+
+
+def test_sampled_kl_is_unbiased_in_value_and_gradient():
+    """20,000 estimates of four rankings: means within 4 standard errors of the exact value and both gradients."""
+    rng = np.random.default_rng(8)
+    p, q, mask = *rng.normal(size=(2, 5)).astype(np.float32), np.ones(5, bool)
+    want = exact_kl(p[None], q[None], mask[None])
+
+    @jax.jit
+    def estimates(p, q):
+        def total(p, q):
+            values = kl(p, q, k=3, key=jax.random.key(2), num_samples=4)
+            return values.sum(), values
+
+        slopes, values = jax.grad(total, argnums=(0, 1), has_aux=True)(p, q)
+        return values, *slopes
+
+    for got, exact in zip(estimates(*(np.tile(x, (20_000, 1)) for x in (p, q))), want):
+        got = np.asarray(got, np.float64)
+        error = got.std(0) / np.sqrt(len(got))
+        assert (np.abs(got.mean(0) - exact[0]) < 4 * error).all()
+        assert (np.abs(exact[0]) > 8 * error).any()
+    values = estimates(*(np.tile(x, (20_000, 1)) for x in (p, q)))[0]
+    assert (np.asarray(values) >= 0).all()
+    sampled = entropy(p, k=3, key=jax.random.key(0), num_samples=20_000)
+    np.testing.assert_allclose(sampled, entropy(p, k=3), atol=0.01)
+
+
+def test_entropy_of_uniform_certain_and_masked_rankings():
+    exact = jax.jit(entropy)
+    scores, mask = np.zeros((4, 5)), np.ones((4, 5), bool)
+    scores[1], mask[2], mask[3] = [1e4, 0.0, -1e4, 5e4, -5e4], [1, 0, 1, 0, 0], False
+    np.testing.assert_allclose(exact(scores, mask), [np.log(120.0), 0.0, np.log(2.0), 0.0], rtol=1e-6, atol=1e-6)
+    uniform = entropy(np.zeros(40), k=10, key=jax.random.key(0), num_samples=2)  # each choice's own entropy: no noise
+    np.testing.assert_allclose(uniform, np.log(np.arange(31, 41)).sum(), rtol=1e-6)
 
 
 def test_errors_name_requirement_input_and_remedy():
@@ -158,3 +264,34 @@ def test_errors_name_requirement_input_and_remedy():
         sample(jax.random.key(0), jnp.zeros(3), num_samples=0)
     with pytest.raises(ValueError, match="positive integer; got k=0"):
         mode(jnp.zeros(3), k=0)
+    with pytest.raises(ValueError, match=r"at most 14 items; got N=20; pass key= and num_samples="):
+        entropy(jnp.zeros(20))
+    with pytest.raises(ValueError, match=r"at least 2; got None; raise it"):
+        kl(jnp.zeros(3), jnp.zeros(3), key=jax.random.key(0))
+    with pytest.raises(ValueError, match="other must have as many items as scores: 3"):
+        kl(jnp.zeros(3), jnp.zeros(4))
+    with pytest.raises(
+        ValueError, match=r"leading axes of scores and ranking must broadcast; got shapes scores \(2, 3\)"
+    ):
+        log_prob(jnp.zeros((2, 3)), jnp.zeros((4, 3), int))
+    with pytest.raises(ValueError, match="leading axes of mask and scores must broadcast"):
+        mode(jnp.zeros((2, 3)), jnp.ones((4, 3), bool))
+    with pytest.raises(ValueError, match=r"indices from 0 to 2; got indices from 0 to 3; rank the items"):
+        log_prob(jnp.zeros(3), jnp.array([0, 3]))
+
+
+def test_contents_of_traced_rankings_and_labels_are_checked_under_checkify():
+    scores, ranking = jnp.zeros(3), jnp.array([0, -1])
+    error, _ = checkify.checkify(jax.jit(jax.grad(log_prob)))(scores, ranking)
+    with pytest.raises(
+        checkify.JaxRuntimeError, match=r"indices from 0 to 2; got indices from -1 to 0; rank the items"
+    ):
+        error.throw()
+    error, _ = checkify.checkify(jax.jit(jax.vmap(ndcg)))(jnp.array([[1, 0]]), jnp.array([[1.0, -2.0]]))
+    with pytest.raises(checkify.JaxRuntimeError, match=r"at least 0 .*; got -2.0; raise them to 0"):
+        error.throw()
+    error, value = checkify.checkify(jax.jit(log_prob))(scores, jnp.array([0, 1]))
+    error.throw()
+    # Without checkify the check is not even compiled.
+    assert "check" not in jax.jit(log_prob).lower(scores, ranking).as_text()
+    np.testing.assert_allclose(value, np.log(1 / 6), rtol=1e-6)

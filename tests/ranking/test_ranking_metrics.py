@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from r2rank_jax.ranking import (
+    average_precision,
     dcg,
     has_relevant,
     hit_rate,
@@ -18,7 +19,7 @@ from r2rank_jax.ranking import (
     reciprocal_rank,
 )
 
-METRICS = (dcg, ndcg, reciprocal_rank, recall, hit_rate)
+METRICS = (dcg, ndcg, reciprocal_rank, recall, hit_rate, average_precision)
 
 
 def test_rax_vectors():
@@ -26,6 +27,14 @@ def test_rax_vectors():
     ranking = mode(scores)
     np.testing.assert_allclose(ndcg(ranking, labels, k=3), 0.530721, atol=1e-6)
     np.testing.assert_allclose(recall(ranking, labels, k=3), 2 / 3, atol=1e-6)
+    np.testing.assert_allclose(average_precision(ranking, labels, k=3), 0.388889, atol=1e-6)
+    ranking = mode(scores)
+    np.testing.assert_allclose(ndcg(ranking, jnp.array([0, 0, 1, 1])), 0.693426, atol=1e-6)
+    np.testing.assert_allclose(reciprocal_rank(ranking, jnp.array([0, 0, 1, 1])), 0.5, atol=1e-6)
+    np.testing.assert_allclose(average_precision(ranking, jnp.array([0, 0, 1, 1])), 0.583333, atol=1e-6)
+    ranking, graded = mode([2.0, 1.0, 3.0]), jnp.array([2, 0, 1])
+    np.testing.assert_allclose(ndcg(ranking, graded), 0.796708, atol=1e-6)
+    np.testing.assert_allclose(ndcg(ranking, graded, gain="linear"), 0.8597187, atol=1e-6)
     np.testing.assert_allclose(ndcg(mode([1.0, 4.0, 3.0, 2.0]), jnp.array([2, 0, 0, 1])), 0.493546, atol=1e-6)
     minus_inf = mode([-jnp.inf, 5.0, 2.0, -jnp.inf, 1.0])
     # rax gives nothing to an item of score −inf; here a real item keeps its place.
@@ -52,7 +61,7 @@ def test_hand_computed():
 def test_nothing_relevant_is_zero_and_reported():
     ranking = jnp.array([0, 1, 2])
     mask = jnp.array([True, True, False])
-    for labels in (jnp.zeros(3), jnp.array([0.0, -2.0, jnp.nan]), jnp.array([0.0, 0.0, 4.0])):
+    for labels in (jnp.zeros(3), jnp.array([0.0, 0.0, jnp.nan]), jnp.array([0.0, 0.0, -4.0])):
         for metric in METRICS:
             assert metric(ranking, labels, mask) == 0.0
         assert not has_relevant(labels, mask)
@@ -68,8 +77,17 @@ def test_masked_labels_do_not_enter_the_ideal():
         np.testing.assert_array_equal(got, metric(jnp.array([1, 0]), jnp.array([1.0, 0.0])))
 
 
-def test_negative_and_huge_labels():
-    assert ndcg(jnp.array([1, 0]), jnp.array([1.0, -5.0])) == ndcg(jnp.array([1, 0]), jnp.array([1.0, 0.0]))
+def test_negative_labels_are_refused_where_they_can_be_seen():
+    ranking, labels = jnp.array([1, 0]), jnp.array([1.0, -5.0])
+    for metric in METRICS:
+        with pytest.raises(ValueError, match=r"must be at least 0 \(0 is not relevant\); got -5.0; raise them to 0"):
+            metric(ranking, labels)
+    assert jax.jit(ndcg)(ranking, labels) == ndcg(ranking, jnp.array([1.0, 0.0]))  # traced: not relevant
+    with pytest.raises(ValueError, match="got nan"):
+        ndcg(ranking, jnp.array([1.0, jnp.nan]))
+
+
+def test_huge_labels():
     huge = ndcg(jnp.array([1, 0]), jnp.array([130.0, 129.0]))  # 2^130 is not a float32
     np.testing.assert_allclose(huge, (1 + 2 / np.log2(3)) / (2 + 1 / np.log2(3)), rtol=1e-6)
 

@@ -1,0 +1,147 @@
+"""Speed of `r2rank_jax.ranking` against its peers, each pair timed in turns in one process.
+
+    python benchmarks/bench_ranking.py            about 1 minute on 2 cores
+
+Prints a table and then one JSON line: for each comparison, the peer's median time divided by ours (above 1: ours is
+faster). Peers: rax 0.4.0 (jitted), a full argsort in JAX, and PL-Rank-3 in NumPy, list by list and vectorised over the
+rankings of a list, as its author's code does it. Compilation is not in the times; results are blocked on.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rax
+
+from r2rank_jax.ranking import list_mle, mode, ndcg, sample, surrogate
+
+ROUNDS = 15
+
+
+def pl_rank_3(rng: np.random.Generator, scores: np.ndarray, gains: np.ndarray, num_samples: int, k: int) -> np.ndarray:
+    """PL-Rank-3 for one list in NumPy float64 (Oosterhuis 2022, algorithm 1): gradient [N] of E[Σ_r w_r gain]."""
+    num_items = len(scores)
+    k = min(k, num_items)
+    weights = 1.0 / np.log2(np.arange(2, k + 2))
+    noisy = scores + rng.gumbel(size=(num_samples, num_items))
+    if k < num_items:
+        top = np.argpartition(-noisy, k, axis=1)[:, :k]
+        order = np.argsort(-np.take_along_axis(noisy, top, axis=1), axis=1)
+        ranking = np.take_along_axis(top, order, axis=1)
+    else:
+        ranking = np.argsort(-noisy, axis=1)
+    mass = np.exp(scores - scores.max())
+    placed = mass[ranking]
+    left = mass.sum() - np.cumsum(placed, axis=1) + placed  # subtracts, as the published form does
+    left = np.maximum(left, 1e-12)
+    rewards = gains[ranking] * weights
+    to_go = np.cumsum(rewards[:, ::-1], axis=1)[:, ::-1]
+    per_gain, toll = np.cumsum(weights / left, axis=1), np.cumsum(to_go / left, axis=1)
+    rows = np.arange(num_samples)[:, None]
+    gradient = mass * (gains * per_gain[:, -1:] - toll[:, -1:])  # [M, N], right for unplaced items
+    gradient[rows, ranking] = (to_go - rewards) + placed * (gains[ranking] * per_gain - toll)
+    return gradient.mean(axis=0)
+
+
+def pl_rank_numpy(scores: np.ndarray, gains: np.ndarray, num_samples: int, k: int) -> np.ndarray:
+    """`pl_rank_3` over a batch of lists, one after the other."""
+    rng = np.random.default_rng(0)
+    return np.stack([pl_rank_3(rng, s, g, num_samples, k) for s, g in zip(scores, gains)])
+
+
+def lists(num_lists: int, num_items: int, seed: int = 0) -> tuple[jax.Array, jax.Array]:
+    """Scores and graded labels [U, N]."""
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(size=(num_lists, num_items)).astype(np.float32)
+    labels = rng.choice(5, p=[0.7, 0.15, 0.08, 0.05, 0.02], size=(num_lists, num_items)).astype(np.float32)
+    return jnp.asarray(scores), jnp.asarray(labels)
+
+
+def surrogate_gradient(scores, labels, estimator, num_samples):
+    """Value and gradient of a sampled surrogate, k = 10."""
+
+    def total(scores):
+        return surrogate(jax.random.key(0), scores, labels, estimator=estimator, num_samples=num_samples, k=10).sum()
+
+    return jax.value_and_grad(total)(scores)
+
+
+def numpy_peer(scores: jax.Array, labels: jax.Array, num_samples: int) -> Callable[[], np.ndarray]:
+    """PL-Rank-3 in NumPy on the same lists, gains normalised beforehand."""
+    gains = np.exp2(np.asarray(labels, np.float64)) - 1
+    ideal = -np.sort(-gains, axis=1)[:, :10] @ (1 / np.log2(np.arange(2, 12)))
+    gains = gains / np.where(ideal > 0, ideal, 1.0)[:, None]
+    return functools.partial(pl_rank_numpy, np.asarray(scores, np.float64), gains, num_samples, 10)
+
+
+def comparisons() -> dict[str, tuple[Callable, Callable]]:
+    """Name → (ours, peer), functions without arguments."""
+    out = {}
+    scores, labels = lists(256, 100)
+    ours = jax.jit(lambda s, y: ndcg(mode(s), y))
+    peer = jax.jit(lambda s, y: rax.ndcg_metric(s, y, reduce_fn=None))
+    out["ndcg_vs_rax"] = functools.partial(ours, scores, labels), functools.partial(peer, scores, labels)
+
+    scores, labels = lists(64, 1000)
+    ours = jax.jit(jax.value_and_grad(lambda s, y: list_mle(s, y).sum()))
+    peer = jax.jit(jax.value_and_grad(lambda s, y: rax.listmle_loss(s, y, reduce_fn=jnp.sum)))
+    out["log_prob_grad_vs_rax_listmle"] = (
+        functools.partial(ours, scores, labels),
+        functools.partial(peer, scores, labels),
+    )
+
+    gradient = jax.jit(surrogate_gradient, static_argnames=("estimator", "num_samples"))
+    for name, estimator, num_lists, num_items, num_samples in (
+        ("reward_to_go_vs_numpy_256x100", "reward_to_go", 256, 100, 16),
+        ("reward_to_go_vs_numpy_64x1000", "reward_to_go", 64, 1000, 16),
+        ("pl_rank_vs_numpy_1x10000", "pl_rank", 1, 10000, 100),
+    ):
+        scores, labels = lists(num_lists, num_items)
+        out[name] = (
+            functools.partial(gradient, scores, labels, estimator=estimator, num_samples=num_samples),
+            numpy_peer(scores, labels, num_samples),
+        )
+
+    scores, _ = lists(1, 1000)
+    ours = jax.jit(lambda s: sample(jax.random.key(0), s, num_samples=100, k=10))
+    peer = jax.jit(
+        lambda s: jnp.argsort(-(s[:, None] + jax.random.gumbel(jax.random.key(0), (1, 100, 1000))), axis=-1)[..., :10]
+    )
+    out["top10_sampling_vs_argsort_1000"] = functools.partial(ours, scores), functools.partial(peer, scores)
+    return out
+
+
+def time_pair(ours: Callable, peer: Callable) -> tuple[float, float]:
+    """Median seconds of each, in turns, after a warm-up."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for turn in range(ROUNDS + 2):
+        for which, function in enumerate((ours, peer)):
+            start = time.perf_counter()
+            jax.block_until_ready(function())
+            if turn >= 2:
+                times[which].append(time.perf_counter() - start)
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def main() -> None:
+    """Times every comparison and prints the table and the JSON line."""
+    print(f"{'comparison':34s} {'ours ms':>9s} {'peer ms':>9s} {'ratio':>7s}")
+    ratios = {}
+    for name, (ours, peer) in comparisons().items():
+        mine, theirs = time_pair(ours, peer)
+        ratios[name] = round(theirs / mine, 2)
+        print(f"{name:34s} {mine * 1e3:9.2f} {theirs * 1e3:9.2f} {ratios[name]:7.2f}", flush=True)
+    device = f"{jax.devices()[0].device_kind}, {platform.machine()}"
+    print(json.dumps({**ratios, "device": device, "jax": jax.__version__}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""What every function of this package does with its arguments before it computes.
+
+Shapes and options are checked where they are known: at once. Contents (an index out of range, a negative label)
+can only be checked where there are contents: at once on concrete arrays, and under `jax.jit` when the caller asks
+for it with `jax.experimental.checkify`,
+
+    error, value = checkify.checkify(jax.jit(log_prob))(scores, ranking)
+    error.throw()
+
+A jitted function that is not run under checkify pays nothing for these checks.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import checkify
+from jax.typing import ArrayLike
+
+# A finite stand-in for −inf. With true infinities (−inf) − (−inf) appears in logaddexp and in its gradient.
+# Scores are clipped far inside it, so that no real item ever looks like a masked one.
+LOWEST = -3.0e38
+SCORE_LIMIT = 1.0e30
+
+
+def real_scores(scores: ArrayLike, mask: ArrayLike | None) -> tuple[jax.Array, jax.Array]:
+    """Makes scores safe to compute with.
+
+    Args:
+      scores: [..., N] real numbers of any float or integer type; ±inf is read as ±1e30.
+      mask: [..., N] True for a real item; broadcasts against `scores`. None: every item is real.
+
+    Returns:
+      Scores [..., N] in float32 with 0 at masked items, and the mask [..., N], of one shape.
+
+    Raises:
+      ValueError: if `scores` has no item axis or `mask` does not fit it.
+    """
+    scores = jnp.asarray(scores, jnp.float32)
+    if scores.ndim == 0 or scores.shape[-1] == 0:
+        raise ValueError(
+            f"scores must have shape [..., N] with N >= 1 items; got {scores.shape}; put the items of a list on the "
+            "last axis"
+        )
+    real = broadcast_mask(mask, scores.shape, "scores")
+    # Replace before clipping: the gradient of `where` towards a masked NaN is an exact zero.
+    return jnp.clip(jnp.where(real, scores, 0.0), -SCORE_LIMIT, SCORE_LIMIT), real
+
+
+def real_labels(labels: ArrayLike, mask: ArrayLike | None = None) -> jax.Array:
+    """Labels [..., N] in float32 with 0 at masked items.
+
+    Raises:
+      ValueError: if there is no item axis, `mask` does not fit, or a real item's label is negative or NaN (on
+        concrete labels; traced ones see the top of this module, and count as 0 when negative).
+    """
+    given = jnp.asarray(labels)
+    labels = jax.lax.stop_gradient(given.astype(jnp.float32))
+    if labels.ndim == 0 or labels.shape[-1] == 0:
+        raise ValueError(
+            f"labels must have shape [..., N] with N >= 1 items; got {labels.shape}; put the items of a list on the "
+            "last axis"
+        )
+    real = broadcast_mask(mask, labels.shape, "labels")
+    if is_concrete(given) and is_concrete(real):
+        grades = np.broadcast_to(np.asarray(given, np.float32), real.shape)
+        wrong = ~(grades >= 0) & np.asarray(real)
+        if wrong.any():
+            worst = grades[wrong].min()
+            raise ValueError(
+                f"labels of real items must be at least 0 (0 is not relevant); got {worst}; raise them to 0, or mark "
+                "the items as False in mask"
+            )
+    else:
+        checkify.debug_check(
+            jnp.all((labels >= 0) | ~real),
+            "labels of real items must be at least 0 (0 is not relevant); got {worst}; raise them to 0, or mark the "
+            "items as False in mask",
+            worst=jnp.min(jnp.where(real, labels, jnp.inf)),
+        )
+    # Without the floor a negative label would make NDCG negative where nothing checks.
+    return jnp.maximum(jnp.where(real, labels, 0.0), 0.0)
+
+
+def item_indices(ranking: ArrayLike, num_items: int) -> jax.Array:
+    """The ranking [..., K] as an array of item indices.
+
+    Raises:
+      ValueError: if it is not of integers, has more places than there are items, or (on a concrete ranking; for a
+        traced one see the top of this module) an index lies outside 0..N−1.
+    """
+    ranking = jnp.asarray(ranking)
+    if not jnp.issubdtype(ranking.dtype, jnp.integer) or ranking.ndim == 0:
+        raise ValueError(
+            f"ranking must hold item indices in shape [..., K]; got {ranking.dtype} of shape {ranking.shape}; pass "
+            "integers such as those of `sample` or `mode`"
+        )
+    if ranking.shape[-1] > num_items:
+        raise ValueError(
+            f"ranking must have at most N={num_items} places; got {ranking.shape[-1]}; cut it to the first N places"
+        )
+    if ranking.size == 0:
+        return ranking
+    message = (
+        f"ranking must hold item indices from 0 to {num_items - 1}; got indices from {{low}} to {{high}}; rank the "
+        "items of this list, with `sample` or `mode`"
+    )
+    if is_concrete(ranking):
+        low, high = np.asarray(ranking).min(), np.asarray(ranking).max()
+        if low < 0 or high >= num_items:
+            raise ValueError(message.format(low=low, high=high))
+    else:
+        low, high = jnp.min(ranking), jnp.max(ranking)
+        checkify.debug_check((low >= 0) & (high < num_items), message, low=low, high=high)
+    return ranking
+
+
+def broadcast_mask(mask: ArrayLike | None, shape: tuple[int, ...], name: str) -> jax.Array:
+    """Broadcasts mask [..., N] (None: all real) against an array of shape [..., N] called `name`."""
+    if mask is None:
+        return jnp.ones(shape, bool)
+    mask = jnp.asarray(mask, bool)
+    same_items("mask", mask.shape, name, shape)
+    return jnp.broadcast_to(mask, (*leading(mask=mask.shape, **{name: shape}), shape[-1]))
+
+
+def same_items(name: str, shape: tuple[int, ...], other: str, other_shape: tuple[int, ...]) -> None:
+    """Raises ValueError unless both arrays have as many items on their last axis."""
+    if not shape or shape[-1] != other_shape[-1]:
+        raise ValueError(
+            f"{name} must have as many items as {other}: {other_shape[-1]} on the last axis; got shape {shape}; pass "
+            "one entry per item (any value where mask is False)"
+        )
+
+
+def leading(**shapes: tuple[int, ...]) -> tuple[int, ...]:
+    """The leading axes [...] that arrays of shapes [..., N or K] broadcast to, by name for the error."""
+    try:
+        return jnp.broadcast_shapes(*(shape[:-1] for shape in shapes.values()))
+    except ValueError:
+        came = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(
+            f"the leading axes of {' and '.join(shapes)} must broadcast; got shapes {came}; give each the same leading "
+            "axes, or 1 where one list serves many (labels[..., None, :] for M rankings of each list)"
+        ) from None
+
+
+def places(k: int | None, num_items: int) -> int:
+    """The number of places K that a cut-off `k` leaves in a list of `num_items`: min(k, N), or N for None."""
+    if k is None:
+        return num_items
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise ValueError(f"k must be a positive integer; got k={k!r}; use k=None for the whole list")
+    return min(int(k), num_items)
+
+
+def is_concrete(array: jax.Array) -> bool:
+    """Whether an array's contents can be read now, outside of any tracing."""
+    return not isinstance(array, jax.core.Tracer)

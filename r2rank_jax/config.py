@@ -170,8 +170,8 @@ class RLConfig:
     """Of the score part, the gradient of V(s)."""
     num_samples: int = 16
     """M, rankings drawn per list by the sampling estimators."""
-    credit: Literal["shared", "counterfactual", "first_order"] = "counterfactual"
-    """From the list's reward to each rationale's advantage."""
+    credit: Literal["shared", "counterfactual", "first_order", "leave_item_out", "swap"] = "counterfactual"
+    """From the list's reward to each rationale's advantage: the rules of `ranking.credit`."""
     joint: bool = True
     """The score part reaches the backbone through the hidden state the head reads."""
     fixed_scale: bool = True
@@ -195,7 +195,7 @@ class RLConfig:
         _require(self.updates >= 1, f"rl.updates must be at least 1, got {self.updates}")
         _require(self.temperature > 0, f"rl.temperature must be positive, got {self.temperature}")
         _require(
-            self.rationales >= 2 or (self.rationales == 1 and self.credit == "shared"),
+            self.rationales >= 2 or (self.rationales == 1 and self.credit not in ("counterfactual", "first_order")),
             f"rl.credit={self.credit} compares rationales of the same item and needs rl.rationales >= 2, "
             f"got {self.rationales}; raise rl.rationales, or set rl.credit to shared and rl.rationales to 1",
         )

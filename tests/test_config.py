@@ -50,6 +50,7 @@ def test_settings_that_cannot_work_are_refused_with_a_remedy():
     with pytest.raises(ConfigError, match=r"rl\.credit=first_order compares"):
         RLConfig(rationales=1, credit="first_order")
     assert RLConfig(rationales=1, credit="shared").rationales == 1
+    assert RLConfig(rationales=1, credit="leave_item_out").rationales == 1
     with pytest.raises(ConfigError, match=r"needs rl\.rationales >= 2, got 0"):
         RLConfig(rationales=0, credit="shared")
     with pytest.raises(ConfigError, match=r"set sft.batch_users to 15 or 18"):

@@ -81,8 +81,10 @@ def divergence(p: jax.Array, q: jax.Array, ranking: jax.Array, real: jax.Array) 
     leaves = [placed_p, zeros, placed_q, zeros, zeros]
     if ranking.shape[-1] < p.shape[-1]:
         (peak_p, excess_p), (peak_q, excess_q) = log_sum(p, unplaced), log_sum(q, unplaced)
-        log_p, log_q = (p - peak_p) - excess_p, (q - peak_q) - excess_q
-        gap = jnp.where(unplaced, jnp.exp(log_p) * (log_p - log_q), 0.0)
+        # Replaced before exp: where no item is left the peaks are `LOWEST`.
+        log_p = jnp.where(unplaced, (p - peak_p) - excess_p, 0.0)
+        log_q = jnp.where(unplaced, (q - peak_q) - excess_q, 0.0)
+        gap = jnp.exp(log_p) * (log_p - log_q)
         tail = [peak_p, excess_p, peak_q, excess_q, jnp.sum(gap, axis=-1, keepdims=True)]
         leaves = [jnp.concatenate(pair, axis=-1) for pair in zip(leaves, tail)]
     for peak in (0, 2):  # as in `reverse_logcumsumexp`: zero in value, but it carries the gradient

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r2rank_jax.ranking import expected_ndcg, item_advantages
+from r2rank_jax.ranking import expected_ndcg, item_advantages, leave_item_out, mode, ndcg, swap
 
 ADVANTAGES = jax.jit(item_advantages, static_argnames=("rule", "k", "method"))
-RULES = ("shared", "counterfactual", "first_order")
+RULES = ("shared", "counterfactual", "first_order", "leave_item_out", "swap")
 
 
 def user(num_rationales=3, num_items=4, positives=1, seed=0):
@@ -61,29 +63,88 @@ def test_first_order_is_the_limit_of_counterfactual():
     assert np.abs(exact).max() > 3e-4
 
 
-def test_unbiased_policy_gradient():
-    """Items draw a score from their own softmax policy over two values; Σ A ∇log π averages to ∇J.
+@pytest.mark.parametrize("k", [None, 2])
+def test_leave_item_out_and_swap_match_their_definitions(oracle, k):
+    """On every ranking of a list with a masked item, against rankings that were really changed."""
+    labels, mask = np.array([0, 2, 1, 0, 3]), np.array([1, 1, 1, 1, 0], bool)
+    items, cutoff = [0, 1, 2, 3], 5 if k is None else k
 
-    Every outcome of (2 rationales) x (3 items) is visited with its probability: no noise.
-    """
-    choices = np.array([[0.0, 2.0], [1.0, -1.0], [0.5, 1.5]])
-    logits = np.array([[0.2, -0.3], [0.0, 0.4], [-0.5, 0.1]])
-    policy = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    def reward(order):
+        return oracle.ndcg(order, labels, items, cutoff)
+
+    rankings = list(itertools.permutations(items))
+    full = np.asarray([(*r, 4) for r in rankings], np.int32)
+    out, exchanged = leave_item_out(full, labels, mask, k=k), swap(full, labels, mask, k=k)
+    for r, got_out, got_swap in zip(rankings, np.asarray(out), np.asarray(exchanged)):
+        for i in items:
+            want = reward(r) - reward([j for j in r if j != i])
+            np.testing.assert_allclose(got_out[i], want, atol=2e-6)
+            swaps = [[{i: j, j: i}.get(x, x) for x in r] for j in items if j != i]
+            np.testing.assert_allclose(got_swap[i], np.mean([reward(r) - reward(s) for s in swaps]), atol=2e-6)
+        assert got_out[4] == got_swap[4] == 0
+
+
+def test_credit_of_rankings_broadcasts_and_the_rules_use_the_order_by_score():
+    scores, labels = user(num_rationales=3, num_items=6, positives=2)
+    rankings = mode(scores)
+    for rule, credit in (("leave_item_out", leave_item_out), ("swap", swap)):
+        want = np.stack([credit(r, labels, k=4) for r in rankings])
+        np.testing.assert_allclose(credit(rankings, labels, k=4), want, atol=1e-6)
+        np.testing.assert_allclose(ADVANTAGES(scores, labels, rule=rule, k=4), want, atol=1e-6)
+        np.testing.assert_allclose(ADVANTAGES(scores[:1], labels, rule=rule, k=4), want[:1], atol=1e-6)  # G = 1 does
+    with pytest.raises(ValueError, match="ranking must have as many items as labels: 6"):
+        swap(rankings[:, :4], labels)
+
+
+CHOICES = np.array([[0.0, 2.0], [1.0, -1.0], [0.5, 1.5]])  # the scores that each item's two rationales would give
+LOGITS = np.array([[0.2, -0.3], [0.0, 0.4], [-0.5, 0.1]])
+
+
+def exact_policy_gradient(rule):
+    """E[Σ A ∇log π] / G over every outcome of (2 rationales) x (3 items), and ∇E[V], ∇E[NDCG of the order by score]."""
+    policy = np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True)
     labels = np.array([1, 0, 0])
     outcomes = np.stack(np.meshgrid(*[[0, 1]] * 6, indexing="ij"), -1).reshape(-1, 2, 3)  # [64, G, N]
     items = np.arange(3)
     probs = policy[items, outcomes].prod((1, 2))
     score_slope = np.eye(2)[outcomes] - policy  # ∇ of log π in the logits: [64, G, N, 2]
+    advantages = np.asarray(ADVANTAGES(CHOICES[items, outcomes], labels[None], rule=rule))
+    got = np.einsum("o,ogn,ognc->nc", probs, advantages, score_slope) / 2
 
     lists = np.stack(np.meshgrid(*[[0, 1]] * 3, indexing="ij"), -1).reshape(-1, 3)
-    values = np.asarray(jax.jit(expected_ndcg)(choices[items, lists], np.broadcast_to(labels, (8, 3))))
+    scores, many = CHOICES[items, lists], np.broadcast_to(labels, (8, 3))
     list_probs = policy[items, lists].prod(1)
-    want = np.einsum("l,l,lnc->nc", list_probs, values, np.eye(2)[lists] - policy)
-    for rule in ("shared", "counterfactual"):
-        advantages = np.asarray(ADVANTAGES(choices[items, outcomes], labels[None], rule=rule))
-        got = np.einsum("o,ogn,ognc->nc", probs, advantages, score_slope) / 2
-        np.testing.assert_allclose(got, want, atol=2e-6)
+    want = [
+        np.einsum("l,l,lnc->nc", list_probs, np.asarray(values), np.eye(2)[lists] - policy)
+        for values in (jax.jit(expected_ndcg)(scores, many), ndcg(mode(scores), many))
+    ]
+    return got, *want
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_policy_gradient_is_unbiased_where_the_table_says_so(rule):
+    """Every outcome is visited with its probability: no noise."""
+    got, of_value, of_order = exact_policy_gradient(rule)
+    want = of_order if rule in ("leave_item_out", "swap") else of_value
     assert np.abs(want).max() > 0.02
+    if rule in ("first_order", "swap"):
+        assert np.abs(got - want).max() > 0.005  # biased, as documented
+    else:
+        np.testing.assert_allclose(got, want, atol=2e-6)
+
+
+def test_leave_item_out_of_a_drawn_ranking_is_unbiased_for_the_value(oracle):
+    """A ranking drawn from PL without item i is a draw from PL of the others, whatever i's score: a valid baseline."""
+    policy = np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True)
+    labels, got = np.array([1, 0, 0]), np.zeros((3, 2))
+    rankings = np.asarray(list(itertools.permutations(range(3))))
+    credit = np.asarray(leave_item_out(rankings, labels))
+    for chosen in itertools.product([0, 1], repeat=3):
+        scores = CHOICES[np.arange(3), chosen]
+        weight = policy[np.arange(3), chosen].prod()
+        expected = sum(oracle.prob(scores, r, range(3)) * c for r, c in zip(rankings, credit))
+        got += weight * expected[:, None] * (np.eye(2)[list(chosen)] - policy)
+    np.testing.assert_allclose(got, exact_policy_gradient("counterfactual")[1], atol=2e-6)
 
 
 def test_counterfactual_credits_only_the_item_that_changed():

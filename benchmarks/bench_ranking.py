@@ -84,7 +84,7 @@ def numpy_peer(scores: jax.Array, labels: jax.Array, num_samples: int) -> Callab
 
 def comparisons() -> dict[str, tuple[Callable, Callable]]:
     """Name → (ours, peer), functions without arguments."""
-    out = {}
+    out: dict[str, tuple[Callable, Callable]] = {}
     scores, labels = lists(256, 100)
     ours = jax.jit(lambda s, y: ndcg(mode(s), y))
     peer = jax.jit(lambda s, y: rax.ndcg_metric(s, y, reduce_fn=None))

@@ -1,10 +1,10 @@
 """What every function of this package does with its arguments before it computes.
 
 Shapes and options are checked where they are known: at once. Contents (an index out of range, a negative label)
-can only be checked where there are contents: at once on concrete arrays, and under `jax.jit` when the caller asks
+can only be checked where there are contents: at once on concrete arrays, and under `jit` when the caller asks
 for it with `jax.experimental.checkify`,
 
-    error, value = checkify.checkify(jax.jit(log_prob))(scores, ranking)
+    error, value = checkify.checkify(jitted_log_prob)(scores, ranking)
     error.throw()
 
 A jitted function that is not run under checkify pays nothing for these checks.

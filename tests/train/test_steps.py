@@ -112,14 +112,14 @@ def test_sft_learns_its_traces():
 def test_rollout_and_trainer_agree_and_rl_starts_at_its_reference():
     _, metrics = train_rl(MeshConfig(), updates=2)
     assert all(m["logp_gap"] < 1e-4 for m in metrics)
-    assert abs(metrics[0]["kl"]) < 1e-6, "the warm-up's first learning rate is 0: this is still the reference policy"
+    assert metrics[0]["kl"] == 0, "the warm-up's first learning rate is 0: this is still the reference policy"
     assert metrics[-1]["kl"] > 0, "by now the policy has moved"
     assert all(m["advantage_rms"] > 0 for m in metrics)
 
 
-@pytest.mark.parametrize("estimator", ["reinforce", "exact"])
-@pytest.mark.parametrize("credit", ["shared", "counterfactual"])
-def test_every_choice_of_estimator_and_credit_gives_finite_steps(estimator, credit):
+# Each pair costs half a minute of compilation; `exact` with `counterfactual` is the default, and trained above.
+@pytest.mark.parametrize(("estimator", "credit"), [("reinforce", "shared"), ("pl_rank", "leave_item_out")])
+def test_other_estimators_and_credits_give_finite_steps(estimator, credit):
     state, metrics = train_rl(MeshConfig(), estimator=estimator, credit=credit)
     assert all(m["skipped"] == 0 and np.isfinite(m["loss"]) and m["grad_norm"] > 0 for m in metrics)
     assert int(state.step) == STEPS

@@ -9,6 +9,8 @@ RAW    := data/raw/ml-100k
 DATA   := data/ml-100k
 LISTS  := 1000
 POSITIVES := 5
+# Processes that run tests. Each test file stays in one, which compiles what its tests share once.
+TEST_WORKERS ?= 2
 
 # glibc gives large blocks back to the kernel after every step and faults them in again before the next; keeping
 # them is faster on CPU. Harmless elsewhere.
@@ -49,7 +51,7 @@ lint: $(VENV)/installed
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

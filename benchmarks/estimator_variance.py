@@ -16,13 +16,10 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 
 from r2rank_jax.ranking import expected_ndcg, surrogate
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 NUM_ESTIMATES, NUM_RANKINGS = 2000, (2, 4, 8, 16, 32, 64)
 # Name in the figure → options of `surrogate`, colour, line style.
@@ -75,6 +72,7 @@ def relative_variance(scores: np.ndarray, labels: np.ndarray, k: int | None, opt
 
 def draw(results: dict[str, dict[str, list[float]]], path: Path) -> None:
     """One panel per shape, both axes logarithmic."""
+    plt.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "r2rank"}  # real text, and the same bytes every time
     figure, axes = plt.subplots(1, len(results), figsize=(3.0 * len(results), 3.2), sharey=True, layout="constrained")
     for axis, (shape, lines) in zip(axes, results.items()):
         for name, values in lines.items():

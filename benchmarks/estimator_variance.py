@@ -1,6 +1,6 @@
 """Variance of the gradient estimators against the number of sampled rankings, for several shapes of lists.
 
-    python benchmarks/estimator_variance.py --out docs/estimator_variance.svg            about 2 minutes on 2 cores
+    python benchmarks/estimator_variance.py --out docs/estimator_variance.svg            about 4 minutes on 2 cores
 
 For each shape one list is drawn; for each estimator and M, 2,000 gradient estimates. The total variance, Σ_i of the
 variance of component i, is divided by |∇V|² (exact, by quadrature): at 1 the noise of one estimate is as long as the

@@ -1,13 +1,10 @@
 """What every function of this package does with its arguments before it computes.
 
-Shapes and options are checked where they are known: at once. Contents (an index out of range, a negative label)
-can only be checked where there are contents: at once on concrete arrays, and under `jit` when the caller asks
-for it with `jax.experimental.checkify`,
-
-    error, value = checkify.checkify(jitted_log_prob)(scores, ranking)
-    error.throw()
-
-A jitted function that is not run under checkify pays nothing for these checks.
+Shapes and options are checked where they are known: at once. Contents (an index out of range, a negative label) can
+only be checked where there are contents: on arrays that are not traced. Under `jit` they are not checked; to look into
+a jitted program, run it once `with jax.disable_jit():`. (Checks inside the program, by `checkify.debug_check`, were
+tried: even switched off they cost every call of a jitted function 100 µs, because JAX dispatches programs with effects
+in Python.)
 """
 
 from __future__ import annotations
@@ -15,7 +12,6 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import checkify
 from jax.typing import ArrayLike
 
 # A finite stand-in for −inf. With true infinities (−inf) − (−inf) appears in logaddexp and in its gradient.
@@ -52,33 +48,25 @@ def real_labels(labels: ArrayLike, mask: ArrayLike | None = None) -> jax.Array:
     """Labels [..., N] in float32 with 0 at masked items.
 
     Raises:
-      ValueError: if there is no item axis, `mask` does not fit, or a real item's label is negative or NaN (on
-        concrete labels; traced ones see the top of this module, and count as 0 when negative).
+      ValueError: if there is no item axis, `mask` does not fit, or a real item's label is negative, infinite or NaN (if
+        the labels are not traced; traced ones count as 0 when negative).
     """
-    given = jnp.asarray(labels)
-    labels = jax.lax.stop_gradient(given.astype(jnp.float32))
+    known, known_mask = contents(labels), True if mask is None else contents(mask)
+    labels = jax.lax.stop_gradient(jnp.asarray(labels, jnp.float32))
     if labels.ndim == 0 or labels.shape[-1] == 0:
         raise ValueError(
             f"labels must have shape [..., N] with N >= 1 items; got {labels.shape}; put the items of a list on the "
             "last axis"
         )
     real = broadcast_mask(mask, labels.shape, "labels")
-    if is_concrete(given) and is_concrete(real):
-        grades = np.broadcast_to(np.asarray(given, np.float32), real.shape)
-        wrong = ~(grades >= 0) & np.asarray(real)
-        if wrong.any():
-            worst = grades[wrong].min()
+    if known is not None and known_mask is not None:
+        grades, counted = np.broadcast_arrays(np.asarray(known, np.float32), np.asarray(known_mask, bool))
+        wrong = grades[counted & ~((grades >= 0) & (grades < np.inf))]
+        if wrong.size:
             raise ValueError(
-                f"labels of real items must be at least 0 (0 is not relevant); got {worst}; raise them to 0, or mark "
-                "the items as False in mask"
+                f"labels of real items must be finite and at least 0 (0 is not relevant); got {wrong[0]}; raise it to "
+                "0, or mark the item as False in mask"
             )
-    else:
-        checkify.debug_check(
-            jnp.all((labels >= 0) | ~real),
-            "labels of real items must be at least 0 (0 is not relevant); got {worst}; raise them to 0, or mark the "
-            "items as False in mask",
-            worst=jnp.min(jnp.where(real, labels, jnp.inf)),
-        )
     # Without the floor a negative label would make NDCG negative where nothing checks.
     return jnp.maximum(jnp.where(real, labels, 0.0), 0.0)
 
@@ -87,10 +75,10 @@ def item_indices(ranking: ArrayLike, num_items: int) -> jax.Array:
     """The ranking [..., K] as an array of item indices.
 
     Raises:
-      ValueError: if it is not of integers, has more places than there are items, or (on a concrete ranking; for a
-        traced one see the top of this module) an index lies outside 0..N−1.
+      ValueError: if it is not of integers, has more places than there are items, or (if it is not traced) holds an
+        index outside 0..N−1.
     """
-    ranking = jnp.asarray(ranking)
+    known, ranking = contents(ranking), jnp.asarray(ranking)
     if not jnp.issubdtype(ranking.dtype, jnp.integer) or ranking.ndim == 0:
         raise ValueError(
             f"ranking must hold item indices in shape [..., K]; got {ranking.dtype} of shape {ranking.shape}; pass "
@@ -100,19 +88,11 @@ def item_indices(ranking: ArrayLike, num_items: int) -> jax.Array:
         raise ValueError(
             f"ranking must have at most N={num_items} places; got {ranking.shape[-1]}; cut it to the first N places"
         )
-    if ranking.size == 0:
-        return ranking
-    message = (
-        f"ranking must hold item indices from 0 to {num_items - 1}; got indices from {{low}} to {{high}}; rank the "
-        "items of this list, with `sample` or `mode`"
-    )
-    if is_concrete(ranking):
-        low, high = np.asarray(ranking).min(), np.asarray(ranking).max()
-        if low < 0 or high >= num_items:
-            raise ValueError(message.format(low=low, high=high))
-    else:
-        low, high = jnp.min(ranking), jnp.max(ranking)
-        checkify.debug_check((low >= 0) & (high < num_items), message, low=low, high=high)
+    if known is not None and known.size and (known.min() < 0 or known.max() >= num_items):
+        raise ValueError(
+            f"ranking must hold item indices from 0 to {num_items - 1}; got indices from {known.min()} to "
+            f"{known.max()}; rank the items of this list, with `sample` or `mode`"
+        )
     return ranking
 
 
@@ -155,6 +135,11 @@ def places(k: int | None, num_items: int) -> int:
     return min(int(k), num_items)
 
 
-def is_concrete(array: jax.Array) -> bool:
-    """Whether an array's contents can be read now, outside of any tracing."""
-    return not isinstance(array, jax.core.Tracer)
+def contents(values: ArrayLike) -> np.ndarray | None:
+    """The values where they can be read now: not traced, and on this process's devices. None elsewhere."""
+    if isinstance(values, jax.core.Tracer) or (isinstance(values, jax.Array) and not values.is_fully_addressable):
+        return None
+    try:
+        return np.asarray(values)
+    except jax.errors.TracerArrayConversionError:  # a list of traced numbers
+        return None

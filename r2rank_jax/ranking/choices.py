@@ -99,8 +99,9 @@ def divergence(p: jax.Array, q: jax.Array, ranking: jax.Array, real: jax.Array) 
         return [peak_p, excess_p, peak_q, excess_q, joined]
 
     total = jax.lax.associative_scan(combine, leaves, reverse=True, axis=placed_p.ndim - 1)[4]
-    # Rounding can leave −1e-8 where the two models agree.
-    return jnp.where(placed_real, jnp.maximum(total[..., : ranking.shape[-1]], 0.0), 0.0)
+    # Rounding can leave −1e-8 where the two models agree: lifted to 0, without touching the gradient there.
+    total = total - jax.lax.stop_gradient(jnp.minimum(total, 0.0))
+    return jnp.where(placed_real, total[..., : ranking.shape[-1]], 0.0)
 
 
 def reverse_logcumsumexp(values: jax.Array, excess: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -13,10 +13,10 @@ V the expected NDCG of a list (`expectation`) and R(y) the NDCG of one ranking, 
 | "swap"            | mean over items j of R(y) − R(y with i and j exchanged)     | biased                            |
 
 A baseline b leaves an estimate unbiased, E[b ∇log π(o)] = 0, whenever it does not depend on the rationale o itself.
-"shared" subtracts other lists; "counterfactual" replaces this rationale by others of the same item; "leave_item_out"
-takes the item away, which leaves the order of the others as it is, whatever its score was. In the last two the luck of
-the other items cancels; "shared" praises a rationale for the luck of the other N − 1. "swap" has no such baseline: the
-exchanged ranking still depends on the item's own score, through its place.
+"shared" subtracts other lists, and praises a rationale for the luck of the other N − 1. "counterfactual" replaces this
+rationale by others of the same item, and "leave_item_out" takes the item away, which leaves the order of the others as
+it is, whatever its score was: in both the luck of the other items cancels. "swap" has no such baseline: the exchanged
+ranking still depends on the item's own score, through its place.
 
 On-policy means that the rationales were sampled from the policy whose gradient is taken, and that the user's lists are
 independent. "leave_item_out" and "swap" look at the ranking by score, the one that inference returns, and so at the
@@ -109,6 +109,8 @@ def item_advantages(
             f'{num_rationales}; sample more rationales per item or use rule="shared"'
         )
     scores, real = real_scores(scores, mask)
+    shape = (*leading(scores=scores.shape, labels=(*labels.shape[:-1], 1, labels.shape[-1])), scores.shape[-1])
+    scores, real = jnp.broadcast_to(scores, shape), jnp.broadcast_to(real, shape)
     advantages = rules[rule](scores, labels[..., None, :], real, k, method)
     return jax.lax.stop_gradient(jnp.where(real, advantages, 0.0))
 

@@ -30,7 +30,7 @@ Not done on purpose: dividing the centred reward by its standard deviation. It b
 
 >>> import jax, jax.numpy as jnp
 >>> scores, labels = jnp.array([0.0, 1.0, 2.0]), jnp.array([2, 1, 0])
->>> jax.grad(surrogate, argnums=1)(jax.random.key(0), scores, labels, estimator="exact", num_samples=0).round(4)
+>>> jax.grad(surrogate, argnums=1)(jax.random.key(0), scores, labels, estimator="exact").round(4)
 Array([ 0.0402,  0.0007, -0.0409], dtype=float32)
 >>> objective = lambda s: surrogate(jax.random.key(0), s, labels, estimator="reward_to_go", num_samples=4000)
 >>> jax.grad(objective)(scores).round(2)
@@ -61,7 +61,7 @@ def surrogate(
     mask: ArrayLike | None = None,
     *,
     estimator: Estimator,
-    num_samples: int,
+    num_samples: int = 16,
     k: int | None = None,
     centred_gains: bool = True,
 ) -> jax.Array:
@@ -89,14 +89,7 @@ def surrogate(
     """
     if estimator == "exact":
         return expected_ndcg(scores, labels, mask, k=k)
-    if estimator not in _SAMPLED:
-        known = (*_SAMPLED, "exact")
-        raise ValueError(f'estimator must be one of {known}; got {estimator!r}; "exact" has no variance')
-    if num_samples < (1 if estimator == "pl_rank" else 2):
-        raise ValueError(
-            f'estimator "{estimator}" compares each ranking with the others, so num_samples must be at least '
-            f'2; got {num_samples}; raise it or use "exact"'
-        )
+    check_sampled(estimator, num_samples)
     scores, gains, real = prepare(scores, labels, mask, k)
     fixed = jax.lax.stop_gradient(scores)
     rankings = draw(key, fixed, real, num_samples, places(k, scores.shape[-1]))  # [..., M, K]
@@ -104,6 +97,20 @@ def surrogate(
     # The value of `value` with the slope `gradient`.
     carrier = jnp.sum(gradient * (scores - fixed), axis=-1)
     return value + carrier
+
+
+def check_sampled(estimator: str, num_samples: int) -> None:
+    """Raises ValueError unless `estimator` is one that samples and can work with so many rankings."""
+    if estimator not in _SAMPLED:
+        known = (*_SAMPLED, "exact")
+        raise ValueError(f'estimator must be one of {known}; got {estimator!r}; "exact" has no variance')
+    if estimator != "pl_rank" and num_samples < 2:
+        raise ValueError(
+            f'estimator "{estimator}" compares each ranking with the others, so num_samples must be at least '
+            f'2; got {num_samples}; raise it or use "exact"'
+        )
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1; got {num_samples}; ask for one ranking or more")
 
 
 def value_and_gradient(
@@ -200,7 +207,7 @@ def _gradient(
     unplaced = jnp.where(chosen.unplaced, left(gains[..., None, :], share, last), 0.0)
     total = jnp.sum(unplaced, axis=-2)
     # Places of one list's rankings, side by side, added onto its items.
-    flat = (*rankings.shape[:-2], -1)
+    flat = (*rankings.shape[:-2], rankings.shape[-2] * rankings.shape[-1])
     total = _add_at(total, rankings.reshape(flat), placed.reshape(flat))
     return jnp.where(real, total / rankings.shape[-2], 0.0)
 

@@ -11,7 +11,7 @@ any number of items relevant. Four methods, one number:
 | "quadrature_one_positive" | nodes · N · K  | any N, at most one relevant item per list       |
 
 "auto" is quadrature, and takes the one-positive route when no list of the batch has two relevant items.
-Labels known at trace time decide at once; traced labels decide at run time through `lax.cond`, so a jitted
+Outside of `jit` the labels decide at once; under it they decide at run time through `lax.cond`, so a jitted
 training step runs only the cheap branch. Under `vmap` over labels a `cond` becomes a `select` that runs both
 branches: prefer the leading axes, which every function here takes, or name the method.
 
@@ -51,7 +51,7 @@ def expected_ndcg(
     """Expected NDCG@k of a ranking drawn from PL(scores), with exponential gains.
 
     Differentiable in `scores` with finite gradients at any gap. Accuracy: about 1e-6 (float32 rounding; the
-    quadrature itself errs by 1e-7).
+    quadrature itself errs by at most 1e-7).
 
     Args:
       scores: [..., N] scores.
@@ -102,7 +102,7 @@ def swapped_expected_ndcg(
     Args:
       scores: [..., N] scores.
       labels: [..., N] graded relevance; leading axes broadcast with those of `scores`.
-      alternatives: [..., A, N] alternative scores, with the leading axes of `scores`.
+      alternatives: [..., A, N] alternative scores; leading axes broadcast with those of `scores`.
       mask: [..., N] True for a real item.
       k: cut-off of the metric; None takes all N places.
       method: see the table at the top of this module.
@@ -122,13 +122,15 @@ def swapped_expected_ndcg(
         raise ValueError(
             f"alternatives must have shape [..., A, N={num_items}]; got {alternatives.shape}; give A scores per item"
         )
-    shape = (*scores.shape[:-1], *alternatives.shape[-2:])
+    lead = leading(scores=scores.shape, alternatives=(*alternatives.shape[:-2], num_items))
+    scores, gains, real = (jnp.broadcast_to(x, (*lead, num_items)) for x in (scores, gains, real))
+    labels = jnp.asarray(labels)
+    alternatives = jnp.broadcast_to(alternatives, (*lead, *alternatives.shape[-2:]))
     alternatives, _ = real_scores(alternatives, real[..., None, :])
-    alternatives = jnp.broadcast_to(alternatives, shape)
     if method in MAX_ITEMS:
         identity = jnp.eye(num_items, dtype=bool)
         variants = jnp.where(identity, alternatives[..., None, :], scores[..., None, None, :])  # [..., A, i, N]
-        labels = jnp.expand_dims(jnp.asarray(labels), (-3, -2))
+        labels = jnp.expand_dims(labels, (-3, -2))
         return expected_ndcg(variants, labels, real[..., None, None, :], k=k, method=method)
 
     def discount(focal: jax.Array) -> jax.Array:
@@ -191,8 +193,10 @@ def sum_over_relevant(discount: Callable[[jax.Array], jax.Array], gains: jax.Arr
             focal = jnp.take(order, turn, axis=-1)
             return jax.lax.cond(turn < most, lambda: total + weighted(focal), lambda: total), None
 
-        shape = jax.eval_shape(weighted, jax.ShapeDtypeStruct(lead, jnp.int32)).shape
-        return jax.lax.scan(add, jnp.zeros(shape, gains.dtype), jnp.arange(num_items, dtype=jnp.int32))[0]
+        shape = jax.eval_shape(weighted, order[..., 0]).shape
+        # Made from the batch: inside `jax.shard_map` a constant is of another type, and a scan may not start from it.
+        nothing = jnp.expand_dims(0.0 * gains[..., 0], tuple(range(len(lead), len(shape))))
+        return jax.lax.scan(add, jnp.broadcast_to(nothing, shape), jnp.arange(num_items, dtype=jnp.int32))[0]
 
     relevant = jnp.sum(gains > 0, axis=-1, dtype=jnp.int32)
     most = jnp.max(relevant, initial=0)

@@ -33,7 +33,7 @@ from jax.typing import ArrayLike
 
 from r2rank_jax.ranking.arguments import leading, places, real_labels, real_scores, same_items
 from r2rank_jax.ranking.choices import log_sum
-from r2rank_jax.ranking.estimators import Estimator, surrogate
+from r2rank_jax.ranking.estimators import Estimator, check_sampled, surrogate
 from r2rank_jax.ranking.expectation import expected_ndcg, prepare
 from r2rank_jax.ranking.metrics import discounts
 from r2rank_jax.ranking.plackett_luce import log_prob, mode
@@ -198,9 +198,10 @@ def negative_expected_ndcg(
     Raises:
       ValueError: as `estimators.surrogate`, and if a sampled estimator gets no key.
     """
+    if estimator == "exact":
+        return -expected_ndcg(scores, labels, mask, k=k)
+    check_sampled(estimator, num_samples)
     if key is None:
-        if estimator == "exact":
-            return -expected_ndcg(scores, labels, mask, k=k)
         raise ValueError(
             f'estimator "{estimator}" draws rankings: it needs a key; got key=None; pass jax.random.key(0)'
         )

@@ -71,6 +71,9 @@ def normalized_gains(
     largest = jnp.max(labels, axis=-1, keepdims=True)
     if gain == "exp2":
         gains = jnp.where(labels > 0, jnp.exp2(labels - largest) - jnp.exp2(-largest), 0.0)
+        # The difference cancels for labels far below 1.
+        small = jnp.exp2(labels - largest) * -jnp.expm1(-labels * math.log(2.0))
+        gains = jnp.where(labels < 1, small, gains)
     else:
         _check_gain(gain)
         gains = labels / jnp.where(largest > 0, largest, 1.0)
@@ -103,11 +106,13 @@ def dcg(
 
     Raises:
       ValueError: if the ranking holds anything but item indices or has fewer than min(k, N) places, labels of real
-        items are negative (traced arrays: see `arguments`), shapes do not broadcast, or `gain` is unknown.
+        items are negative (both if not traced, see `arguments`), shapes do not broadcast, or `gain` is unknown.
     """
     _check_gain(gain)
     placed = _placed(ranking, real_labels(labels, mask), k)
-    gains = jnp.where(placed > 0, jnp.exp2(placed) - 1.0, 0.0) if gain == "exp2" else placed
+    gains = placed
+    if gain == "exp2":  # the difference cancels for labels far below 1
+        gains = jnp.where(placed < 1, jnp.expm1(placed * math.log(2.0)), jnp.exp2(placed) - 1.0)
     return jnp.sum(gains * discounts(placed.shape[-1]), axis=-1)
 
 

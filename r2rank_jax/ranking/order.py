@@ -17,7 +17,7 @@ ITEMS_PER_PARTIAL_PLACE = 8
 
 
 def top(values: jax.Array, num_places: int) -> jax.Array:
-    """Indices of the largest values, in descending order; equal values in index order, NaN first.
+    """Indices of the largest values, in descending order; equal values in index order.
 
     Args:
       values: float32 [..., N].
@@ -57,7 +57,7 @@ def _partial_sort(num_items: int, num_places: int) -> bool:
 def _place(values: jax.Array) -> jax.Array:
     """Place of each item, from 0: the number of items that come before it. int32 [..., N]."""
     bits = jax.lax.bitcast_convert_type(jnp.where(values == 0, 0.0, values), jnp.int32)  # one zero, not two
-    # Floats in the order of integers, so that NaN has a place, too, and no two items share one. The barrier keeps XLA
+    # Floats in the order of integers, so that even NaN has a place and no two items share one. The barrier keeps XLA
     # from computing them again for every pair.
     keys = jax.lax.optimization_barrier(bits ^ ((bits >> 31) & 0x7FFFFFFF))
     # [..., j, i] with i, the item that is placed, on the last axis: sums over j are then vectorised over i. Among equal

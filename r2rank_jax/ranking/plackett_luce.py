@@ -71,7 +71,7 @@ def log_prob(scores: ArrayLike, ranking: ArrayLike, mask: ArrayLike | None = Non
 
     Raises:
       ValueError: if the ranking is not of integers, has more places than there are items or holds an index that is
-        none (traced rankings: see `arguments`), or if leading axes do not broadcast.
+        none (if it is not traced, see `arguments`), or if leading axes do not broadcast.
 
     >>> print(f"{log_prob([0.0, 1.0, 2.0], jnp.array([2, 1, 0])):.6f}")
     -0.720868
@@ -90,8 +90,8 @@ def sample(
     """Draws rankings, by Gumbel noise or, for K << N, by drawing with replacement (see `sampling`).
 
     Args:
-      key: a JAX PRNG key. An item's noise depends on the key, the leading axes and its index only: masked items
-        appended to a list change nothing in the rankings of the real ones.
+      key: a JAX PRNG key. Masked items appended to a list change nothing in the rankings of the real ones, as long as
+        they do not carry N across 8 K, where the way of drawing changes.
       scores: [..., N] scores.
       mask: [..., N] True for a real item; masked items come last, in index order.
       num_samples: M, the number of independent rankings per list.
@@ -144,7 +144,7 @@ def rank_marginals(scores: ArrayLike, mask: ArrayLike | None = None, *, k: int |
     """The probability of every item at every place, exactly: P(y_r = i) for r <= k.
 
     By quadrature over an item's arrival time in the exponential race behind the distribution (see `quadrature`); error
-    at most 1e-6 in float32. O(nodes · N² · K) operations; differentiable, the gradient keeps K · N² · nodes numbers.
+    about 1e-6 in float32. O(nodes · N² · K) operations; differentiable, the gradient keeps K · N² · nodes numbers.
 
     Args:
       scores: [..., N] scores.
@@ -220,15 +220,8 @@ def kl(
             "an estimate compares each ranking with the others, so num_samples must be at least 2; got "
             f"{num_samples}; raise it, or leave out key= for the exact value"
         )
-    rankings = sampling.draw(key, jax.lax.stop_gradient(scores), real, num_samples, num_places)  # [..., M, K]
-    shape = (*shape[:-1], num_samples, num_items)
-    p, q, real = (jnp.broadcast_to(x[..., None, :], shape) for x in (scores, other, real))
-    values = jnp.sum(divergence(p, q, rankings, real), axis=-1)  # [..., M]
-    log_probs = jnp.sum(choices(p, rankings, real).log_prob(), axis=-1)
-    baseline = (jnp.sum(values, axis=-1, keepdims=True) - values) / (num_samples - 1)
-    advantage = jax.lax.stop_gradient(values - baseline)
-    carrier = advantage * log_probs
-    return jnp.mean(values + (carrier - jax.lax.stop_gradient(carrier)), axis=-1)
+    rankings = sampling.draw(key, jax.lax.stop_gradient(scores), real, num_samples, num_places)
+    return _kl_along(rankings, scores, other, real)
 
 
 def entropy(
@@ -278,3 +271,15 @@ def _broadcast(scores: ArrayLike, ranking: ArrayLike, mask: ArrayLike | None) ->
         jnp.broadcast_to(ranking, (*lead, ranking.shape[-1])),
         jnp.broadcast_to(real, (*lead, num_items)),
     )
+
+
+def _kl_along(rankings: jax.Array, scores: jax.Array, other: jax.Array, real: jax.Array) -> jax.Array:
+    """The estimate [...] of `kl` from rankings [..., M, K] drawn from PL(scores); the others [..., N]."""
+    num_samples = rankings.shape[-2]
+    shape = (*rankings.shape[:-1], scores.shape[-1])
+    p, q, real = (jnp.broadcast_to(x[..., None, :], shape) for x in (scores, other, real))
+    values = jnp.sum(divergence(p, q, rankings, real), axis=-1)  # [..., M]
+    log_probs = jnp.sum(choices(p, rankings, real).log_prob(), axis=-1)
+    baseline = (jnp.sum(values, axis=-1, keepdims=True) - values) / (num_samples - 1)
+    score_function = jax.lax.stop_gradient(values - baseline) * log_probs
+    return jnp.mean(values + (score_function - jax.lax.stop_gradient(score_function)), axis=-1)

@@ -1,14 +1,16 @@
 """Drawing the first K places of Plackett-Luce rankings.
 
-Two exact ways, chosen by shape:
+Two ways, chosen by shape, both right to the resolution of float32 random numbers (items of probability below about 1e-7
+may never come first):
 
 - Noise: the K largest of score + Gumbel noise are the first K places (W. Kool, H. van Hoof, M. Welling, "Stochastic
   Beams and Where to Find Them", 2019). O(N) random numbers per ranking.
 - Repeats discarded: draw items with replacement from the softmax; the order in which new ones turn up is a
-  Plackett-Luce ranking, because skipping the items already placed renormalises over the others (Luce 1959). O(log N)
-  per draw, so for K << N it is several times faster. A fixed number of draws is made at once. Where they hold fewer
-  than K different items (some scores dominate), noise orders the rest of that ranking: given the items placed, what
-  follows is a Plackett-Luce ranking of those left. Throwing the short ones away to draw them again would be biased.
+  Plackett-Luce ranking, because skipping the items already placed renormalises over the others (Luce 1959). After one
+  cumulative sum a draw costs O(log N), so for K << N this is several times faster while no few items dominate. A fixed
+  number of draws is made at once. Where they hold fewer than K different items, noise orders the rest of that ranking:
+  given the items placed, what follows is a Plackett-Luce ranking of those left. Throwing the short ones away to draw
+  them again would be biased.
 """
 
 from __future__ import annotations

@@ -188,6 +188,16 @@ def test_extremes_masks_jit_vmap_and_no_gradient(rule):
     np.testing.assert_allclose(moved, np.asarray(got)[..., order], atol=tolerance)
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_labels_may_have_leading_axes_that_scores_have_not(rule):
+    scores, _ = user()
+    labels = np.array([[0, 1, 0, 2], [1, 0, 0, 0], [0, 0, 0, 0]])
+    got = ADVANTAGES(scores, labels, rule=rule)
+    assert got.shape == (3, 3, 4)
+    want = np.stack([ADVANTAGES(scores, row, rule=rule) for row in labels])
+    np.testing.assert_allclose(got, want, atol=2e-6)
+
+
 def test_one_rationale():
     scores, labels = user(num_rationales=1)
     got = ADVANTAGES(scores, labels, rule="shared")  # no other list: the baseline is 0

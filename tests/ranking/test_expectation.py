@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r2rank_jax.ranking import expected_ndcg, swapped_expected_ndcg
+from r2rank_jax.ranking import expected_ndcg, rank_marginals, swapped_expected_ndcg
 from r2rank_jax.ranking.expectation import value
 
 METHODS = ("enumerate", "subset_dp", "quadrature", "auto")
@@ -162,6 +162,30 @@ def test_one_positive_method_refuses_several_positives_loudly():
     labels[0, 8] = 1
     got = one_positive(np.zeros((3, 20), np.float32), labels)
     assert np.isnan(got[0]) and np.isfinite(got[1:]).all()
+
+
+@pytest.mark.parametrize(("num_items", "k"), [(20, 20), (100, 50), (200, 100), (1000, 20)])
+def test_long_uniform_lists_with_deep_cutoffs(num_items, k):
+    """All scores equal: V = Σ_{r<=k} w_r / N for one positive. Late places need finer nodes."""
+    want = (1 / np.log2(np.arange(2, k + 2))).sum() / num_items
+    labels = np.eye(num_items)[3]
+    got = jax.jit(lambda s: expected_ndcg(s, labels, k=k))(np.zeros(num_items, np.float32))
+    np.testing.assert_allclose(got, want, atol=5e-7)
+
+
+@pytest.mark.parametrize("method", ["auto", "quadrature"])
+def test_inside_shard_map(method):
+    scores, labels, mask = random_lists(num_lists=8)
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec("d")
+
+    def both(scores, labels, mask):
+        inside = jax.grad(lambda s: expected_ndcg(s, labels, mask, k=3, method=method).sum())(scores)
+        return inside, rank_marginals(scores, mask, k=3)
+
+    got = jax.jit(jax.shard_map(both, mesh=mesh, in_specs=spec, out_specs=spec))(scores, labels, mask)
+    for inside, outside in zip(got, jax.jit(both)(scores, labels, mask)):
+        np.testing.assert_allclose(inside, outside, atol=TOLERANCE)
 
 
 @functools.partial(jax.jit, static_argnames=("method",))

@@ -81,6 +81,8 @@ def test_negative_expected_ndcg_is_the_estimators_by_another_form():
         SCORES, LABELS, MASK, key=jax.random.key(0), estimator="reward_to_go", num_samples=20_000, k=3
     )
     np.testing.assert_allclose(sampled, want, atol=0.01)
+    with pytest.raises(ValueError, match="estimator must be one of"):
+        negative_expected_ndcg(SCORES, LABELS, estimator="magic")
     with pytest.raises(ValueError, match="it needs a key; got key=None; pass"):
         negative_expected_ndcg(SCORES, LABELS, estimator="pl_rank")
 

@@ -80,14 +80,17 @@ def test_masked_labels_do_not_enter_the_ideal():
 def test_negative_labels_are_refused_where_they_can_be_seen():
     ranking, labels = jnp.array([1, 0]), jnp.array([1.0, -5.0])
     for metric in METRICS:
-        with pytest.raises(ValueError, match=r"must be at least 0 \(0 is not relevant\); got -5.0; raise them to 0"):
+        with pytest.raises(ValueError, match=r"at least 0 \(0 is not relevant\); got -5.0; raise it to 0"):
             metric(ranking, labels)
     assert jax.jit(ndcg)(ranking, labels) == ndcg(ranking, jnp.array([1.0, 0.0]))  # traced: not relevant
     with pytest.raises(ValueError, match="got nan"):
         ndcg(ranking, jnp.array([1.0, jnp.nan]))
 
 
-def test_huge_labels():
+def test_huge_and_tiny_labels():
+    tiny = jnp.array([1e-8, 3e-8])
+    np.testing.assert_allclose(ndcg(jnp.array([1, 0]), tiny), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(dcg(jnp.array([1]), tiny), 3e-8 * np.log(2), rtol=1e-6)
     huge = ndcg(jnp.array([1, 0]), jnp.array([130.0, 129.0]))  # 2^130 is not a float32
     np.testing.assert_allclose(huge, (1 + 2 / np.log2(3)) / (2 + 1 / np.log2(3)), rtol=1e-6)
 

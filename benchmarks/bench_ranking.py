@@ -4,8 +4,8 @@
 
 Prints a table and then one JSON line: for each comparison, the peer's median time divided by ours (above 1: ours is
 faster). Peers: rax 0.4.0 (jitted); Gumbel noise with a full argsort or top_k in JAX; PL-Rank-3 in NumPy, list by list
-and vectorised over the rankings of a list, as its author's code does it; and our own exact gradient, for what 16 sampled
-rankings save. Compilation is not in the times; results are blocked on.
+and vectorised over the rankings of a list, as its author's code does it; and our own exact gradient, for what 16
+sampled rankings save. Compilation is not in the times; results are blocked on.
 """
 
 from __future__ import annotations

@@ -159,14 +159,19 @@ def require_same_configuration(extras: dict[str, Any], config: dict[str, Any], p
     Raises:
         CheckpointError: names every field that differs.
     """
-    saved = extras["config"]
-    changed = differences({p: saved.get(p) for p in parts}, {p: config.get(p) for p in parts})
+    saved, now = ({p: _what_matters(c.get(p)) for p in parts} for c in (extras["config"], config))
+    changed = differences(saved, now)
     if changed:
         raise CheckpointError(
             "the checkpoint in this run directory belongs to another configuration; differing (saved -> now): "
             + "; ".join(changed)
             + ". Run with the saved settings, or choose another --run-dir"
         )
+
+
+def _what_matters(section: Any) -> Any:
+    """A section of a configuration without how it is computed, which may differ from machine to machine."""
+    return {k: v for k, v in section.items() if k != "attention"} if isinstance(section, dict) else section
 
 
 def load_policy(directory: Path, like: Params, config: dict[str, Any]) -> tuple[Params, dict[str, Any], str]:

@@ -81,6 +81,8 @@ class ModelConfig:
     norm_epsilon: float = 1e-6
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation; parameters, softmax, norms and losses stay float32."""
+    attention: Literal["auto", "einsum", "cudnn", "splash"] = "auto"
+    """How attention is computed; "auto" measures what this machine has. Not part of what a checkpoint is."""
 
     def __post_init__(self) -> None:
         _require(

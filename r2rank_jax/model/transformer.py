@@ -9,8 +9,6 @@ Logical axes stand beside each weight's shape; `r2rank_jax.sharding` maps them t
 
 from __future__ import annotations
 
-from functools import reduce
-from operator import add
 from typing import Any
 
 import flax.linen as nn
@@ -18,10 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from r2rank_jax.config import ModelConfig
+from r2rank_jax.model.attention import Segment, attend
 from r2rank_jax.types import Array, KeyValues, Params
-
-# Finite, so that a row without any visible key (padding) gives zeros and not NaN.
-MASKED_LOGIT = -1e30
 
 
 def _weight(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], fan_in: int) -> Array:
@@ -59,52 +55,6 @@ def rotate(x: Array, positions: Array, theta: float) -> Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
-def attend(q: Array, segments: list[tuple[Array, Array, Array]]) -> Array:
-    """One softmax over the keys of several segments, each shared by as many rows as its size-1 axes say.
-
-    The weights of all segments are normalised by one float32 sum, so plain autodiff is exact; merging separate
-    attention calls by their log-sum-exp is not (its public gradients are wrong).
-
-    Args:
-        q: [U, KV, N, G, L, Q/KV, H], already scaled.
-        segments: (k, v, visible) with k, v [U, KV, N|1, G|1, C, H] and visible broadcastable to
-            [U, 1, N, G, L, 1, C].
-
-    Returns:
-        [U, KV, N, G, L, Q/KV, H].
-    """
-    logits = []
-    for k, _, visible in segments:
-        raw = jnp.einsum(_equation(k, "uk{r}lqh,uk{s}ch->uk{r}lqc"), q, _squeeze(k), preferred_element_type=jnp.float32)
-        logits.append(jnp.where(visible, raw, MASKED_LOGIT))
-    peak = jnp.max(jnp.stack([jnp.max(x, axis=-1) for x in logits]), axis=0)[..., None]
-    weights = [jnp.exp(x - jax.lax.stop_gradient(peak)) for x in logits]
-    total = reduce(add, [jnp.sum(w, axis=-1, keepdims=True) for w in weights])
-    mixed = reduce(
-        add,
-        [
-            jnp.einsum(
-                _equation(v, "uk{r}lqc,uk{s}ch->uk{r}lqh"),
-                w.astype(v.dtype),
-                _squeeze(v),
-                preferred_element_type=jnp.float32,
-            )
-            for w, (_, v, _) in zip(weights, segments, strict=True)
-        ],
-    )
-    return (mixed / total).astype(q.dtype)
-
-
-def _squeeze(x: Array) -> Array:
-    """Drop the shared axes N and G, so that the contraction folds all rows that share them into one matrix."""
-    return x.reshape(x.shape[:2] + tuple(n for n in x.shape[2:4] if n > 1) + x.shape[4:])
-
-
-def _equation(x: Array, template: str) -> str:
-    rows = "".join(name for name, size in zip("ng", x.shape[2:4], strict=True) if size > 1)
-    return template.format(r="ng", s=rows)
-
-
 class Attention(nn.Module):
     """Grouped-query attention over the context segments and the new tokens themselves."""
 
@@ -112,7 +62,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, positions: Array, valid: Array, context: list[tuple[Array, Array, Array]]
+        self, x: Array, positions: Array, valid: Array, context: list[Segment]
     ) -> tuple[Array, Array, Array]:
         c = self.config
         q = self._project("q", x, c.heads, "heads")
@@ -127,13 +77,7 @@ class Attention(nn.Module):
         q = q.reshape(users, items, forks, length, c.kv_heads, -1, c.head_size).transpose(0, 4, 1, 2, 3, 5, 6)
         k, v = (a.transpose(0, 4, 1, 2, 3, 5) for a in (k, v))  # head-major: [U, KV, N, G, L, H]
 
-        offset = jnp.arange(length)
-        causal = offset[:, None] >= offset[None, :]
-        itself = offset[:, None] == offset[None, :]  # padding sees itself, which keeps it finite
-        own = (causal & valid[..., None, :]) | itself  # [U, N, G, L, L]
-        segments = [(ck, cv, seen[:, None, :, :, None, None, :]) for ck, cv, seen in context]
-        out = attend(q, [*segments, (k, v, own[:, None, :, :, :, None, :])])
-
+        out = attend(c.attention, q, context, Segment(k, v, valid))
         out = out.transpose(0, 2, 3, 4, 1, 5, 6).reshape(users, items, forks, length, c.heads, c.head_size)
         o = _weight(self, "o", (c.heads, c.head_size, c.width), ("heads", None, "embed"), c.heads * c.head_size)
         return jnp.einsum("ungljh,jhd->ungld", out, o.astype(x.dtype)), k, v
@@ -188,7 +132,7 @@ class Decoder(nn.Module):
         x = embedding[tokens].astype(c.dtype)
         keys, values = [], []
         for layer in range(c.layers):
-            before = [(part.k[layer], part.v[layer], part.valid) for part in context]
+            before = [Segment(part.k[layer], part.v[layer], part.valid) for part in context]
             normed = RMSNorm(c.norm_epsilon, name=f"attention_norm_{layer}")(x)
             mixed, k, v = Attention(c, name=f"attention_{layer}")(normed, positions, valid, before)
             x = x + mixed

@@ -61,9 +61,7 @@ class Attention(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(
-        self, x: Array, positions: Array, valid: Array, context: list[Segment]
-    ) -> tuple[Array, Array, Array]:
+    def __call__(self, x: Array, positions: Array, valid: Array, context: list[Segment]) -> tuple[Array, Array, Array]:
         c = self.config
         q = self._project("q", x, c.heads, "heads")
         k = self._project("k", x, c.kv_heads, "kv_heads")

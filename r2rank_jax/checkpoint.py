@@ -171,7 +171,9 @@ def require_same_configuration(extras: dict[str, Any], config: dict[str, Any], p
 
 def _what_matters(section: Any) -> Any:
     """A section of a configuration without how it is computed, which may differ from machine to machine."""
-    return {k: v for k, v in section.items() if k != "attention"} if isinstance(section, dict) else section
+    return (
+        {k: v for k, v in section.items() if k not in ("attention", "remat")} if isinstance(section, dict) else section
+    )
 
 
 def load_policy(directory: Path, like: Params, config: dict[str, Any]) -> tuple[Params, dict[str, Any], str]:

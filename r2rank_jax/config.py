@@ -83,6 +83,9 @@ class ModelConfig:
     """Of the computation; parameters, softmax, norms and losses stay float32."""
     attention: Literal["auto", "einsum", "cudnn", "splash"] = "auto"
     """How attention is computed; "auto" measures what this machine has. Not part of what a checkpoint is."""
+    remat: Literal["auto", "none", "block"] = "auto"
+    """"block" keeps only each layer's input for the backward pass and computes the rest again; "auto" does so where
+    `compute.update_gib` asks for it. Not part of what a checkpoint is."""
 
     def __post_init__(self) -> None:
         _require(
@@ -115,6 +118,24 @@ class MeshConfig:
     @property
     def devices(self) -> int:
         return self.data * self.fsdp * self.tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """How work is cut to fit the machine; results do not depend on it beyond rounding."""
+
+    update_gib: float | None = None
+    """Activations that an update may hold on one device; decides how many items are read at once. None: half of what
+    the device has free, 4 where it does not say."""
+    wave_tokens: int = 32
+    """Tokens decoded between two looks at which rationales have ended."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.update_gib is None or self.update_gib > 0,
+            f"compute.update_gib must be positive, got {self.update_gib}; leave it out to take half of the device",
+        )
+        _require(self.wave_tokens >= 1, f"compute.wave_tokens must be at least 1, got {self.wave_tokens}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +245,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
     rl: RLConfig = field(default_factory=RLConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -265,6 +287,7 @@ def _build(kind: type, values: dict[str, Any], prefix: str) -> Any:
         "data": DataConfig,
         "model": ModelConfig,
         "mesh": MeshConfig,
+        "compute": ComputeConfig,
         "sft": SFTConfig,
         "rl": RLConfig,
         "evaluation": EvaluationConfig,

@@ -115,6 +115,68 @@ def to_mesh(mesh: Mesh, local: Any) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split, np.asarray(x)), local)
 
 
+def sum_over_users(mesh: Mesh, each: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[Any, Any], tuple[Any, Any]]:
+    """Run `each(shared, split) -> (sums, rows)` on every device's own users; add the sums up once, at the end.
+
+    Loops inside `each` hold no collective but those of the tensor axis: parameters that are split along fsdp are
+    gathered before, and their gradients reduced after.
+    """
+    batch_axes = ("data", "fsdp")
+
+    def on_device(shared: Any, split: Any) -> tuple[Any, Any]:
+        sums, rows = each(shared, split)
+        return jax.lax.psum(sums, batch_axes), rows
+
+    by_user = PartitionSpec(batch_axes)
+    return jax.shard_map(
+        on_device,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), by_user),
+        out_specs=(PartitionSpec(), by_user),
+        axis_names=set(batch_axes),
+        check_vma=False,
+    )
+
+
+def on_lanes(mesh: Mesh, abstract: Any) -> Any:
+    """Where the state of a rollout lives: leading axis U split over users, heads of keys and values over tensor.
+
+    Args:
+        mesh: from `make_mesh`.
+        abstract: pytree of shapes and types.
+
+    Returns:
+        The same with shardings.
+    """
+
+    def place(path: Any, x: Any) -> jax.ShapeDtypeStruct:
+        axes: list[Any] = [("data", "fsdp")][: len(x.shape)]
+        is_cache = any(getattr(part, "name", None) in ("k", "v") for part in path)  # [U, KV, ...]
+        if is_cache and x.shape[1] % mesh.shape["tensor"] == 0:
+            axes.append("tensor")
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, PartitionSpec(*axes)))
+
+    return jax.tree.map_with_path(place, abstract)
+
+
+def weights_for_decoding(mesh: Mesh, config: ModelConfig) -> Callable[[Params], Params]:
+    """One copy of the parameters for all tokens of a rollout: in the type of the computation, gathered along fsdp.
+
+    Matrices are used in that type anyway, so no bit of the result changes; norms and the scoring head stay float32.
+    """
+    if mesh.shape["fsdp"] == 1 and config.dtype == "float32":
+        return lambda params: params
+
+    def gathered(leaf: Any) -> NamedSharding:
+        kept = [None if axis == "fsdp" else axis for axis in leaf.sharding.spec]
+        return NamedSharding(mesh, PartitionSpec(*kept))
+
+    return jax.jit(
+        lambda params: jax.tree.map(lambda x: x.astype(config.dtype) if x.ndim > 1 else x, params),
+        out_shardings=jax.tree.map(gathered, abstract_params(mesh, config)),
+    )
+
+
 def gather(mesh: Mesh, tree: Any) -> Any:
     """Global arrays as NumPy, whole on every process."""
     return jax.tree.map(np.asarray, _copy_to_all(mesh)(tree))

@@ -1,21 +1,28 @@
 """Attention of new tokens to the segments before them and causally to themselves, behind one function.
 
 `attend` says what is computed; how is a backend's business, chosen by `ModelConfig.attention`.
+
+einsum   anywhere; shared keys are read in place, all logits are held
+cudnn    NVIDIA GPUs; holds no logits, but copies the keys that rows share to each of them
+splash   TPUs; as cudnn, and skips blocks of keys that lie after their queries
 """
 
 from __future__ import annotations
 
 from functools import reduce
 from operator import add
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from r2rank_jax.config import ConfigError
 from r2rank_jax.types import Array
 
 # Finite, so that a row without any visible key (padding) gives zeros and not NaN.
 MASKED_LOGIT = -1e30
+
+SPLASH_BLOCK = 128  # queries and keys of one tile, the least the kernel takes
 
 
 class Segment(NamedTuple):
@@ -36,11 +43,38 @@ def attend(backend: str, q: Array, context: list[Segment], own: Segment) -> Arra
         own: the new tokens themselves [.., N, G, L, ..], visible from their own place on.
 
     Returns:
-        [U, KV, N, G, L, Q/KV, H].
+        [U, KV, N, G, L, Q/KV, H]; what padding gets is finite, and differs between backends.
+
+    Raises:
+        ConfigError: the backend cannot compute in this type or with this head size.
     """
-    if backend not in ("auto", "einsum"):
-        raise ValueError(f"attention must be auto or einsum, got {backend!r}")
-    return _einsum(q, context, own)
+    if backend not in ("auto", "einsum", "cudnn", "splash"):
+        raise ValueError(f"attention must be auto, einsum, cudnn or splash, got {backend!r}")
+    # One token at a time is decoding. The kernels need each row to have its own copy of the keys that rows share, and
+    # would copy the whole prefix for every row at every token, to read it once.
+    if backend in ("auto", "einsum") or q.shape[4] == 1:
+        return _einsum(q, context, own)
+    refusal = unsupported(backend, q.dtype, q.shape[-1])
+    if refusal is not None:
+        raise ConfigError(refusal)
+    return _cudnn(q, context, own) if backend == "cudnn" else _splash(q, context, own)
+
+
+def unsupported(backend: str, dtype: Any, head_size: int) -> str | None:
+    """Why a backend cannot compute in this type or with this head size, and the remedy; None where it can."""
+    if backend != "cudnn":
+        return None
+    if jnp.dtype(dtype) not in (jnp.dtype(jnp.float16), jnp.dtype(jnp.bfloat16)):
+        return (
+            f"model.attention=cudnn computes in float16 or bfloat16, got {jnp.dtype(dtype)}; "
+            f"set model.dtype to bfloat16, or model.attention to einsum"
+        )
+    if head_size % 8 or head_size > 256:
+        return (
+            f"model.attention=cudnn needs a head size that is a multiple of 8 and at most 256 (128 before Hopper), "
+            f"got {head_size}; set model.attention to einsum"
+        )
+    return None
 
 
 def _einsum(q: Array, context: list[Segment], own: Segment) -> Array:
@@ -71,6 +105,90 @@ def _einsum(q: Array, context: list[Segment], own: Segment) -> Array:
         ],
     )
     return (mixed / total).astype(q.dtype)
+
+
+def _cudnn(q: Array, context: list[Segment], own: Segment, implementation: Literal["cudnn", "xla"] = "cudnn") -> Array:
+    """The fused kernel of cuDNN under a boolean mask; `implementation="xla"` is the same without a GPU."""
+    # cuDNN differentiates under a mask only where both lengths are even.
+    rows = _to_rows(q, context, own, multiple=2)
+    new = rows.q.shape[2]
+    before = rows.valid[:, None, :-new]
+    visible = jnp.concatenate(
+        [jnp.broadcast_to(before, (*before.shape[:1], new, before.shape[2])), causal(rows.valid[:, -new:])], axis=-1
+    )
+    out = jax.nn.dot_product_attention(
+        rows.q.swapaxes(1, 2),  # [R, L, Q, H]
+        rows.k.swapaxes(1, 2),  # [R, C, KV, H]
+        rows.v.swapaxes(1, 2),
+        mask=visible[:, None],
+        scale=1.0,
+        implementation=implementation,
+    )
+    return _from_rows(out.swapaxes(1, 2), q)
+
+
+def _splash(q: Array, context: list[Segment], own: Segment, *, interpret: bool = False) -> Array:
+    """The block-sparse flash attention that JAX has for TPUs; `interpret` runs it, slowly, anywhere.
+
+    It knows a static mask and segments that do not see each other. Real tokens are one segment and padding another,
+    so padding sees the padding up to itself: finite, and never nothing.
+    """
+    # Here and not above: only TPUs need it, and importing it is slow.
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        CausalMask,
+        MultiHeadMask,
+        SegmentIds,
+        make_splash_mha_single_device,
+    )
+
+    rows = _to_rows(q, context, own, multiple=SPLASH_BLOCK)
+    heads, new, total = rows.q.shape[1], rows.q.shape[2], rows.k.shape[2]
+    mask = MultiHeadMask([CausalMask((new, total), offset=total - new)] * heads)
+    kernel = make_splash_mha_single_device(mask, interpret=interpret)
+    real = rows.valid.astype(jnp.int32)
+    out = jax.vmap(kernel)(rows.q, rows.k, rows.v, SegmentIds(q=real[:, -new:], kv=real))
+    return _from_rows(out, q)
+
+
+class _Rows(NamedTuple):
+    """Queries and keys of R = U·N·G rows that share nothing; the last L of the C keys are those of the queries."""
+
+    q: Array  # [R, Q, L, H]
+    k: Array  # [R, KV, C, H]
+    v: Array  # [R, KV, C, H]
+    valid: Array  # bool [R, C]
+
+
+def _to_rows(q: Array, context: list[Segment], own: Segment, *, multiple: int) -> _Rows:
+    """Give each row its own copy of all its keys; pad the context, and the new tokens, to a multiple."""
+    items, forks, length = q.shape[2:5]
+    gap = -sum(segment.valid.shape[-1] for segment in context) % multiple
+    tail = -length % multiple
+
+    def fold(x: Array) -> Array:  # [U, N|1, G|1, ...] -> [R, ...]
+        return jnp.broadcast_to(x, (x.shape[0], items, forks, *x.shape[3:])).reshape(-1, *x.shape[3:])
+
+    def pad(x: Array, axis: int, before: int, after: int) -> Array:
+        return jnp.pad(x, [(before, after) if i == axis else (0, 0) for i in range(x.ndim)])
+
+    def join(parts: list[Array], axis: int) -> Array:
+        return jnp.concatenate([*map(fold, parts[:-1]), pad(fold(parts[-1]), axis, gap, tail)], axis)
+
+    segments = [*context, own]
+    heads_inside = pad(jnp.transpose(q, (0, 2, 3, 1, 5, 4, 6)), 5, 0, tail)  # [U, N, G, KV, Q/KV, L, H]
+    return _Rows(
+        q=heads_inside.reshape(-1, q.shape[1] * q.shape[5], length + tail, q.shape[6]),
+        k=join([jnp.moveaxis(s.k, 1, 3) for s in segments], 2),
+        v=join([jnp.moveaxis(s.v, 1, 3) for s in segments], 2),
+        valid=join([s.valid for s in segments], 1),
+    )
+
+
+def _from_rows(out: Array, q: Array) -> Array:
+    """[R, Q, L and padding, H] -> [U, KV, N, G, L, Q/KV, H], like `q`."""
+    users, kv_heads, items, forks, length, group, size = q.shape
+    out = out[:, :, :length].reshape(users, items, forks, kv_heads, group, length, size)
+    return jnp.transpose(out, (0, 3, 1, 2, 5, 4, 6)).astype(q.dtype)
 
 
 def causal(valid: Array) -> Array:

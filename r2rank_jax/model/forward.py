@@ -71,9 +71,10 @@ def suffix_forward(
     )
 
 
-def read_items(config: ModelConfig, params: Params, batch: ListBatch) -> ItemContext:
-    """Prefix, then items."""
-    prefix = prefix_forward(config, params, batch.prefix, batch.prefix_length)
+def read_items(config: ModelConfig, params: Params, batch: ListBatch, prefix: KeyValues | None = None) -> ItemContext:
+    """Prefix, unless it is given, then items."""
+    if prefix is None:
+        prefix = prefix_forward(config, params, batch.prefix, batch.prefix_length)
     return suffix_forward(config, params, prefix, batch.prefix_length, batch.suffix, batch.suffix_length)
 
 
@@ -95,9 +96,11 @@ class RationaleStates:
     last: Array  # [U, N, G, D]     at the last rationale token
 
 
-def read_rationales(config: ModelConfig, params: Params, batch: ListBatch, rationales: Rationales) -> RationaleStates:
-    """Prefix, items, rationales: the one forward of SFT, of RL and of its reference."""
-    context = read_items(config, params, batch)
+def read_rationales(
+    config: ModelConfig, params: Params, batch: ListBatch, rationales: Rationales, prefix: KeyValues | None = None
+) -> RationaleStates:
+    """Prefix (unless it is given), items, rationales: the one forward of SFT, of RL and of its reference."""
+    context = read_items(config, params, batch, prefix)
     hidden = rationale_forward(config, params, context, rationales)
     first = jnp.broadcast_to(context.last_hidden[:, :, None, None], (*hidden.shape[:3], 1, hidden.shape[-1]))
     return RationaleStates(
@@ -122,6 +125,7 @@ def judge(
     batch: ListBatch,
     rationales: Rationales,
     reference: tuple[Array, Params] | None = None,
+    prefix: KeyValues | None = None,
     *,
     temperature: float = 1.0,
     joint: bool = True,
@@ -134,10 +138,11 @@ def judge(
         batch: prompts.
         rationales: tokens to judge.
         reference: another policy's `RationaleStates.predicting` of the same rationales, and its parameters.
+        prefix: what `prefix_forward` returned for this batch, where it has been read already.
         temperature: logits are divided by it, as they were when the tokens were sampled.
         joint: False stops the score's gradient at the hidden state, so that only the head learns from it.
     """
-    states = read_rationales(config, params, batch, rationales)
+    states = read_rationales(config, params, batch, rationales, prefix)
     real = padding_mask(rationales.length, rationales.tokens.shape[-1]) & batch.mask[:, :, None, None]
     tokens = token_statistics(
         states.predicting,

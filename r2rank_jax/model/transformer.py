@@ -129,12 +129,10 @@ class Decoder(nn.Module):
         embedding = _weight(self, "embedding", (c.vocabulary, c.width), ("vocabulary", "embed"), c.width)
         x = embedding[tokens].astype(c.dtype)
         keys, values = [], []
+        block = nn.remat(_block, static_argnums=(1,)) if c.remat == "block" else _block
         for layer in range(c.layers):
             before = [Segment(part.k[layer], part.v[layer], part.valid) for part in context]
-            normed = RMSNorm(c.norm_epsilon, name=f"attention_norm_{layer}")(x)
-            mixed, k, v = Attention(c, name=f"attention_{layer}")(normed, positions, valid, before)
-            x = x + mixed
-            x = x + GatedMLP(c, name=f"mlp_{layer}")(RMSNorm(c.norm_epsilon, name=f"mlp_norm_{layer}")(x))
+            x, k, v = block(self, layer, x, positions, valid, before)
             keys.append(k)
             values.append(v)
         hidden = RMSNorm(c.norm_epsilon, name="final_norm")(x)
@@ -143,6 +141,17 @@ class Decoder(nn.Module):
                 _weight(self, "lm_head", (c.vocabulary, c.width), ("vocabulary", "embed"), c.width)
             _weight(self, "score_head", (c.width,), (None,), c.width * 100)
         return hidden, KeyValues(k=tuple(keys), v=tuple(values), valid=valid)
+
+
+def _block(
+    decoder: Decoder, layer: int, x: Array, positions: Array, valid: Array, context: list[Segment]
+) -> tuple[Array, Array, Array]:
+    """One layer of the decoder: its output, and the keys and values of the new tokens."""
+    c = decoder.config
+    normed = RMSNorm(c.norm_epsilon, name=f"attention_norm_{layer}")(x)
+    mixed, k, v = Attention(c, name=f"attention_{layer}")(normed, positions, valid, context)
+    x = x + mixed
+    return x + GatedMLP(c, name=f"mlp_{layer}")(RMSNorm(c.norm_epsilon, name=f"mlp_norm_{layer}")(x)), k, v
 
 
 def extend(

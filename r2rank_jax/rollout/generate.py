@@ -1,45 +1,28 @@
-"""Rationales for every item of a batch of users: prefix once per user, suffix once per item, then decode all rows.
+"""The rollout: waves of decoding on the device, and between them a look at which rows still live.
 
-Every row stands at the same t, so the cache is written by one uniform update per layer; it lives in the carry of a
-`while_loop`, which XLA updates in place, and the loop ends as soon as every row has stopped.
+Rationales differ in length, so soon most lanes would decode nothing. After each wave the host reads one number, the
+living rows of the user who has most of them; if they fit into fewer lanes, they move there, and the cache grows to what
+the next wave needs. Widths and cache lengths come in few sizes, so that few programs are compiled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-from flax import struct
 from jax.sharding import Mesh
 
 from r2rank_jax.config import ModelConfig, RunConfig
-from r2rank_jax.model.forward import ItemContext, read_items
-from r2rank_jax.model.transformer import extend, scores, vocabulary_kernel
-from r2rank_jax.rollout.sampling import row_keys, sample_token
-from r2rank_jax.sharding import users
-from r2rank_jax.types import Array, KeyValues, ListBatch, Params, Rationales
+from r2rank_jax.rollout.decoding import Before, Lanes, Rollout, compact, decode, finish, grow, most_alive, start
+from r2rank_jax.rollout.sampling import row_keys
+from r2rank_jax.sharding import on_lanes, users, weights_for_decoding
+from r2rank_jax.types import Array, ListBatch, Params
 
-
-@struct.dataclass
-class Rollout:
-    """Rationales with what the policy that wrote them thought of them."""
-
-    rationales: Rationales
-    logp: Array  # float32 [U, N, G, T]   under the tempered distribution they were drawn from; 0 on padding
-    scores: Array  # float32 [U, N, G]      the head, read at the last token
-
-
-@struct.dataclass
-class _Decoding:
-    t: Array
-    tokens: Array
-    logp: Array
-    length: Array
-    alive: Array
-    hidden: Array  # [U, N, G, D]  predicts the next token; frozen once the row has ended
-    k: tuple[Array, ...]
-    v: tuple[Array, ...]
+# Narrower batches than this do not decode faster.
+NARROWEST = 8
 
 
 def generate(
@@ -53,7 +36,7 @@ def generate(
     stop_token: int,
     temperature: float = 1.0,
 ) -> Rollout:
-    """Write `rationales` rationales per item, sampled with `key`, or greedily where `key` is None.
+    """Write `rationales` rationales per item in one go: a pure function, to be jitted whole.
 
     Args:
         config: shape of the model.
@@ -61,94 +44,189 @@ def generate(
         batch: prompts; masked items are not decoded.
         key: PRNG key of this run and step, or None for the most likely token each time.
         rationales: G.
-        max_tokens: T; a row without a stop token by then is truncated (`stopped` False).
+        max_tokens: T; a row without a stop token by then is truncated (`stopped` False). 0: nothing is said, and the
+            head reads the last token of each item.
         stop_token: its log-probability counts, nothing after it does.
         temperature: of the sampling, and of the log-probabilities returned.
     """
-    context = read_items(config, params, batch)
     keys = None if key is None else row_keys(key, batch.user, batch.items, rationales)
-    state = _start(config, context, batch.mask, rationales, max_tokens)
+    sizes = {"rationales": rationales, "max_tokens": max_tokens, "cache_tokens": max_tokens}
+    before, lanes = start(config, params, batch, keys, **sizes)
+    if max_tokens:
+        lanes = decode(config, params, before, lanes, steps=max_tokens, stop_token=stop_token, temperature=temperature)
+    return finish(params, lanes, items=batch.items.shape[1])
 
-    def step(state: _Decoding) -> _Decoding:
-        logits = jnp.einsum(
-            "ungd,vd->ungv",
-            state.hidden,
-            vocabulary_kernel(params).astype(state.hidden.dtype),
-            preferred_element_type=jnp.float32,
+
+def widths(rows: int) -> list[int]:
+    """Lanes per user that programs are compiled for, widest first: halves, down to `NARROWEST`."""
+    found = [rows]
+    while found[-1] > NARROWEST:
+        found.append(max(NARROWEST, -(-found[-1] // 2)))
+    return found
+
+
+def cache_sizes(max_tokens: int, wave_tokens: int) -> list[int]:
+    """Cache lengths that programs are compiled for: one wave, doubled up to T."""
+    found = [min(wave_tokens, max_tokens)]
+    while found[-1] < max_tokens:
+        found.append(min(2 * found[-1], max_tokens))
+    return found
+
+
+class Generator:
+    """`generate` in waves, for one mesh and one set of settings; it says the same.
+
+    Args:
+        mesh: users are split over it.
+        config: shape of the model.
+        rationales: G.
+        max_tokens: T.
+        stop_token: ends a rationale.
+        temperature: of the sampling.
+        wave_tokens: tokens between two looks at what has ended.
+    """
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        config: ModelConfig,
+        *,
+        rationales: int,
+        max_tokens: int,
+        stop_token: int,
+        temperature: float = 1.0,
+        wave_tokens: int,
+    ):
+        self._mesh = mesh
+        self._rationales = rationales
+        self._wave_tokens = max(1, min(wave_tokens, max_tokens))
+        self._max_tokens = max_tokens
+        self._caches = cache_sizes(max_tokens, self._wave_tokens)
+        self._weights = weights_for_decoding(mesh, config)
+        self._programs: dict[Any, jax.stages.Compiled] = {}
+
+        # The functions that are compiled, each for few shapes and static sizes.
+        def begin(params: Params, batch: ListBatch, keys: Array | None) -> tuple[Before, Lanes, Array]:
+            sizes = {"rationales": rationales, "max_tokens": max_tokens, "cache_tokens": self._caches[0]}
+            before, lanes = start(config, params, batch, keys, **sizes)
+            return before, lanes, most_alive(lanes)
+
+        def wave(params: Params, before: Before, lanes: Lanes) -> tuple[Lanes, Array]:
+            settings: dict[str, Any] = {"stop_token": stop_token, "temperature": temperature}
+            lanes = decode(config, params, before, lanes, steps=self._wave_tokens, **settings)
+            return lanes, most_alive(lanes)
+
+        self._begin, self._wave = begin, wave
+        self._row_keys = jax.jit(
+            lambda key, batch: row_keys(key, batch.user, batch.items, rationales), out_shardings=users(mesh)
         )
-        logits = logits / temperature
-        token = jnp.argmax(logits, axis=-1).astype(jnp.int32) if keys is None else sample_token(keys, logits, state.t)
-        logp = jnp.take_along_axis(logits, token[..., None], -1)[..., 0] - jax.nn.logsumexp(logits, axis=-1)
-        token = jnp.where(state.alive, token, 0)
-        hidden, k, v = _feed(config, params, context, state, token)
-        return _Decoding(
-            t=state.t + 1,
-            tokens=state.tokens.at[..., state.t].set(token),
-            logp=state.logp.at[..., state.t].set(jnp.where(state.alive, logp, 0.0)),
-            length=state.length + state.alive,
-            alive=state.alive & (token != stop_token),
-            hidden=jnp.where(state.alive[..., None], hidden, state.hidden),
-            k=k,
-            v=v,
-        )
 
-    end = jax.lax.while_loop(lambda s: (s.t < max_tokens) & jnp.any(s.alive), step, state)
-    stopped = batch.mask[:, :, None] & ~end.alive
-    spoken = Rationales(tokens=end.tokens, length=end.length, stopped=stopped)
-    return Rollout(rationales=spoken, logp=end.logp, scores=scores(params, end.hidden))
+    def __call__(self, params: Params, batch: ListBatch, key: Array | None, keys: Array | None = None) -> Rollout:
+        """Write rationales for every item.
+
+        Args:
+            params: the policy.
+            batch: prompts.
+            key: PRNG key of this run and step, or None to take the most likely token each time.
+            keys: [U, N, G], instead of those that `row_keys` folds out of `key`.
+        """
+        if key is not None:
+            keys = self._row_keys(key, batch)
+        weights = self._weights(params)
+        before, lanes, living = self._run(self._begin, weights, batch, keys)
+        for said in range(0, self._max_tokens, self._wave_tokens):
+            live = int(living)
+            if not live:
+                break
+            before, lanes = self._fit(before, lanes, live, min(said + self._wave_tokens, self._max_tokens))
+            lanes, living = self._run(self._wave, weights, before, lanes)
+        return self._run(finish, weights, lanes, items=batch.items.shape[1])
+
+    def _fit(self, before: Before, lanes: Lanes, live: int, tokens: int) -> tuple[Before, Lanes]:
+        """Move the living rows to as few lanes, and the cache to as many slots, as the next wave needs."""
+        width = min(w for w in widths(lanes.length.shape[1]) if w >= live)
+        if width < _width(lanes):
+            before, lanes = self._run(compact, before, lanes, width=width)
+        cache = min(c for c in self._caches if c >= tokens)
+        if cache > _cache(lanes):
+            lanes = self._run(grow, lanes, cache_tokens=cache)
+        return before, lanes
+
+    def warm_up(self, params: Params, batch: ListBatch, *, sampled: bool) -> int:
+        """Compile everything that batches of this shape can come to need, side by side.
+
+        Args:
+            params: the policy, or its abstract leaves.
+            batch: prompts, or their abstract leaves.
+            sampled: False = greedy.
+
+        Returns:
+            The number of programs that are ready.
+        """
+        weights = jax.eval_shape(self._weights, params) if _is_abstract(params) else self._weights(params)
+        keys = None
+        if sampled:
+            keys = jax.eval_shape(self._row_keys, jax.random.key(0), batch)
+            keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=users(self._mesh))
+        wanted: list[tuple[Any, ...]] = [(self._begin, (weights, batch, keys), {})]
+        before, lanes, _ = self._abstract(*wanted[0])
+        wanted.append((finish, (weights, lanes), {"items": batch.items.shape[1]}))
+        stages = {(_width(lanes), self._caches[0]): (before, lanes)}
+        for cache, longer in zip(self._caches, [*self._caches[1:], None]):
+            for width in widths(_width(lanes)):
+                here = stages.get((width, cache))
+                if here is None:
+                    continue
+                wanted.append((self._wave, (weights, *here), {}))
+                for narrower in (w for w in widths(_width(lanes)) if w < width):
+                    wanted.append((compact, here, {"width": narrower}))
+                    stages.setdefault((narrower, cache), self._abstract(*wanted[-1]))
+                if longer is not None:
+                    wanted.append((grow, here[1:], {"cache_tokens": longer}))
+                    stages.setdefault((width, longer), (here[0], self._abstract(*wanted[-1])))
+        with ThreadPoolExecutor() as pool:  # XLA compiles outside of Python's lock
+            list(pool.map(lambda each: self._program(each[0], each[1], each[2]), wanted))
+        return len(self._programs)
+
+    def _run(self, f: Callable[..., Any], *args: Any, **static: int) -> Any:
+        return self._program(f, args, static)(*args)
+
+    def _program(self, f: Callable[..., Any], args: tuple[Any, ...], static: dict[str, int]) -> jax.stages.Compiled:
+        """`f` compiled for these shapes, now or before."""
+        name = (f, *static.items(), *((x.shape, x.dtype) for x in jax.tree.leaves(args)))
+        if name not in self._programs:
+            out = jax.tree.map(lambda x: x.sharding, self._abstract(f, args, static))
+            # A wave writes its caches in place; whoever gives them away does not look at them again.
+            donated = 2 if f is self._wave else ()
+            jitted = jax.jit(partial(f, **static), out_shardings=out, donate_argnums=donated)
+            self._programs[name] = jitted.lower(*args).compile()
+        return self._programs[name]
+
+    def _abstract(self, f: Callable[..., Any], args: tuple[Any, ...], static: dict[str, int]) -> Any:
+        """Shapes, types and shardings of what `f` returns."""
+        return on_lanes(self._mesh, jax.eval_shape(partial(f, **static), *args))
 
 
-def make_rollout(mesh: Mesh, config: RunConfig, stop_token: int) -> Callable[[Params, ListBatch, Array], Rollout]:
-    """The jitted rollout of RL: G sampled rationales per item, split over users like the batch."""
-
-    def rollout(params: Params, batch: ListBatch, key: Array) -> Rollout:
-        return generate(
-            config.model,
-            params,
-            batch,
-            key,
-            rationales=config.rl.rationales,
-            max_tokens=config.data.rationale_tokens,
-            stop_token=stop_token,
-            temperature=config.rl.temperature,
-        )
-
-    return jax.jit(rollout, out_shardings=users(mesh))
-
-
-def _start(config: ModelConfig, context: ItemContext, mask: Array, rationales: int, max_tokens: int) -> _Decoding:
-    batch, items, width = context.last_hidden.shape
-    rows = (batch, items, rationales)
-    cache = (batch, config.kv_heads, items, rationales, max_tokens, config.head_size)
-    return _Decoding(
-        t=jnp.zeros((), jnp.int32),
-        tokens=jnp.zeros((*rows, max_tokens), jnp.int32),
-        logp=jnp.zeros((*rows, max_tokens), jnp.float32),
-        length=jnp.zeros(rows, jnp.int32),
-        alive=jnp.broadcast_to(mask[:, :, None], rows),
-        hidden=jnp.broadcast_to(context.last_hidden[:, :, None], (*rows, width)),
-        k=tuple(jnp.zeros(cache, config.dtype) for _ in range(config.layers)),
-        v=tuple(jnp.zeros(cache, config.dtype) for _ in range(config.layers)),
+def make_rollout(mesh: Mesh, config: RunConfig, stop_token: int) -> Generator:
+    """The rollout of RL: G sampled rationales per item, split over users like the batch."""
+    return Generator(
+        mesh,
+        config.model,
+        rationales=config.rl.rationales,
+        max_tokens=config.data.rationale_tokens,
+        stop_token=stop_token,
+        temperature=config.rl.temperature,
+        wave_tokens=config.compute.wave_tokens,
     )
 
 
-def _feed(
-    config: ModelConfig, params: Params, context: ItemContext, state: _Decoding, token: Array
-) -> tuple[Array, tuple[Array, ...], tuple[Array, ...]]:
-    """Read one token per row; its keys and values go to slot t of the cache."""
-    max_tokens = state.tokens.shape[-1]
-    written = jnp.broadcast_to(jnp.arange(max_tokens) < state.t, state.tokens.shape)
-    cache = KeyValues(k=state.k, v=state.v, valid=written)
-    positions = jnp.broadcast_to(context.length[:, :, None, None] + state.t, (*token.shape, 1))
-    hidden, new = extend(
-        config,
-        params,
-        token[..., None],
-        positions,
-        jnp.ones((*token.shape, 1), bool),
-        (context.prefix, context.suffix, cache),
-    )
-    slot = (0, 0, 0, 0, state.t, 0)
-    k = tuple(jax.lax.dynamic_update_slice(old, x, slot) for old, x in zip(state.k, new.k, strict=True))
-    v = tuple(jax.lax.dynamic_update_slice(old, x, slot) for old, x in zip(state.v, new.v, strict=True))
-    return hidden[..., 0, :], k, v
+def _width(lanes: Lanes) -> int:
+    return lanes.row.shape[1] * lanes.row.shape[2]
+
+
+def _cache(lanes: Lanes) -> int:
+    return lanes.k[0].shape[4]
+
+
+def _is_abstract(tree: Any) -> bool:
+    return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))

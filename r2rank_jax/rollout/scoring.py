@@ -4,34 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from r2rank_jax.config import RunConfig
-from r2rank_jax.rollout.generate import generate
-from r2rank_jax.sharding import gather, replicated, to_mesh
+from r2rank_jax.rollout.generate import Generator
+from r2rank_jax.sharding import gather, to_mesh
 from r2rank_jax.types import Array, ListBatch, Params
 
-Scorer = Callable[[Params, ListBatch], tuple[Array, Array]]
+Scorer = Callable[[Params, ListBatch], tuple[np.ndarray, np.ndarray]]
 
 
 def make_scorer(mesh: Mesh, config: RunConfig, stop_token: int) -> Scorer:
-    """Jitted (params, batch) -> scores float32 [U, N] and greedy rationales int32 [U, N, T], whole on every process."""
+    """(params, batch) -> scores float32 [U, N] and greedy rationales int32 [U, N, T], whole on every process."""
+    generator = Generator(
+        mesh,
+        config.model,
+        rationales=1,
+        max_tokens=config.data.rationale_tokens,
+        stop_token=stop_token,
+        wave_tokens=config.compute.wave_tokens,
+    )
 
-    def score(params: Params, batch: ListBatch) -> tuple[Array, Array]:
-        spoken = generate(
-            config.model,
-            params,
-            batch,
-            None,
-            rationales=1,
-            max_tokens=config.data.rationale_tokens,
-            stop_token=stop_token,
-        )
-        return spoken.scores[:, :, 0], spoken.rationales.tokens[:, :, 0]
+    def score(params: Params, batch: ListBatch) -> tuple[np.ndarray, np.ndarray]:
+        spoken = generator(params, batch, None)
+        return gather(mesh, (spoken.scores[:, :, 0], spoken.rationales.tokens[:, :, 0]))
 
-    return jax.jit(score, out_shardings=replicated(mesh))
+    return score
 
 
 def score_lists(
@@ -55,11 +54,11 @@ def score_lists(
     for batch in batches:
         order = np.argsort(np.asarray(batch.items), axis=1, kind="stable")
         sorted_batch = to_mesh(mesh, _permute_items(batch, order))
-        scores, tokens = jax.block_until_ready(scorer(params, sorted_batch))
+        scores, tokens = scorer(params, sorted_batch)
         order, user = gather(mesh, to_mesh(mesh, (order, np.asarray(batch.user))))
         back, real = np.argsort(order, axis=1), user >= 0
-        scores = np.take_along_axis(np.asarray(scores), back, axis=1)
-        tokens = np.take_along_axis(np.asarray(tokens), back[..., None], axis=1)
+        scores = np.take_along_axis(scores, back, axis=1)
+        tokens = np.take_along_axis(tokens, back[..., None], axis=1)
         found.append((scores[real], tokens[real]))
     return np.concatenate([s for s, _ in found]), np.concatenate([t for _, t in found])
 

@@ -19,7 +19,8 @@ from r2rank_jax.checkpoint import CheckpointError, Checkpoints, load_policy, req
 from r2rank_jax.config import RunConfig, to_json
 from r2rank_jax.data.pipeline import list_batches
 from r2rank_jax.data.tokens import read_tokenizer
-from r2rank_jax.rollout.generate import Rollout, make_rollout
+from r2rank_jax.rollout.decoding import Rollout
+from r2rank_jax.rollout.generate import make_rollout
 from r2rank_jax.rollout.scoring import make_scorer
 from r2rank_jax.runs.inputs import held_out_metrics, open_inputs, record_config
 from r2rank_jax.runs.log import RunLog, say

@@ -10,11 +10,6 @@ import jax.numpy as jnp
 from r2rank_jax.types import Array, WeightedSum
 
 
-def rationale_cross_entropy(logp: Array, real: Array) -> WeightedSum:
-    """Negative log-likelihood of the worked rationales, in nats per token. logp, real [U, N, G, T]."""
-    return WeightedSum(total=-jnp.sum(jnp.where(real, logp, 0.0)), weight=jnp.sum(real).astype(jnp.float32))
-
-
 def listwise_softmax(scores: Array, labels: Array, mask: Array) -> WeightedSum:
     """Cross-entropy between the labels' share of each list and softmax(scores) (Cao et al. 2007, ListNet top one).
 

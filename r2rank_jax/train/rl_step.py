@@ -9,22 +9,26 @@ V(s) = E_{ranking ~ PL(s)}[NDCG@k]            the value of a list with scores s
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh
 
-from r2rank_jax.config import RunConfig
-from r2rank_jax.model.forward import judge, padding_mask, read_rationales
+from r2rank_jax.config import ModelConfig, RunConfig
+from r2rank_jax.model.forward import Judgement, judge, padding_mask, read_rationales
 from r2rank_jax.ranking.credit import item_advantages
 from r2rank_jax.ranking.estimators import surrogate
 from r2rank_jax.ranking.expectation import expected_ndcg
-from r2rank_jax.rollout.generate import Rollout
+from r2rank_jax.rollout.decoding import Rollout
 from r2rank_jax.sharding import replicated, users
+from r2rank_jax.train.chunks import Losses, Rows, gradients, read_in_chunks
 from r2rank_jax.train.losses import clipped_policy, without_scale_gradient
+from r2rank_jax.train.memory import plan_update
 from r2rank_jax.train.state import TrainState, abstract_state, apply_gradients, make_optimizer
-from r2rank_jax.types import Array, ListBatch, Params, Rationales
+from r2rank_jax.types import Array, KeyValues, ListBatch, Params, Rationales
 
 # Streams folded out of a step's key; calibration, before the first step, takes one for each of its batches.
 ROLLOUT, UPDATE, CALIBRATION = 0, 1, 2
@@ -40,28 +44,60 @@ class Assessment:
     value: Array  # float32 []            mean V(s) of the lists
 
 
-def assess(config: RunConfig, params: Params, reference: Params, batch: ListBatch, rollout: Rollout) -> Assessment:
+@struct.dataclass
+class _Known:
+    """What is known of each rationale, beside the rationale."""
+
+    sampled_logp: Array  # float32 [U, N, G, T]  under the sampler
+    old_logp: Array | None
+    advantages: Array
+    reference_hidden: Array
+
+
+@struct.dataclass
+class _Constants:
+    """What all rows of an update share."""
+
+    reference: Params
+    key: Array
+    tokens: Array  # float32 []  real tokens of all rationales
+    lists: Array  # float32 []  U·G
+
+
+def assess(
+    mesh: Mesh, config: RunConfig, params: Params, reference: Params, batch: ListBatch, rollout: Rollout
+) -> Assessment:
     """List reward to item advantages, and the two policies that the update is held against.
 
     The scores are those that the rollout read on its way. With one update per rollout the policy before it is the one
     being updated, whose log-probabilities the update computes anyway: a forward pass saved.
     """
     rl, said = config.rl, rollout.rationales
+    model, chunk_items = _plan(config, batch, said)
+    rows = Rows(batch=batch, said=said)
+
+    def logp(p: Params, _: Any, prefix: KeyValues | None, here: Rows) -> Array:
+        return judge(model, p, here.batch, here.said, prefix=prefix, temperature=rl.temperature).logp
+
+    def hidden(p: Params, _: Any, prefix: KeyValues | None, here: Rows) -> Array:
+        return read_rationales(model, p, here.batch, here.said, prefix).predicting
+
     old_logp = None
     if rl.updates > 1:
-        old_logp = judge(config.model, params, batch, said, temperature=rl.temperature).logp
+        old_logp = read_in_chunks(mesh, model, logp, params, (), rows, chunk_items=chunk_items)
     lists = rollout.scores.swapaxes(1, 2)  # [U, G, N]
     advantages = item_advantages(lists, batch.labels, batch.mask, rule=rl.credit, k=rl.metric_k)
     values = expected_ndcg(lists, batch.labels[:, None], batch.mask[:, None], k=rl.metric_k)
     return Assessment(
         old_logp=old_logp,
-        reference_hidden=read_rationales(config.model, reference, batch, said).predicting,
+        reference_hidden=read_in_chunks(mesh, model, hidden, reference, (), rows, chunk_items=chunk_items),
         advantages=advantages.swapaxes(1, 2),
         value=jnp.mean(values),
     )
 
 
-def rl_loss(
+def rl_gradients(
+    mesh: Mesh,
     config: RunConfig,
     params: Params,
     reference: Params,
@@ -69,25 +105,66 @@ def rl_loss(
     rollout: Rollout,
     assessment: Assessment,
     key: Array,
-) -> tuple[Array, dict[str, Array]]:
-    """- (score_weight · V + token_weight · PPO) + kl_weight · KL - entropy_weight · entropy, per list."""
+) -> tuple[Params, dict[str, Array]]:
+    """Gradient of - (score_weight · V + token_weight · PPO) + kl_weight · KL - entropy_weight · entropy, per list."""
     rl, said = config.rl, rollout.rationales
-    judged = judge(
-        config.model,
-        params,
-        batch,
-        said,
-        (assessment.reference_hidden, reference),
-        temperature=rl.temperature,
-        joint=rl.joint,
-    )
+    model, chunk_items = _plan(config, batch, said)
     real = padding_mask(said.length, said.tokens.shape[-1]) & batch.mask[:, :, None, None]
-    lists = judged.scores.shape[0] * judged.scores.shape[2]  # U·G
+    constants = _Constants(
+        reference=reference,
+        key=key,
+        tokens=jnp.maximum(jnp.sum(real), 1).astype(jnp.float32),
+        lists=jnp.float32(said.tokens.shape[0] * said.tokens.shape[2]),
+    )
+    known = _Known(rollout.logp, assessment.old_logp, assessment.advantages, assessment.reference_hidden)  # type: ignore[call-arg]
+    rows = Rows(batch=batch, said=said, more=known)
 
-    # -- score part: an estimate of ∇V(s), straight through the scores --------------------------------------------
-    scores = without_scale_gradient(judged.scores, batch.mask) if rl.fixed_scale else judged.scores
+    def read(p: Params, constants: _Constants, prefix: KeyValues | None, here: Rows) -> Judgement:
+        return judge(
+            model,
+            p,
+            here.batch,
+            here.said,
+            (here.more.reference_hidden, constants.reference),
+            prefix,
+            temperature=rl.temperature,
+            joint=rl.joint,
+        )
+
+    grads, judged = gradients(
+        mesh,
+        model,
+        Losses(
+            read,
+            lambda constants, judged, here: token_loss(config, constants, judged, here)[0],
+            lambda constants, scores, here: score_loss(config, constants, scores, here)[0],
+        ),
+        params,
+        constants,
+        rows,
+        # On the first update of a rollout the policy is still the one whose scores the rollout read.
+        rollout.scores if rl.updates == 1 else None,
+        chunk_items=chunk_items,
+    )
+    by_token, token_metrics = token_loss(config, constants, judged, rows)
+    by_score, reward = score_loss(config, constants, judged.scores, rows)
+    return grads, {
+        "loss": by_token + by_score,
+        "reward": reward,
+        **token_metrics,
+        "advantage_rms": jnp.sqrt(jnp.mean(assessment.advantages**2)),
+        "value": assessment.value,
+        **_lengths(batch, said),
+    }
+
+
+def score_loss(config: RunConfig, constants: Any, scores: Array, rows: Rows) -> tuple[Array, Array]:
+    """Score part: minus an estimate of V(s), straight through the scores [U, N, G]; and V itself."""
+    rl, batch = config.rl, rows.batch
+    if rl.fixed_scale:
+        scores = without_scale_gradient(scores, batch.mask)
     value = surrogate(
-        key,
+        constants.key,
         scores.swapaxes(1, 2),  # [U, G, N]
         batch.labels[:, None],
         batch.mask[:, None],
@@ -95,38 +172,38 @@ def rl_loss(
         num_samples=rl.num_samples,
         k=rl.metric_k,
     )
-    score_part = jnp.mean(value)
+    reward = jnp.mean(value)
+    return -rl.score_weight * reward, reward
 
-    # -- token part: each rationale's own advantage, on each of its tokens ----------------------------------------
-    old_logp = jax.lax.stop_gradient(judged.logp) if assessment.old_logp is None else assessment.old_logp
-    gap = old_logp - rollout.logp  # trainer against sampler, the same policy: rounding, unless their numerics differ
+
+def token_loss(config: RunConfig, constants: Any, judged: Judgement, rows: Rows) -> tuple[Array, dict[str, Array]]:
+    """Token part: each rationale's own advantage, on each of its tokens; and the KL that holds the policy."""
+    rl, known = config.rl, rows.more
+    real = padding_mask(rows.said.length, judged.logp.shape[-1]) & rows.batch.mask[:, :, None, None]
+    old_logp = jax.lax.stop_gradient(judged.logp) if known.old_logp is None else known.old_logp
+    gap = (
+        old_logp - known.sampled_logp
+    )  # trainer against sampler, the same policy: rounding, unless their numerics differ
     per_rationale, clipped = clipped_policy(
         judged.logp,
         old_logp,
-        assessment.advantages,
+        known.advantages,
         jnp.minimum(jnp.exp(gap), rl.max_importance_weight),
         real,
         clip_low=rl.clip_low,
         clip_high=rl.clip_high,
         ratio=rl.ratio,
     )
-    token_part = jnp.sum(per_rationale) / lists
+    kl = jnp.sum(judged.kl) / constants.tokens
+    entropy = jnp.sum(judged.entropy) / constants.tokens
+    loss = -rl.token_weight * jnp.sum(per_rationale) / constants.lists + rl.kl_weight * kl - rl.entropy_weight * entropy
+    return loss, {"kl": kl, "entropy": entropy, "ratio_clipped": clipped, "logp_gap": jnp.max(jnp.abs(gap))}
 
-    tokens = jnp.maximum(jnp.sum(real), 1)
-    kl = jnp.sum(judged.kl) / tokens
-    entropy = jnp.sum(judged.entropy) / tokens
-    loss = -rl.score_weight * score_part - rl.token_weight * token_part + rl.kl_weight * kl
-    loss = loss - rl.entropy_weight * entropy
-    return loss, {
-        "loss": loss,
-        "reward": score_part,
-        "kl": kl,
-        "entropy": entropy,
-        "ratio_clipped": clipped,
-        "advantage_rms": jnp.sqrt(jnp.mean(assessment.advantages**2)),
-        "value": assessment.value,
-        "logp_gap": jnp.max(jnp.abs(gap)),
-    } | _lengths(batch, said)
+
+def _plan(config: RunConfig, batch: ListBatch, said: Rationales) -> tuple[ModelConfig, int]:
+    """The model as it is computed, and the items that are read at once."""
+    plan = plan_update(config.model, config.compute, batch, said, batch_shards=config.mesh.batch_shards)
+    return replace(config.model, remat="block" if plan.remat else "none"), plan.chunk_items
 
 
 def _lengths(batch: ListBatch, said: Rationales) -> dict[str, Array]:
@@ -152,8 +229,7 @@ def make_rl_steps(mesh: Mesh, config: RunConfig) -> tuple[Assess, RLUpdate]:
         state: TrainState, reference: Params, batch: ListBatch, rollout: Rollout, assessment: Assessment
     ) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(state.key(), UPDATE)
-        gradient = jax.grad(lambda p: rl_loss(config, p, reference, batch, rollout, assessment, key), has_aux=True)
-        grads, metrics = gradient(state.params)
+        grads, metrics = rl_gradients(mesh, config, state.params, reference, batch, rollout, assessment, key)
         state, changed = apply_gradients(state, grads, optimizer, settings.ema_decay)
         return state, metrics | changed
 
@@ -161,7 +237,7 @@ def make_rl_steps(mesh: Mesh, config: RunConfig) -> tuple[Assess, RLUpdate]:
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(mesh, config.model, settings, steps))
     return (
         jax.jit(
-            lambda params, reference, batch, rollout: assess(config, params, reference, batch, rollout),
+            lambda params, reference, batch, rollout: assess(mesh, config, params, reference, batch, rollout),
             out_shardings=Assessment(split, split, split, whole),  # type: ignore[arg-type]
         ),
         jax.jit(update, out_shardings=(shardings, whole), donate_argnums=0),

@@ -3,35 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from r2rank_jax.config import RunConfig
-from r2rank_jax.model.forward import judge, padding_mask
+from r2rank_jax.model.forward import Judgement, judge, padding_mask
 from r2rank_jax.sharding import replicated
-from r2rank_jax.train.losses import listwise_softmax, rationale_cross_entropy
+from r2rank_jax.train.chunks import Losses, Rows, gradients
+from r2rank_jax.train.losses import listwise_softmax
+from r2rank_jax.train.memory import plan_update
 from r2rank_jax.train.state import TrainState, abstract_state, apply_gradients, make_optimizer
-from r2rank_jax.types import Array, ListBatch, Params, Rationales
+from r2rank_jax.types import Array, KeyValues, ListBatch, Params, Rationales
 
 SFTStep = Callable[[TrainState, ListBatch, Rationales], tuple[TrainState, dict[str, Array]]]
 
 
-def sft_loss(
-    config: RunConfig, params: Params, batch: ListBatch, rationales: Rationales
-) -> tuple[Array, dict[str, Array]]:
-    """rationale cross-entropy + head_weight · listwise softmax of the head.
+def sft_gradients(
+    mesh: Mesh, config: RunConfig, params: Params, batch: ListBatch, rationales: Rationales
+) -> tuple[Params, dict[str, Array]]:
+    """Gradient of rationale cross-entropy + head_weight · listwise softmax of the head.
 
     Returns:
-        The loss and its two parts, in nats per token and nats per list.
+        The gradient; the loss and its two parts, in nats per token and nats per list.
     """
-    judged = judge(config.model, params, batch, rationales)
+    plan = plan_update(config.model, config.compute, batch, rationales, batch_shards=config.mesh.batch_shards)
+    model = replace(config.model, remat="block" if plan.remat else "none")
     real = padding_mask(rationales.length, rationales.tokens.shape[-1]) & batch.mask[:, :, None, None]
-    rationale_loss = rationale_cross_entropy(judged.logp, real).mean()
-    lists = judged.scores.swapaxes(1, 2)  # [U, G, N]
-    head_loss = listwise_softmax(lists, batch.labels[:, None], batch.mask[:, None]).mean()
-    loss = rationale_loss + config.sft.head_weight * head_loss
-    return loss, {"loss": loss, "rationale_loss": rationale_loss, "head_loss": head_loss}
+    tokens = jnp.maximum(jnp.sum(real), 1).astype(jnp.float32)
+    rows = Rows(batch=batch, said=rationales)
+
+    def read(p: Params, _: Array, prefix: KeyValues | None, here: Rows) -> Judgement:
+        return judge(model, p, here.batch, here.said, prefix=prefix)
+
+    def of_tokens(tokens: Array, judged: Judgement, _: Rows) -> Array:
+        return -jnp.sum(judged.logp) / tokens  # 0 on padding
+
+    def of_scores(_: Array, scores: Array, here: Rows) -> Array:
+        return config.sft.head_weight * head_loss(scores, here.batch)
+
+    losses = Losses(read, of_tokens, of_scores)
+    grads, judged = gradients(mesh, model, losses, params, tokens, rows, chunk_items=plan.chunk_items)
+    parts = {"rationale_loss": of_tokens(tokens, judged, rows), "head_loss": head_loss(judged.scores, batch)}
+    return grads, {"loss": parts["rationale_loss"] + config.sft.head_weight * parts["head_loss"], **parts}
+
+
+def head_loss(scores: Array, batch: ListBatch) -> Array:
+    """Listwise softmax of scores [U, N, G], in nats per list."""
+    return listwise_softmax(scores.swapaxes(1, 2), batch.labels[:, None], batch.mask[:, None]).mean()
 
 
 def make_sft_step(mesh: Mesh, config: RunConfig) -> SFTStep:
@@ -40,8 +61,7 @@ def make_sft_step(mesh: Mesh, config: RunConfig) -> SFTStep:
     optimizer = make_optimizer(settings, config.sft.steps)
 
     def step(state: TrainState, batch: ListBatch, rationales: Rationales) -> tuple[TrainState, dict[str, Array]]:
-        gradient = jax.grad(lambda p: sft_loss(config, p, batch, rationales), has_aux=True)
-        grads, metrics = gradient(state.params)
+        grads, metrics = sft_gradients(mesh, config, state.params, batch, rationales)
         state, update = apply_gradients(state, grads, optimizer, settings.ema_decay)
         return state, metrics | update
 

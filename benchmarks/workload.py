@@ -1,0 +1,185 @@
+"""The work that the benchmarks of the model path share: shapes, prompts, counted FLOPs, the machine's own rate."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.core import meta
+
+from r2rank_jax.config import ModelConfig
+from r2rank_jax.model.transformer import initial_params
+from r2rank_jax.types import ListBatch, Params, Rationales
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One model and one batch."""
+
+    model: ModelConfig
+    users: int = 1
+    prefix: int = 256  # P
+    suffix: int = 24  # S
+    length: int = 64  # T
+    items: int = 20  # N
+    rationales: int = 4  # G
+
+    @property
+    def rows(self) -> int:
+        return self.users * self.items * self.rationales
+
+
+# The shape that the project's figures are quoted on: small enough for two CPU cores.
+REFERENCE = Shape(
+    ModelConfig(
+        vocabulary=8192,
+        width=256,
+        layers=4,
+        heads=4,
+        kv_heads=2,
+        head_size=64,
+        mlp_width=1024,
+        attention_bias=True,
+        rope_theta=1e6,
+    )
+)
+# Qwen2.5-1.5B's, for one accelerator; random weights cost what trained ones do.
+QWEN_1_5B = Shape(
+    ModelConfig(
+        vocabulary=151_936,
+        width=1536,
+        layers=28,
+        heads=12,
+        kv_heads=2,
+        head_size=128,
+        mlp_width=8960,
+        attention_bias=True,
+        rope_theta=1e6,
+        dtype="bfloat16",
+    ),
+    prefix=1000,
+    suffix=100,
+    length=256,
+)
+SHAPES = {"reference": REFERENCE, "qwen2.5-1.5b": QWEN_1_5B}
+
+
+def make(shape: Shape, seed: int = 0) -> tuple[Params, ListBatch, Rationales]:
+    """Random parameters, prompts and rationales; every segment is full."""
+    rng = np.random.default_rng(seed)
+    u, n, g = shape.users, shape.items, shape.rationales
+
+    def tokens(*sizes: int) -> jax.Array:
+        return jnp.asarray(rng.integers(2, shape.model.vocabulary, sizes), jnp.int32)
+
+    labels = np.zeros((u, n), np.float32)
+    labels[:, 0] = 1.0
+    batch = ListBatch(
+        user=jnp.arange(u, dtype=jnp.int32),
+        items=jnp.asarray(np.stack([rng.permutation(10_000)[:n] for _ in range(u)]), jnp.int32),
+        prefix=tokens(u, shape.prefix),
+        prefix_length=jnp.full((u,), shape.prefix, jnp.int32),
+        suffix=tokens(u, n, shape.suffix),
+        suffix_length=jnp.full((u, n), shape.suffix, jnp.int32),
+        labels=jnp.asarray(labels),
+        mask=jnp.ones((u, n), bool),
+    )
+    said = Rationales(
+        tokens=tokens(u, n, g, shape.length),
+        length=jnp.full((u, n, g), shape.length, jnp.int32),
+        stopped=jnp.zeros((u, n, g), bool),
+    )
+    params = jax.jit(lambda key: meta.unbox(initial_params(shape.model, key)))(jax.random.key(seed))
+    return params, batch, said
+
+
+def independent(batch: ListBatch, said: Rationales) -> tuple[ListBatch, Rationales]:
+    """The same rationales with nothing shared: every row a user of its own, with its own copy of the prompt."""
+    users, items, rationales = said.length.shape
+
+    def rows(x: Any, axes: int) -> Any:
+        x = jnp.asarray(x).reshape(x.shape[:axes] + (1,) * (3 - axes) + x.shape[axes:])
+        x = jnp.broadcast_to(x, (users, items, rationales, *x.shape[3:]))
+        return x.reshape(users * items * rationales, *x.shape[3:])
+
+    per_item = {
+        name: rows(getattr(batch, name), 2)[:, None] for name in ("items", "suffix", "suffix_length", "labels", "mask")
+    }
+    alone = ListBatch(
+        user=rows(batch.user, 1),
+        prefix=rows(batch.prefix, 1),
+        prefix_length=rows(batch.prefix_length, 1),
+        **per_item,
+    )
+    return alone, jax.tree.map(lambda x: rows(x, 3)[:, None, None], said)
+
+
+def flops(shape: Shape) -> dict[str, float]:
+    """Floating point operations of one pass of each kind, counted as in docs/performance.md.
+
+    Matrix products only: 2 per weight and token, 4 · heads · head size per query-key pair and layer (causal pairs
+    once), 2 · V · D per logit row.
+    """
+    c = shape.model
+    attention = (2 * c.heads + 2 * c.kv_heads) * c.head_size * c.width
+    per_token = 2.0 * c.layers * (attention + 3 * c.width * c.mlp_width)
+    per_pair = 4.0 * c.layers * c.heads * c.head_size
+    logits = 2.0 * c.vocabulary * c.width
+    p, s, t, n, m = shape.prefix, shape.suffix, shape.length, shape.items, shape.items * shape.rationales
+    shared_tokens = p + n * s + m * t
+    shared_pairs = p * p / 2 + n * (s * p + s * s / 2) + m * (t * (p + s) + t * t / 2)
+    whole = p + s + t
+    alone_tokens, alone_pairs = m * whole, m * whole * whole / 2
+    u = shape.users
+    forward = u * (per_token * shared_tokens + per_pair * shared_pairs + logits * m * t)
+    forward_alone = u * (per_token * alone_tokens + per_pair * alone_pairs + logits * m * t)
+    return {
+        "update": 3 * forward,
+        "update_independent": 3 * forward_alone,
+        "prefill": u * (per_token * (p + n * s) + per_pair * (p * p / 2 + n * (s * p + s * s / 2))),
+        "rollout": forward,
+        "rollout_independent": forward_alone,
+    }
+
+
+def matmul_rate(dtype: str, size: int = 2048) -> float:
+    """FLOP/s of a square matrix product on this machine: what "all of it" means in the tables."""
+    if jax.default_backend() != "cpu":
+        size = 8192
+    x = jax.random.normal(jax.random.key(0), (size, size), jnp.dtype(dtype))
+    product = jax.jit(lambda a: a @ a)
+    return 2.0 * size**3 / min(seconds(lambda: product(x), rounds=8))
+
+
+def seconds(call: Callable[[], Any], rounds: int) -> list[float]:
+    """Wall seconds of each call after a first one that compiles."""
+    jax.block_until_ready(call())
+    found = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        found.append(time.perf_counter() - start)
+    return found
+
+
+def device() -> str:
+    """What the figures were measured on."""
+    kind = jax.devices()[0].device_kind
+    return f"{jax.default_backend()}: {kind}, {platform.machine()}, jax {jax.__version__}"
+
+
+def resized(shape: Shape, **changes: Any) -> Shape:
+    """The same work with some sizes changed."""
+    return dataclasses.replace(shape, **changes)
+
+
+def median(values: list[float]) -> float:
+    return statistics.median(values)

@@ -1,0 +1,95 @@
+"""How many items an update reads at once: what fits into a budget of activations.
+
+The formulas count what autodiff keeps of one token in one layer; `tests/train/test_memory.py` holds them against what
+XLA allocates. Larger chunks than a few thousand tokens do not run faster, so the largest that fits is taken without
+search.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+
+from r2rank_jax.config import ComputeConfig, ModelConfig
+from r2rank_jax.model.logprobs import CHUNK_TOKENS
+from r2rank_jax.types import ListBatch, Rationales
+
+GIB = 2**30
+# A device that does not say how much memory it has (CPU).
+DEFAULT_BUDGET = 4 * GIB
+# Fewer tokens at once leave matrix units idle; above it, a chunk without recomputation beats a larger one with it.
+ENOUGH_TOKENS = 2048
+
+
+class Plan(NamedTuple):
+    """How an update is cut."""
+
+    chunk_items: int
+    remat: bool
+    activation_bytes: int  # on one device, estimated
+
+
+def budget_bytes(config: ComputeConfig) -> int:
+    """Bytes that an update's activations may take on one device."""
+    if config.update_gib is not None:
+        return int(config.update_gib * GIB)
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return int(0.4 * stats["bytes_limit"]) if "bytes_limit" in stats else DEFAULT_BUDGET
+
+
+def plan_update(
+    model: ModelConfig, compute: ComputeConfig, batch: ListBatch, said: Rationales, *, batch_shards: int
+) -> Plan:
+    """The largest chunk of items that fits, without recomputation if such a chunk keeps the machine busy.
+
+    Args:
+        model: its `remat` other than "auto" is obeyed.
+        compute: holds the budget.
+        batch: shapes of the global batch.
+        said: shapes of its rationales.
+        batch_shards: devices that the users are split over.
+
+    Returns:
+        A plan; one item at a time where not even that fits (XLA then says what it lacks).
+    """
+    users = -(-batch.prefix.shape[0] // batch_shards)
+    items, rationales, length = said.tokens.shape[1:]
+    prefix, suffix = batch.prefix.shape[1], batch.suffix.shape[2]
+    budget = budget_bytes(compute)
+    row_tokens = users * (suffix + rationales * length)  # of one item of every user
+
+    def size(chunk: int, remat: bool) -> int:
+        first = users * prefix * kept_bytes(model, prefix, remat=remat)
+        suffixes = chunk * users * suffix * kept_bytes(model, prefix + suffix, remat=remat)
+        said = chunk * users * rationales * length * kept_bytes(model, prefix + suffix + length, remat=remat)
+        once = chunk * row_tokens * layer_bytes(model, prefix + suffix + length) if remat else 0
+        logits = 3 * CHUNK_TOKENS * model.vocabulary * 4
+        return first + suffixes + said + once + logits
+
+    def largest(remat: bool) -> int:
+        fitting = [n for n in range(1, items + 1) if size(n, remat) <= budget]
+        return max(fitting, default=0)
+
+    choices = {"none": (False,), "block": (True,), "auto": (False, True)}[model.remat]
+    for remat in choices:
+        chunk = largest(remat)
+        if chunk == items or chunk * row_tokens >= ENOUGH_TOKENS or (chunk and remat is choices[-1]):
+            return Plan(chunk, remat, size(chunk, remat))
+    return Plan(1, choices[-1], size(1, choices[-1]))
+
+
+def layer_bytes(model: ModelConfig, keys: int) -> int:
+    """What one token leaves behind in one layer: norms, projections, attention weights over `keys` keys, MLP."""
+    width = 2 if model.dtype == "bfloat16" else 4
+    heads = (model.heads + 2 * model.kv_heads) * model.head_size
+    linear = (4 * model.width + 2 * heads + 4 * model.mlp_width) * width
+    return linear + model.heads * keys * (4 + width)
+
+
+def kept_bytes(model: ModelConfig, keys: int, *, remat: bool) -> int:
+    """What one token leaves behind in all layers; with `remat`, each layer's input and its keys and values."""
+    width = 2 if model.dtype == "bfloat16" else 4
+    if remat:
+        return model.layers * (model.width + 2 * model.kv_heads * model.head_size) * width
+    return model.layers * layer_bytes(model, keys)

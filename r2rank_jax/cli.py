@@ -142,6 +142,10 @@ def _run(known: argparse.Namespace, overrides: list[str]) -> None:
     )
     run_dir = known.run_dir or Path("runs") / config.name
     _join_processes()
+    _keep_compiled_programs()
+    from r2rank_jax.runs.kernels import choose_attention
+
+    config = choose_attention(config)
     if known.command == "sft":
         from r2rank_jax.runs import sft
 
@@ -198,6 +202,16 @@ def _join_processes() -> None:
         num_processes=int(os.environ["R2RANK_PROCESSES"]),
         process_id=int(os.environ["R2RANK_PROCESS"]),
     )
+
+
+def _keep_compiled_programs() -> None:
+    """A second run of the same programs on the same machine does not compile them again."""
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:  # JAX reads it by itself; empty turns the cache off
+        return
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    jax.config.update("jax_compilation_cache_dir", str(home / "r2rank_jax" / "compiled"))
 
 
 def _expected() -> list[type[Exception]]:

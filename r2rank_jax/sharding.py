@@ -122,6 +122,8 @@ def sum_over_users(mesh: Mesh, each: Callable[[Any, Any], tuple[Any, Any]]) -> C
     gathered before, and their gradients reduced after.
     """
     batch_axes = ("data", "fsdp")
+    # An axis of one device is taken along: kernels that XLA cannot split by itself compile then.
+    manual = {*batch_axes, "tensor"} if mesh.shape["tensor"] == 1 else {*batch_axes}
 
     def on_device(shared: Any, split: Any) -> tuple[Any, Any]:
         sums, rows = each(shared, split)
@@ -133,7 +135,7 @@ def sum_over_users(mesh: Mesh, each: Callable[[Any, Any], tuple[Any, Any]]) -> C
         mesh=mesh,
         in_specs=(PartitionSpec(), by_user),
         out_specs=(PartitionSpec(), by_user),
-        axis_names=set(batch_axes),
+        axis_names=manual,
         check_vma=False,
     )
 

@@ -60,8 +60,8 @@ def generate(
 def widths(rows: int) -> list[int]:
     """Lanes per user that programs are compiled for, widest first: halves, down to `NARROWEST`."""
     found = [rows]
-    while found[-1] > NARROWEST:
-        found.append(max(NARROWEST, -(-found[-1] // 2)))
+    while found[-1] >= 2 * NARROWEST:
+        found.append(-(-found[-1] // 2))
     return found
 
 

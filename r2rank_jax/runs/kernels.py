@@ -49,7 +49,8 @@ def choose_attention(config: RunConfig) -> RunConfig:
         mesh = make_mesh(config.mesh)
         problem = _problem(config, mesh)
         best = fastest({name: partial(_update(name, mesh), problem) for name in backends})
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, attention=best))
+    model = dataclasses.replace(config.model, attention=best)  # type: ignore[arg-type]
+    return dataclasses.replace(config, model=model)
 
 
 def unavailable(config: RunConfig, backend: str) -> str | None:

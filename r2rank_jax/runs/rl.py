@@ -8,6 +8,7 @@ advantage, and PPO teaches the reasoning, held near the SFT policy by a KL term.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from r2rank_jax.data.tokens import read_tokenizer
 from r2rank_jax.rollout.decoding import Rollout
 from r2rank_jax.rollout.generate import make_rollout
 from r2rank_jax.rollout.scoring import make_scorer
-from r2rank_jax.runs.inputs import held_out_metrics, open_inputs, record_config
+from r2rank_jax.runs.inputs import abstract_lists, held_out_metrics, open_inputs, record_config
 from r2rank_jax.runs.log import RunLog, say
 from r2rank_jax.sharding import abstract_params, gather, make_mesh, to_mesh
 from r2rank_jax.train.calibration import best_scale
@@ -60,6 +61,9 @@ def run(config: RunConfig, run_dir: Path) -> None:
     assess, update = make_rl_steps(mesh, config)  # rationales -> advantages; advantages -> new parameters
     scorer = make_scorer(mesh, config, inputs.tokenizer.stop)  # greedy rationale -> score, for validation
     rate = learning_rate(rl.optimizer, rl.steps * rl.updates)
+    began = time.monotonic()
+    programs = rollout_fn.warm_up(reference, abstract_lists(mesh, config, rl.batch_users), sampled=True)
+    say(f"rl: {programs} programs of the rollout ready in {time.monotonic() - began:.1f} s")
 
     # -- state: the commit to go on from, or the SFT policy with its head calibrated --------------------------------
     checkpoints = Checkpoints(run_dir / "checkpoints/rl")
@@ -87,6 +91,7 @@ def run(config: RunConfig, run_dir: Path) -> None:
 
     # -- learn ------------------------------------------------------------------------------------------------------
     with RunLog(run_dir, "rl", resume_step=done, steps=rl.steps, wall_s=wall_s) as log:
+        gap = 0.0  # largest |log-probability of the trainer - of the sampler| since the last log
         for step in range(done + 1, rl.steps + 1):
             batch = to_mesh(mesh, next(iterator))
 
@@ -99,6 +104,7 @@ def run(config: RunConfig, run_dir: Path) -> None:
             # 3. learn: ∇V through the scores, PPO on the tokens, KL to the SFT policy
             for _ in range(rl.updates):
                 state, metrics = update(state, reference, batch, rollout, assessment)
+                gap = max(gap, float(metrics["logp_gap"]))  # also of steps that are not logged
             jax.block_until_ready(metrics)  # queued collectives of several processes can deadlock on CPU
 
             # 4. log, validate by greedy ranking, commit
@@ -109,7 +115,9 @@ def run(config: RunConfig, run_dir: Path) -> None:
                     raise FloatingPointError(
                         f"loss is {values['loss']} at step {step}; lower rl.optimizer.learning_rate"
                     )
-                log.write(step, values | {"learning_rate": float(rate(step * rl.updates - 1))})
+                values |= {"logp_gap": gap, "learning_rate": float(rate(step * rl.updates - 1))}
+                log.write(step, values)
+                gap = 0.0
             if step % rl.validate_every == 0 or last:
                 found, _, _ = held_out_metrics(inputs, scorer, mesh, state.policy, "valid")  # of the average
                 log.write(step, {f"validation/{metric}": float(v.mean()) for metric, v in found.items()})

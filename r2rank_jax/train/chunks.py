@@ -5,8 +5,8 @@ while gradients of the parameters and of the prefix's keys and values add up in 
 the prefix once. Exact, with the memory of one chunk.
 
 A list's scores meet in one loss, so a chunk cannot know its scores' gradient by itself. That gradient is small,
-[U, N, G], and is taken first, at scores that the rollout already knows or that one forward pass finds (as GradCache does for
-contrastive losses, Gao et al. 2021); each chunk then pulls its part of it back.
+[U, N, G], and is taken first, at scores that the rollout already knows or that one forward pass finds (as
+GradCache does for contrastive losses, Gao et al. 2021); each chunk then pulls its part of it back.
 """
 
 from __future__ import annotations

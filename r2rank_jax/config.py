@@ -127,8 +127,8 @@ class ComputeConfig:
     update_gib: float | None = None
     """Activations that an update may hold on one device; decides how many items are read at once. None: half of what
     the device has free, 4 where it does not say."""
-    wave_tokens: int = 32
-    """Tokens decoded between two looks at which rationales have ended."""
+    wave_tokens: int = 16
+    """Tokens decoded between two looks at which rationales have ended (docs/performance.md: 16 against 32)."""
 
     def __post_init__(self) -> None:
         _require(

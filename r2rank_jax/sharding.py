@@ -153,7 +153,7 @@ def on_lanes(mesh: Mesh, abstract: Any) -> Any:
 
     def place(path: Any, x: Any) -> jax.ShapeDtypeStruct:
         axes: list[Any] = [("data", "fsdp")][: len(x.shape)]
-        is_cache = any(getattr(part, "name", None) in ("k", "v") for part in path)  # [U, KV, ...]
+        is_cache = any(getattr(part, "name", None) in ("k", "v", "new_k", "new_v") for part in path)  # [U, KV, ...]
         if is_cache and x.shape[1] % mesh.shape["tensor"] == 0:
             axes.append("tensor")
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, PartitionSpec(*axes)))

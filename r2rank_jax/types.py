@@ -49,7 +49,7 @@ class Rationales:
 class KeyValues:
     """Keys and values of one segment of tokens, head-major; an axis of size 1 is shared, never copied."""
 
-    k: tuple[Array, ...]  # per layer [U, KV, N|1, G|1, L, H]
+    k: tuple[Array, ...]  # per layer [U, KV, N|1, G|1, H, L]
     v: tuple[Array, ...]  # per layer [U, KV, N|1, G|1, L, H]
     valid: Array  # bool [U, N|1, G|1, L]
 

@@ -28,19 +28,20 @@ SPLASH_BLOCK = 128  # queries and keys of one tile, the least the kernel takes
 class Segment(NamedTuple):
     """Keys and values of some tokens; an axis of size 1 is shared by all rows along it."""
 
-    k: Array  # [U, KV, N|1, G|1, C, H]
+    k: Array  # [U, KV, N|1, G|1, H, C]   as the product with queries wants them: XLA does not transpose a cache, then
     v: Array  # [U, KV, N|1, G|1, C, H]
     valid: Array  # bool [U, N|1, G|1, C]   False = padding
 
 
-def attend(backend: str, q: Array, context: list[Segment], own: Segment) -> Array:
+def attend(backend: str, q: Array, context: list[Segment], own: Segment | None) -> Array:
     """One softmax over the keys of all segments.
 
     Args:
         backend: `ModelConfig.attention`; "auto" is "einsum" here, `r2rank` resolves it by measuring.
         q: [U, KV, N, G, L, Q/KV, H], already scaled.
         context: segments before the new tokens, visible wherever they are valid.
-        own: the new tokens themselves [.., N, G, L, ..], visible from their own place on.
+        own: the new tokens themselves [.., N, G, L, ..], visible from their own place on; None where the context
+            holds them already.
 
     Returns:
         [U, KV, N, G, L, Q/KV, H]; what padding gets is finite, and differs between backends.
@@ -52,7 +53,7 @@ def attend(backend: str, q: Array, context: list[Segment], own: Segment) -> Arra
         raise ValueError(f"attention must be auto, einsum, cudnn or splash, got {backend!r}")
     # One token at a time is decoding. The kernels need each row to have its own copy of the keys that rows share, and
     # would copy the whole prefix for every row at every token, to read it once.
-    if backend in ("auto", "einsum") or q.shape[4] == 1:
+    if backend in ("auto", "einsum") or q.shape[4] == 1 or own is None:
         return _einsum(q, context, own)
     refusal = unsupported(backend, q.dtype, q.shape[-1])
     if refusal is not None:
@@ -77,18 +78,16 @@ def unsupported(backend: str, dtype: Any, head_size: int) -> str | None:
     return None
 
 
-def _einsum(q: Array, context: list[Segment], own: Segment) -> Array:
+def _einsum(q: Array, context: list[Segment], own: Segment | None) -> Array:
     """Each segment's keys meet all queries that share them in one matrix product.
 
     The weights of all segments are normalised by one float32 sum, so plain autodiff is exact; merging separate
     attention calls by their log-sum-exp is not (its public gradients are wrong).
     """
     segments = [(s.k, s.v, s.valid[:, None, :, :, None, None, :]) for s in context]
-    segments.append((own.k, own.v, causal(own.valid)[:, None, :, :, :, None, :]))
-    logits = []
-    for k, _, visible in segments:
-        raw = jnp.einsum(_equation(k, "uk{r}lqh,uk{s}ch->uk{r}lqc"), q, _squeeze(k), preferred_element_type=jnp.float32)
-        logits.append(jnp.where(visible, raw, MASKED_LOGIT))
+    if own is not None:
+        segments.append((own.k, own.v, causal(own.valid)[:, None, :, :, :, None, :]))
+    logits = [jnp.where(visible, _logits(q, k), MASKED_LOGIT) for k, _, visible in segments]
     peak = jnp.max(jnp.stack([jnp.max(x, axis=-1) for x in logits]), axis=0)[..., None]
     weights = [jnp.exp(x - jax.lax.stop_gradient(peak)) for x in logits]
     total = reduce(add, [jnp.sum(w, axis=-1, keepdims=True) for w in weights])
@@ -105,6 +104,11 @@ def _einsum(q: Array, context: list[Segment], own: Segment) -> Array:
         ],
     )
     return (mixed / total).astype(q.dtype)
+
+
+def _logits(q: Array, k: Array) -> Array:
+    """Queries times the keys of one segment: float32 [U, KV, N, G, L, Q/KV, C]."""
+    return jnp.einsum(_equation(k, "uk{r}lqh,uk{s}hc->uk{r}lqc"), q, _squeeze(k), preferred_element_type=jnp.float32)
 
 
 def _cudnn(q: Array, context: list[Segment], own: Segment, implementation: Literal["cudnn", "xla"] = "cudnn") -> Array:
@@ -178,7 +182,7 @@ def _to_rows(q: Array, context: list[Segment], own: Segment, *, multiple: int) -
     heads_inside = pad(jnp.transpose(q, (0, 2, 3, 1, 5, 4, 6)), 5, 0, tail)  # [U, N, G, KV, Q/KV, L, H]
     return _Rows(
         q=heads_inside.reshape(-1, q.shape[1] * q.shape[5], length + tail, q.shape[6]),
-        k=join([jnp.moveaxis(s.k, 1, 3) for s in segments], 2),
+        k=join([jnp.transpose(s.k, (0, 2, 3, 1, 5, 4)) for s in segments], 2),
         v=join([jnp.moveaxis(s.v, 1, 3) for s in segments], 2),
         valid=join([s.valid for s in segments], 1),
     )

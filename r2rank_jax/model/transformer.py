@@ -61,7 +61,14 @@ class Attention(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: Array, positions: Array, valid: Array, context: list[Segment]) -> tuple[Array, Array, Array]:
+    def __call__(
+        self,
+        x: Array,
+        positions: Array,
+        valid: Array,
+        context: list[Segment],
+        cache: tuple[Segment, Array] | None,
+    ) -> tuple[Array, Array, Array]:
         c = self.config
         q = self._project("q", x, c.heads, "heads")
         k = self._project("k", x, c.kv_heads, "kv_heads")
@@ -73,9 +80,15 @@ class Attention(nn.Module):
         k = rotate(k, positions, c.rope_theta)
         users, items, forks, length = x.shape[:4]
         q = q.reshape(users, items, forks, length, c.kv_heads, -1, c.head_size).transpose(0, 4, 1, 2, 3, 5, 6)
-        k, v = (a.transpose(0, 4, 1, 2, 3, 5) for a in (k, v))  # head-major: [U, KV, N, G, L, H]
+        k, v = k.transpose(0, 4, 1, 2, 5, 3), v.transpose(0, 4, 1, 2, 3, 5)  # [U, KV, N, G, H, L] and [.., L, H]
 
-        out = attend(c.attention, q, context, Segment(k, v, valid))
+        if cache is None:
+            out = attend(c.attention, q, context, Segment(k, v, valid))
+        else:
+            (old_k, old_v, seen), slot = cache
+            k = jax.lax.dynamic_update_slice(old_k, k, (0, 0, 0, 0, 0, slot))
+            v = jax.lax.dynamic_update_slice(old_v, v, (0, 0, 0, 0, slot, 0))
+            out = attend(c.attention, q, [*context, Segment(k, v, seen)], None)
         out = out.transpose(0, 2, 3, 4, 1, 5, 6).reshape(users, items, forks, length, c.heads, c.head_size)
         o = _weight(self, "o", (c.heads, c.head_size, c.width), ("heads", None, "embed"), c.heads * c.head_size)
         return jnp.einsum("ungljh,jhd->ungld", out, o.astype(x.dtype)), k, v
@@ -112,7 +125,12 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: Array, positions: Array, valid: Array, context: tuple[KeyValues, ...] = ()
+        self,
+        tokens: Array,
+        positions: Array,
+        valid: Array,
+        context: tuple[KeyValues, ...] = (),
+        cache: tuple[KeyValues, Array] | None = None,
     ) -> tuple[Array, KeyValues]:
         """Read one more segment.
 
@@ -121,9 +139,11 @@ class Decoder(nn.Module):
             positions: int32, same shape: true tokens before each one.
             valid: bool, same shape: False = padding.
             context: the segments before this one, in any order; positions are inside their keys.
+            cache: for decoding one token per row: earlier tokens of the same rows with room for this one, which is
+                among the valid ones already, and the slot int32 [] where it goes.
 
         Returns:
-            Final-norm hidden states [U, N|1, G|1, L, D] and the keys and values of these tokens.
+            Final-norm hidden states [U, N|1, G|1, L, D], and the keys and values of these tokens or the whole cache.
         """
         c = self.config
         embedding = _weight(self, "embedding", (c.vocabulary, c.width), ("vocabulary", "embed"), c.width)
@@ -132,7 +152,8 @@ class Decoder(nn.Module):
         block = nn.remat(_block, static_argnums=(1,)) if c.remat == "block" else _block
         for layer in range(c.layers):
             before = [Segment(part.k[layer], part.v[layer], part.valid) for part in context]
-            x, k, v = block(self, layer, x, positions, valid, before)
+            slot = None if cache is None else (Segment(cache[0].k[layer], cache[0].v[layer], cache[0].valid), cache[1])
+            x, k, v = block(self, layer, x, positions, valid, before, slot)
             keys.append(k)
             values.append(v)
         hidden = RMSNorm(c.norm_epsilon, name="final_norm")(x)
@@ -140,16 +161,22 @@ class Decoder(nn.Module):
             if not c.tied_embeddings:
                 _weight(self, "lm_head", (c.vocabulary, c.width), ("vocabulary", "embed"), c.width)
             _weight(self, "score_head", (c.width,), (None,), c.width * 100)
-        return hidden, KeyValues(k=tuple(keys), v=tuple(values), valid=valid)
+        return hidden, KeyValues(k=tuple(keys), v=tuple(values), valid=valid if cache is None else cache[0].valid)
 
 
 def _block(
-    decoder: Decoder, layer: int, x: Array, positions: Array, valid: Array, context: list[Segment]
+    decoder: Decoder,
+    layer: int,
+    x: Array,
+    positions: Array,
+    valid: Array,
+    context: list[Segment],
+    cache: tuple[Segment, Array] | None,
 ) -> tuple[Array, Array, Array]:
     """One layer of the decoder: its output, and the keys and values of the new tokens."""
     c = decoder.config
     normed = RMSNorm(c.norm_epsilon, name=f"attention_norm_{layer}")(x)
-    mixed, k, v = Attention(c, name=f"attention_{layer}")(normed, positions, valid, context)
+    mixed, k, v = Attention(c, name=f"attention_{layer}")(normed, positions, valid, context, cache)
     x = x + mixed
     return x + GatedMLP(c, name=f"mlp_{layer}")(RMSNorm(c.norm_epsilon, name=f"mlp_norm_{layer}")(x)), k, v
 
@@ -161,9 +188,10 @@ def extend(
     positions: Array,
     valid: Array,
     context: tuple[KeyValues, ...] = (),
+    cache: tuple[KeyValues, Array] | None = None,
 ) -> tuple[Array, KeyValues]:
     """`Decoder` as a pure function of its parameters; arguments and results as there."""
-    out: Any = Decoder(config).apply({"params": params}, tokens, positions, valid, context)
+    out: Any = Decoder(config).apply({"params": params}, tokens, positions, valid, context, cache)
     return out
 
 

@@ -1,8 +1,9 @@
 """Decoding as pure functions: start from prompts, decode some tokens, drop what has ended, read off the result.
 
-Every row stands at the same t, so the cache is written by one uniform update per layer; it lives in the carry of a
-`while_loop`, which XLA updates in place, and the loop ends as soon as every row has stopped. A user keeps its lanes:
-rows move within a user only, so that the prefix beside them stays where it is.
+Every row stands at the same t, so keys and values are written by one uniform update per layer. A wave writes to a cache
+of its own, short enough for XLA to copy in every step, which on CPU it does; what earlier waves wrote is a constant
+beside it, until `merge` joins the two. The loop ends as soon as every row has stopped. A user keeps its lanes: rows
+move within a user only, so that the prefix beside them stays where it is.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Before:
     """
 
     prefix: KeyValues
-    suffix: KeyValues  # [U, KV, A, 1, S, H]
+    suffix: KeyValues  # [U, KV, A, 1, ...]
     length: Array  # int32 [U, A]     true prefix + suffix tokens
     keys: Array | None  # PRNG [U, A, B]   None: greedy
 
@@ -51,8 +52,10 @@ class Lanes:
     row: Array  # int32 [U, A, B]  which of the user's N·G rationales; N·G = an empty lane
     alive: Array  # bool [U, A, B]
     hidden: Array  # [U, A, B, D]     predicts the next token; frozen once the row has ended
-    k: tuple[Array, ...]  # per layer [U, KV, A, B, C, H]
-    v: tuple[Array, ...]
+    k: tuple[Array, ...]  # per layer [U, KV, A, B, H, C]   of earlier waves
+    v: tuple[Array, ...]  # per layer [U, KV, A, B, C, H]
+    new_k: tuple[Array, ...]  # per layer [U, KV, A, B, H, wave]   of the last wave
+    new_v: tuple[Array, ...]  # per layer [U, KV, A, B, wave, H]
     tokens: Array  # int32 [U, N·G, T]
     logp: Array  # float32 [U, N·G, T]
     length: Array  # int32 [U, N·G]
@@ -68,7 +71,7 @@ def start(
     *,
     rationales: int,
     max_tokens: int,
-    cache_tokens: int,
+    wave_tokens: int,
 ) -> tuple[Before, Lanes]:
     """Read prefixes and items, and fork every item into its rationales.
 
@@ -79,12 +82,12 @@ def start(
         keys: [U, N, G] from `row_keys`, or None to take the most likely token each time.
         rationales: G.
         max_tokens: T.
-        cache_tokens: rationale tokens that the cache holds before `grow`.
+        wave_tokens: that one `decode` writes at most.
     """
     context = read_items(config, params, batch)
     users, items, width = context.last_hidden.shape
     lanes, all_rows = (users, items, rationales), items * rationales
-    cache = (users, config.kv_heads, items, rationales, cache_tokens, config.head_size)
+    heads = (users, config.kv_heads, items, rationales)
     hidden = jnp.broadcast_to(context.last_hidden[:, :, None], (*lanes, width))
     return (
         Before(prefix=context.prefix, suffix=context.suffix, length=context.length, keys=keys),
@@ -93,8 +96,10 @@ def start(
             row=jnp.broadcast_to(jnp.arange(all_rows, dtype=jnp.int32).reshape(lanes[1:]), lanes),
             alive=jnp.broadcast_to(batch.mask[:, :, None], lanes),
             hidden=hidden,
-            k=tuple(jnp.zeros(cache, config.dtype) for _ in range(config.layers)),
-            v=tuple(jnp.zeros(cache, config.dtype) for _ in range(config.layers)),
+            k=tuple(jnp.zeros((*heads, config.head_size, 0), config.dtype) for _ in range(config.layers)),
+            v=tuple(jnp.zeros((*heads, 0, config.head_size), config.dtype) for _ in range(config.layers)),
+            new_k=tuple(jnp.zeros((*heads, config.head_size, wave_tokens), config.dtype) for _ in range(config.layers)),
+            new_v=tuple(jnp.zeros((*heads, wave_tokens, config.head_size), config.dtype) for _ in range(config.layers)),
             tokens=jnp.zeros((users, all_rows, max_tokens), jnp.int32),
             logp=jnp.zeros((users, all_rows, max_tokens), jnp.float32),
             length=jnp.zeros((users, all_rows), jnp.int32),
@@ -124,25 +129,27 @@ def decode(
     before: Before,
     lanes: Lanes,
     *,
-    steps: int,
     stop_token: int,
     temperature: float = 1.0,
 ) -> Lanes:
-    """Decode `steps` more tokens of every row, fewer where all rows end sooner or T is reached.
+    """Decode a wave: as many tokens as its cache holds, fewer where all rows end sooner or T is reached.
 
     Args:
         config: shape of the model.
         params: its parameters.
         before: from `start` or `compact`.
-        lanes: likewise; its cache must have room for the tokens.
-        steps: static.
+        lanes: likewise; `merge` must have taken in the wave before.
         stop_token: its log-probability counts, nothing after it does.
         temperature: divides the logits, also those of the log-probabilities.
     """
     kernel = vocabulary_kernel(params).astype(config.dtype)
     shape = lanes.alive.shape
-    cache_tokens, max_tokens = lanes.k[0].shape[4], lanes.tokens.shape[2]
-    end = jnp.minimum(steps, max_tokens - lanes.t)
+    steps, past_tokens = lanes.new_v[0].shape[4], lanes.v[0].shape[4]
+    end = jnp.minimum(steps, lanes.tokens.shape[2] - lanes.t)
+    context: tuple[KeyValues, ...] = (before.prefix, before.suffix)
+    if past_tokens:
+        valid = jnp.broadcast_to(jnp.arange(past_tokens) < lanes.t, (*shape, past_tokens))
+        context += (KeyValues(k=lanes.k, v=lanes.v, valid=valid),)
 
     def step(wave: _Wave) -> _Wave:
         t = lanes.t + wave.i
@@ -155,16 +162,16 @@ def decode(
         logp = jnp.take_along_axis(logits, token[..., None], -1)[..., 0] - jax.nn.logsumexp(logits, axis=-1)
         token = jnp.where(wave.alive, token, 0)
 
-        written = jnp.broadcast_to(jnp.arange(cache_tokens) < t, (*shape, cache_tokens))
-        hidden, new = extend(
+        written = jnp.broadcast_to(jnp.arange(steps) <= wave.i, (*shape, steps))
+        hidden, cache = extend(
             config,
             params,
             token[..., None],
             jnp.broadcast_to(before.length[:, :, None, None] + t, (*shape, 1)),
             jnp.ones((*shape, 1), bool),
-            (before.prefix, before.suffix, KeyValues(k=wave.k, v=wave.v, valid=written)),
+            context,
+            (KeyValues(k=wave.k, v=wave.v, valid=written), wave.i),
         )
-        slot = (0, 0, 0, 0, t, 0)
         return _Wave(
             i=wave.i + 1,
             tokens=wave.tokens.at[wave.i].set(token),
@@ -172,8 +179,8 @@ def decode(
             length=wave.length + wave.alive,
             alive=wave.alive & (token != stop_token),
             hidden=jnp.where(wave.alive[..., None], hidden[..., 0, :], wave.hidden),
-            k=tuple(jax.lax.dynamic_update_slice(old, x, slot) for old, x in zip(wave.k, new.k, strict=True)),
-            v=tuple(jax.lax.dynamic_update_slice(old, x, slot) for old, x in zip(wave.v, new.v, strict=True)),
+            k=cache.k,
+            v=cache.v,
         )
 
     done = jax.lax.while_loop(
@@ -186,8 +193,8 @@ def decode(
             length=jnp.zeros(shape, jnp.int32),
             alive=lanes.alive,
             hidden=lanes.hidden,
-            k=lanes.k,
-            v=lanes.v,
+            k=lanes.new_k,
+            v=lanes.new_v,
         ),
     )
     return _file(lanes, done)
@@ -206,8 +213,8 @@ def _file(lanes: Lanes, wave: _Wave) -> Lanes:
         t=lanes.t + wave.i,
         alive=wave.alive,
         hidden=wave.hidden,
-        k=wave.k,
-        v=wave.v,
+        new_k=wave.k,
+        new_v=wave.v,
         tokens=lanes.tokens.at[place].set(words(wave.tokens), mode="drop"),
         logp=lanes.logp.at[place].set(words(wave.logp), mode="drop"),
         length=lanes.length.at[user, flat].add(rows(wave.length), mode="drop"),
@@ -233,11 +240,11 @@ def compact(before: Before, lanes: Lanes, width: int) -> tuple[Before, Lanes]:
     def by_item(x: Array) -> Array:  # [U, A, ...] -> [U, W, ...]
         return _take(x, lane // forks)
 
-    def by_lane(x: Array) -> Array:  # [U, KV, A, B, C, H] -> [U, KV, W, 1, C, H]
+    def by_lane(x: Array) -> Array:  # [U, KV, A, B, ...] -> [U, KV, W, 1, ...]
         merged = x.reshape(*x.shape[:2], items * forks, *x.shape[4:])
         return jnp.take_along_axis(merged, lane[:, None, :, None, None], axis=2)[:, :, :, None]
 
-    def shared(x: Array) -> Array:  # [U, KV, A, 1, S, H] -> [U, KV, W, 1, S, H]
+    def shared(x: Array) -> Array:  # [U, KV, A, 1, ...] -> [U, KV, W, 1, ...]
         return jnp.take_along_axis(x, (lane // forks)[:, None, :, None, None, None], axis=2)
 
     suffix = KeyValues(
@@ -253,17 +260,31 @@ def compact(before: Before, lanes: Lanes, width: int) -> tuple[Before, Lanes]:
             hidden=flat(lanes.hidden),
             k=tuple(map(by_lane, lanes.k)),
             v=tuple(map(by_lane, lanes.v)),
+            new_k=tuple(map(by_lane, lanes.new_k)),
+            new_v=tuple(map(by_lane, lanes.new_v)),
         ),
     )
 
 
-def grow(lanes: Lanes, cache_tokens: int) -> Lanes:
-    """Give the cache room for `cache_tokens` rationale tokens."""
+def merge(lanes: Lanes, past_tokens: int) -> Lanes:
+    """Put the keys and values of the last wave behind those of the waves before it.
 
-    def longer(x: Array) -> Array:
-        return jnp.pad(x, [(0, 0)] * 4 + [(0, cache_tokens - x.shape[4]), (0, 0)])
+    Args:
+        lanes: after a wave that wrote all its tokens.
+        past_tokens: room to make for them, at least `lanes.t`.
+    """
+    rows, more = [(0, 0)] * 4, (0, past_tokens - lanes.v[0].shape[4])
+    at = lanes.t - lanes.new_v[0].shape[4]
 
-    return replace(lanes, k=tuple(map(longer, lanes.k)), v=tuple(map(longer, lanes.v)))
+    def join(old: Array, new: Array, axis: int) -> Array:
+        room = jnp.pad(old, [*rows, (0, 0), more] if axis == 5 else [*rows, more, (0, 0)])
+        return jax.lax.dynamic_update_slice_in_dim(room, new, at, axis)
+
+    return replace(
+        lanes,
+        k=tuple(join(old, new, 5) for old, new in zip(lanes.k, lanes.new_k, strict=True)),
+        v=tuple(join(old, new, 4) for old, new in zip(lanes.v, lanes.new_v, strict=True)),
+    )
 
 
 def finish(params: Params, lanes: Lanes, *, items: int) -> Rollout:

@@ -7,6 +7,7 @@ the next wave needs. Widths and cache lengths come in few sizes, so that few pro
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -16,7 +17,7 @@ import jax
 from jax.sharding import Mesh
 
 from r2rank_jax.config import ModelConfig, RunConfig
-from r2rank_jax.rollout.decoding import Before, Lanes, Rollout, compact, decode, finish, grow, most_alive, start
+from r2rank_jax.rollout.decoding import Before, Lanes, Rollout, compact, decode, finish, merge, most_alive, start
 from r2rank_jax.rollout.sampling import row_keys
 from r2rank_jax.sharding import on_lanes, users, weights_for_decoding
 from r2rank_jax.types import Array, ListBatch, Params
@@ -50,10 +51,10 @@ def generate(
         temperature: of the sampling, and of the log-probabilities returned.
     """
     keys = None if key is None else row_keys(key, batch.user, batch.items, rationales)
-    sizes = {"rationales": rationales, "max_tokens": max_tokens, "cache_tokens": max_tokens}
+    sizes = {"rationales": rationales, "max_tokens": max_tokens, "wave_tokens": max_tokens}
     before, lanes = start(config, params, batch, keys, **sizes)
     if max_tokens:
-        lanes = decode(config, params, before, lanes, steps=max_tokens, stop_token=stop_token, temperature=temperature)
+        lanes = decode(config, params, before, lanes, stop_token=stop_token, temperature=temperature)
     return finish(params, lanes, items=batch.items.shape[1])
 
 
@@ -65,11 +66,12 @@ def widths(rows: int) -> list[int]:
     return found
 
 
-def cache_sizes(max_tokens: int, wave_tokens: int) -> list[int]:
-    """Cache lengths that programs are compiled for: one wave, doubled up to T."""
-    found = [min(wave_tokens, max_tokens)]
-    while found[-1] < max_tokens:
-        found.append(min(2 * found[-1], max_tokens))
+def past_sizes(max_tokens: int, wave_tokens: int) -> list[int]:
+    """Tokens of earlier waves that programs are compiled for: none, one wave, doubled up to all but the last wave."""
+    most = (max_tokens - 1) // wave_tokens * wave_tokens
+    found = [0, *([wave_tokens] if most else [])]
+    while found[-1] < most:
+        found.append(min(2 * found[-1], most))
     return found
 
 
@@ -101,19 +103,19 @@ class Generator:
         self._rationales = rationales
         self._wave_tokens = max(1, min(wave_tokens, max_tokens))
         self._max_tokens = max_tokens
-        self._caches = cache_sizes(max_tokens, self._wave_tokens)
+        self._pasts = past_sizes(max_tokens, self._wave_tokens)
         self._weights = weights_for_decoding(mesh, config)
         self._programs: dict[Any, jax.stages.Compiled] = {}
 
         # The functions that are compiled, each for few shapes and static sizes.
         def begin(params: Params, batch: ListBatch, keys: Array | None) -> tuple[Before, Lanes, Array]:
-            sizes = {"rationales": rationales, "max_tokens": max_tokens, "cache_tokens": self._caches[0]}
+            sizes = {"rationales": rationales, "max_tokens": max_tokens, "wave_tokens": self._wave_tokens}
             before, lanes = start(config, params, batch, keys, **sizes)
             return before, lanes, most_alive(lanes)
 
         def wave(params: Params, before: Before, lanes: Lanes) -> tuple[Lanes, Array]:
             settings: dict[str, Any] = {"stop_token": stop_token, "temperature": temperature}
-            lanes = decode(config, params, before, lanes, steps=self._wave_tokens, **settings)
+            lanes = decode(config, params, before, lanes, **settings)
             return lanes, most_alive(lanes)
 
         self._begin, self._wave = begin, wave
@@ -138,19 +140,21 @@ class Generator:
             live = int(living)
             if not live:
                 break
-            before, lanes = self._fit(before, lanes, live, min(said + self._wave_tokens, self._max_tokens))
+            if said:
+                before, lanes = self._fit(before, lanes, live, said)
             lanes, living = self._run(self._wave, weights, before, lanes)
         return self._run(finish, weights, lanes, items=batch.items.shape[1])
 
-    def _fit(self, before: Before, lanes: Lanes, live: int, tokens: int) -> tuple[Before, Lanes]:
-        """Move the living rows to as few lanes, and the cache to as many slots, as the next wave needs."""
-        width = min(w for w in widths(lanes.length.shape[1]) if w >= live)
-        if width < _width(lanes):
-            before, lanes = self._run(compact, before, lanes, width=width)
-        cache = min(c for c in self._caches if c >= tokens)
-        if cache > _cache(lanes):
-            lanes = self._run(grow, lanes, cache_tokens=cache)
-        return before, lanes
+    def _fit(self, before: Before, lanes: Lanes, live: int, said: int) -> tuple[Before, Lanes]:
+        """Move the living rows to as few lanes as hold them, and make room for what they said."""
+        for width in widths(lanes.length.shape[1]):
+            if live <= width < _width(lanes):  # step by step: fewer programs than from every width to every other
+                before, lanes = self._run(compact, before, lanes, width=width)
+        return before, self._run(merge, lanes, past_tokens=self._room(said))
+
+    def _room(self, said: int) -> int:
+        """Slots for what earlier waves said, in one of few sizes."""
+        return min(size for size in self._pasts if size >= said)
 
     def warm_up(self, params: Params, batch: ListBatch, *, sampled: bool) -> int:
         """Compile everything that batches of this shape can come to need, side by side.
@@ -168,24 +172,27 @@ class Generator:
         if sampled:
             keys = jax.eval_shape(self._row_keys, jax.random.key(0), batch)
             keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=users(self._mesh))
-        wanted: list[tuple[Any, ...]] = [(self._begin, (weights, batch, keys), {})]
-        before, lanes, _ = self._abstract(*wanted[0])
-        wanted.append((finish, (weights, lanes), {"items": batch.items.shape[1]}))
-        stages = {(_width(lanes), self._caches[0]): (before, lanes)}
-        for cache, longer in zip(self._caches, [*self._caches[1:], None]):
-            for width in widths(_width(lanes)):
-                here = stages.get((width, cache))
-                if here is None:
-                    continue
-                wanted.append((self._wave, (weights, *here), {}))
-                for narrower in (w for w in widths(_width(lanes)) if w < width):
-                    wanted.append((compact, here, {"width": narrower}))
-                    stages.setdefault((narrower, cache), self._abstract(*wanted[-1]))
-                if longer is not None:
-                    wanted.append((grow, here[1:], {"cache_tokens": longer}))
-                    stages.setdefault((width, longer), (here[0], self._abstract(*wanted[-1])))
+        wanted: dict[Any, tuple[Any, ...]] = {}
+
+        def want(f: Callable[..., Any], *args: Any, **static: int) -> Any:
+            wanted[_name(f, args, static)] = (f, args, static)
+            return self._abstract(f, args, static)
+
+        before, lanes, _ = want(self._begin, weights, batch, keys)
+        want(finish, weights, lanes, items=batch.items.shape[1])
+        sizes = widths(_width(lanes))
+        ready = {sizes[0]: (before, lanes)}
+        for said in range(0, self._max_tokens, self._wave_tokens):
+            for here in ready.values():
+                want(self._wave, weights, *here)
+            if said + self._wave_tokens < self._max_tokens:
+                for width, narrower in itertools.pairwise(sizes):
+                    fewer = want(compact, *ready[width], width=narrower)
+                    ready.setdefault(narrower, fewer)
+                room = self._room(said + self._wave_tokens)
+                ready = {width: (b, want(merge, x, past_tokens=room)) for width, (b, x) in ready.items()}
         with ThreadPoolExecutor() as pool:  # XLA compiles outside of Python's lock
-            list(pool.map(lambda each: self._program(each[0], each[1], each[2]), wanted))
+            list(pool.map(lambda each: self._program(*each), wanted.values()))
         return len(self._programs)
 
     def _run(self, f: Callable[..., Any], *args: Any, **static: int) -> Any:
@@ -193,7 +200,7 @@ class Generator:
 
     def _program(self, f: Callable[..., Any], args: tuple[Any, ...], static: dict[str, int]) -> jax.stages.Compiled:
         """`f` compiled for these shapes, now or before."""
-        name = (f, *static.items(), *((x.shape, x.dtype) for x in jax.tree.leaves(args)))
+        name = _name(f, args, static)
         if name not in self._programs:
             out = jax.tree.map(lambda x: x.sharding, self._abstract(f, args, static))
             # A wave writes its caches in place; whoever gives them away does not look at them again.
@@ -220,12 +227,12 @@ def make_rollout(mesh: Mesh, config: RunConfig, stop_token: int) -> Generator:
     )
 
 
+def _name(f: Callable[..., Any], args: tuple[Any, ...], static: dict[str, int]) -> Any:
+    return (f, *static.items(), *((x.shape, x.dtype) for x in jax.tree.leaves(args)))
+
+
 def _width(lanes: Lanes) -> int:
     return lanes.row.shape[1] * lanes.row.shape[2]
-
-
-def _cache(lanes: Lanes) -> int:
-    return lanes.k[0].shape[4]
 
 
 def _is_abstract(tree: Any) -> bool:

@@ -128,7 +128,7 @@ def _problem(config: RunConfig, mesh: Mesh) -> Problem:
             return jnp.cos(jnp.arange(math.prod(shape))).astype(model.dtype).reshape(shape)
 
         q = tokens(*segments[-1], model.heads // kv_heads) * model.head_size**-0.5
-        kv = [(tokens(*segment), tokens(*segment)) for segment in segments]
+        kv = [(tokens(*segment).swapaxes(-1, -2), tokens(*segment)) for segment in segments]
         return q, kv, [jnp.ones((count, *segment), bool) for segment in segments]
 
     return make()

@@ -35,7 +35,7 @@ def problem(case, dtype=jnp.float32, seed=0):
         k, v = (jnp.asarray(rng.normal(size=(users, kv_heads, n, g, c, size)), dtype) for _ in range(2))
         lengths = rng.integers(1, c + 1, (users, n, g))
         lengths[0, 0, 0], lengths[-1, -1, -1] = c, 0
-        segments.append(Segment(k, v, jnp.asarray(np.arange(c) < lengths[..., None])))
+        segments.append(Segment(k.swapaxes(-1, -2), v, jnp.asarray(np.arange(c) < lengths[..., None])))
     return q, segments
 
 
@@ -103,7 +103,7 @@ def test_padding_is_finite_and_no_real_token_sees_it(backend):
 def test_one_token_is_decoded_by_einsum_whatever_the_backend(backend):
     """The kernels themselves would refuse: this is float32 on a CPU."""
     q, (*context, own) = problem("rationales")
-    q, own = q[:, :, :, :, :1], Segment(own.k[:, :, :, :, :1], own.v[:, :, :, :, :1], own.valid[..., :1])
+    q, own = q[:, :, :, :, :1], Segment(own.k[..., :1], own.v[:, :, :, :, :1], own.valid[..., :1])
     np.testing.assert_array_equal(attend(backend, q, context, own), _einsum(q, context, own))
 
 

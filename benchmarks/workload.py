@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import platform
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import meta
 
-from r2rank_jax.config import ModelConfig
+from r2rank_jax.config import DataConfig, ModelConfig, RLConfig, RunConfig
 from r2rank_jax.model.transformer import initial_params
 from r2rank_jax.types import ListBatch, Params, Rationales
 
@@ -176,10 +176,62 @@ def device() -> str:
     return f"{jax.default_backend()}: {kind}, {platform.machine()}, jax {jax.__version__}"
 
 
-def resized(shape: Shape, **changes: Any) -> Shape:
-    """The same work with some sizes changed."""
-    return dataclasses.replace(shape, **changes)
+def run_config(shape: Shape, **rl: Any) -> RunConfig:
+    """The configuration under which `r2rank rl` would do this work."""
+    return RunConfig(
+        name="benchmark",
+        model=shape.model,
+        data=DataConfig(
+            prefix_tokens=shape.prefix,
+            suffix_tokens=shape.suffix,
+            rationale_tokens=shape.length,
+            candidate_items=shape.items,
+        ),
+        rl=RLConfig(batch_users=shape.users, rationales=shape.rationales, temperature=1.0, **rl),
+    )
 
 
-def median(values: list[float]) -> float:
-    return statistics.median(values)
+@dataclass(frozen=True)
+class Line:
+    """One row of a table. Times are medians, without compilation."""
+
+    name: str
+    seconds: float
+    compile_s: float | None = None
+    tokens: int | None = None  # rationale tokens that were decoded or learned from
+    flops: float | None = None  # counted, see `flops`
+    peak_bytes: int | None = None  # what the program allocates beside its arguments
+
+
+def print_table(lines: list[Line], rate: float) -> None:
+    """The table of a benchmark; `rate` is `matmul_rate` of the same run."""
+    header = ("", "seconds", "compile s", "tokens/s", "GFLOP", "of matmul rate", "peak MiB")
+    rows = [header]
+    for line in lines:
+        rows.append(
+            (
+                line.name,
+                f"{line.seconds:.3f}",
+                "" if line.compile_s is None else f"{line.compile_s:.1f}",
+                "" if line.tokens is None else f"{line.tokens / line.seconds:,.0f}",
+                "" if line.flops is None else f"{line.flops / 1e9:,.0f}",
+                "" if line.flops is None else f"{line.flops / line.seconds / rate:.0%}",
+                "" if line.peak_bytes is None else f"{line.peak_bytes / 2**20:,.0f}",
+            )
+        )
+    sizes = [max(len(row[i]) for row in rows) for i in range(len(header))]
+    for row in rows:
+        first, *rest = (cell.ljust(n) if i == 0 else cell.rjust(n) for i, (cell, n) in enumerate(zip(row, sizes)))
+        print("  ".join([first, *rest]).rstrip())
+    print(f"matmul rate {rate / 1e9:,.0f} GFLOP/s; {device()}")
+
+
+def parse(description: str | None) -> tuple[Shape, int, bool]:
+    """The command line that the benchmarks share: shape, rounds, whether peers are measured."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="reference")
+    parser.add_argument("--users", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5, help="timed calls; medians are shown")
+    parser.add_argument("--no-peers", action="store_true", help="leave torch and TRL out")
+    given = parser.parse_args()
+    return dataclasses.replace(SHAPES[given.shape], users=given.users), given.rounds, not given.no_peers

@@ -45,8 +45,19 @@ class Before:
 
 
 @struct.dataclass
+class Said:
+    """All that was said so far, wherever it was decoded."""
+
+    tokens: Array  # int32 [U, N·G, T]
+    logp: Array  # float32 [U, N·G, T]
+    length: Array  # int32 [U, N·G]
+    stopped: Array  # bool [U, N·G]
+    last: Array  # [U, N·G, D]      the hidden state at the last token
+
+
+@struct.dataclass
 class Lanes:
-    """Rows that are being decoded, and all that was said so far."""
+    """Rows that are being decoded."""
 
     t: Array  # int32 []         tokens decoded so far
     row: Array  # int32 [U, A, B]  which of the user's N·G rationales; N·G = an empty lane
@@ -56,11 +67,7 @@ class Lanes:
     v: tuple[Array, ...]  # per layer [U, KV, A, B, C, H]
     new_k: tuple[Array, ...]  # per layer [U, KV, A, B, H, wave]   of the last wave
     new_v: tuple[Array, ...]  # per layer [U, KV, A, B, wave, H]
-    tokens: Array  # int32 [U, N·G, T]
-    logp: Array  # float32 [U, N·G, T]
-    length: Array  # int32 [U, N·G]
-    stopped: Array  # bool [U, N·G]
-    last: Array  # [U, N·G, D]      the hidden state at the last token
+    said: Said
 
 
 def start(
@@ -100,11 +107,13 @@ def start(
             v=tuple(jnp.zeros((*heads, 0, config.head_size), config.dtype) for _ in range(config.layers)),
             new_k=tuple(jnp.zeros((*heads, config.head_size, wave_tokens), config.dtype) for _ in range(config.layers)),
             new_v=tuple(jnp.zeros((*heads, wave_tokens, config.head_size), config.dtype) for _ in range(config.layers)),
-            tokens=jnp.zeros((users, all_rows, max_tokens), jnp.int32),
-            logp=jnp.zeros((users, all_rows, max_tokens), jnp.float32),
-            length=jnp.zeros((users, all_rows), jnp.int32),
-            stopped=jnp.zeros((users, all_rows), bool),
-            last=hidden.reshape(users, all_rows, width),
+            said=Said(
+                tokens=jnp.zeros((users, all_rows, max_tokens), jnp.int32),
+                logp=jnp.zeros((users, all_rows, max_tokens), jnp.float32),
+                length=jnp.zeros((users, all_rows), jnp.int32),
+                stopped=jnp.zeros((users, all_rows), bool),
+                last=hidden.reshape(users, all_rows, width),
+            ),
         ),
     )
 
@@ -145,7 +154,7 @@ def decode(
     kernel = vocabulary_kernel(params).astype(config.dtype)
     shape = lanes.alive.shape
     steps, past_tokens = lanes.new_v[0].shape[4], lanes.v[0].shape[4]
-    end = jnp.minimum(steps, lanes.tokens.shape[2] - lanes.t)
+    end = jnp.minimum(steps, lanes.said.tokens.shape[2] - lanes.t)
     context: tuple[KeyValues, ...] = (before.prefix, before.suffix)
     if past_tokens:
         valid = jnp.broadcast_to(jnp.arange(past_tokens) < lanes.t, (*shape, past_tokens))
@@ -207,7 +216,7 @@ def _file(lanes: Lanes, wave: _Wave) -> Lanes:
     rows = lambda x: x.reshape(users, flat.shape[1], *x.shape[3:])  # noqa: E731
     place = (user[..., None], flat[..., None], lanes.t + jnp.arange(wave.tokens.shape[0]))
     words = lambda x: rows(jnp.moveaxis(x, 0, -1))  # noqa: E731
-    was, is_alive = rows(lanes.alive), rows(wave.alive)
+    was, is_alive, said = rows(lanes.alive), rows(wave.alive), lanes.said
     return replace(
         lanes,
         t=lanes.t + wave.i,
@@ -215,11 +224,13 @@ def _file(lanes: Lanes, wave: _Wave) -> Lanes:
         hidden=wave.hidden,
         new_k=wave.k,
         new_v=wave.v,
-        tokens=lanes.tokens.at[place].set(words(wave.tokens), mode="drop"),
-        logp=lanes.logp.at[place].set(words(wave.logp), mode="drop"),
-        length=lanes.length.at[user, flat].add(rows(wave.length), mode="drop"),
-        stopped=lanes.stopped.at[user, flat].max(was & ~is_alive, mode="drop"),
-        last=lanes.last.at[user, flat].set(rows(wave.hidden), mode="drop"),
+        said=Said(
+            tokens=said.tokens.at[place].set(words(wave.tokens), mode="drop"),
+            logp=said.logp.at[place].set(words(wave.logp), mode="drop"),
+            length=said.length.at[user, flat].add(rows(wave.length), mode="drop"),
+            stopped=said.stopped.at[user, flat].max(was & ~is_alive, mode="drop"),
+            last=said.last.at[user, flat].set(rows(wave.hidden), mode="drop"),
+        ),
     )
 
 
@@ -235,7 +246,7 @@ def compact(before: Before, lanes: Lanes, width: int) -> tuple[Before, Lanes]:
     lane = jnp.argsort(~alive, axis=1, stable=True)[:, :width]  # [U, W]
     kept = jnp.take_along_axis(alive, lane, axis=1)
     flat = lambda x: _take(x.reshape(users, items * forks, *x.shape[3:]), lane)[:, :, None]  # noqa: E731
-    row = jnp.where(kept[..., None], flat(lanes.row), lanes.tokens.shape[1])
+    row = jnp.where(kept[..., None], flat(lanes.row), lanes.said.tokens.shape[1])
 
     def by_item(x: Array) -> Array:  # [U, A, ...] -> [U, W, ...]
         return _take(x, lane // forks)
@@ -287,11 +298,11 @@ def merge(lanes: Lanes, past_tokens: int) -> Lanes:
     )
 
 
-def finish(params: Params, lanes: Lanes, *, items: int) -> Rollout:
+def finish(params: Params, said: Said, *, items: int) -> Rollout:
     """All that was said, as [U, N, G, ...]; rows that are still alive were cut off."""
     fold: Any = lambda x: x.reshape(x.shape[0], items, -1, *x.shape[2:])  # noqa: E731
-    said = Rationales(tokens=fold(lanes.tokens), length=fold(lanes.length), stopped=fold(lanes.stopped))
-    return Rollout(rationales=said, logp=fold(lanes.logp), scores=fold(scores(params, lanes.last)))
+    rationales = Rationales(tokens=fold(said.tokens), length=fold(said.length), stopped=fold(said.stopped))
+    return Rollout(rationales=rationales, logp=fold(said.logp), scores=fold(scores(params, said.last)))
 
 
 def _take(x: Array, index: Array) -> Array:

@@ -55,7 +55,7 @@ def generate(
     before, lanes = start(config, params, batch, keys, **sizes)
     if max_tokens:
         lanes = decode(config, params, before, lanes, stop_token=stop_token, temperature=temperature)
-    return finish(params, lanes, items=batch.items.shape[1])
+    return finish(params, lanes.said, items=batch.items.shape[1])
 
 
 def widths(rows: int) -> list[int]:
@@ -143,11 +143,11 @@ class Generator:
             if said:
                 before, lanes = self._fit(before, lanes, live, said)
             lanes, living = self._run(self._wave, weights, before, lanes)
-        return self._run(finish, weights, lanes, items=batch.items.shape[1])
+        return self._run(finish, weights, lanes.said, items=batch.items.shape[1])
 
     def _fit(self, before: Before, lanes: Lanes, live: int, said: int) -> tuple[Before, Lanes]:
         """Move the living rows to as few lanes as hold them, and make room for what they said."""
-        for width in widths(lanes.length.shape[1]):
+        for width in widths(lanes.said.length.shape[1]):
             if live <= width < _width(lanes):  # step by step: fewer programs than from every width to every other
                 before, lanes = self._run(compact, before, lanes, width=width)
         return before, self._run(merge, lanes, past_tokens=self._room(said))
@@ -179,7 +179,7 @@ class Generator:
             return self._abstract(f, args, static)
 
         before, lanes, _ = want(self._begin, weights, batch, keys)
-        want(finish, weights, lanes, items=batch.items.shape[1])
+        want(finish, weights, lanes.said, items=batch.items.shape[1])
         sizes = widths(_width(lanes))
         ready = {sizes[0]: (before, lanes)}
         for said in range(0, self._max_tokens, self._wave_tokens):

@@ -18,8 +18,15 @@ from r2rank_jax.types import ListBatch, Rationales
 GIB = 2**30
 # A device that does not say how much memory it has (CPU).
 DEFAULT_BUDGET = 4 * GIB
-# Fewer tokens at once leave matrix units idle; above it, a chunk without recomputation beats a larger one with it.
+# Fewer tokens at once leave an accelerator's matrix units idle; above it, a chunk without recomputation beats a larger
+# one with it. A guess until one is measured.
 ENOUGH_TOKENS = 2048
+
+
+def recomputing_helps() -> bool:
+    """Whether "auto" may recompute layers. XLA for CPU merges what is computed twice, and so keeps it all the same: 113
+    instead of 118 MB where 25 would do (docs/performance.md)."""
+    return jax.default_backend() != "cpu"
 
 
 class Plan(NamedTuple):
@@ -71,7 +78,8 @@ def plan_update(
         fitting = [n for n in range(1, items + 1) if size(n, remat) <= budget]
         return max(fitting, default=0)
 
-    choices = {"none": (False,), "block": (True,), "auto": (False, True)}[model.remat]
+    auto = (False, True) if recomputing_helps() else (False,)
+    choices = {"none": (False,), "block": (True,), "auto": auto}[model.remat]
     for remat in choices:
         chunk = largest(remat)
         if chunk == items or chunk * row_tokens >= ENOUGH_TOKENS or (chunk and remat is choices[-1]):

@@ -93,7 +93,9 @@ def test_padding_is_finite_and_no_real_token_sees_it(backend):
     def spoil(x, valid):
         return jnp.where(valid[:, None, ..., None], x, 100.0)
 
-    spoiled = [Segment(spoil(s.k, s.valid), spoil(s.v, s.valid), s.valid) for s in segments]
+    spoiled = [
+        Segment(spoil(s.k.swapaxes(-1, -2), s.valid).swapaxes(-1, -2), spoil(s.v, s.valid), s.valid) for s in segments
+    ]
     real = query_mask(q, segments[-1])
     again = jax.jit(compute)(q, spoiled[:-1], spoiled[-1])
     np.testing.assert_allclose(jnp.where(real, again, 0), jnp.where(real, out, 0), atol=1e-6)

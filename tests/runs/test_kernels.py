@@ -110,9 +110,9 @@ def test_the_measured_problem_is_the_update_of_one_user_per_device():
     mesh = make_mesh(config.mesh)
     q, kv, valid = problem = kernels._problem(config, mesh)
     assert q.shape == (2, 2, 3, 2, 5, 2, 8)
-    assert [k.shape for k, _ in kv] == [(2, 2, 1, 1, 7, 8), (2, 2, 3, 1, 3, 8), (2, 2, 3, 2, 5, 8)]
-    assert all(v.shape == k.shape for k, v in kv)
-    assert [real.shape for real in valid] == [k.shape[:1] + k.shape[2:5] for k, _ in kv]
+    assert [k.shape for k, _ in kv] == [(2, 2, 1, 1, 8, 7), (2, 2, 3, 1, 8, 3), (2, 2, 3, 2, 8, 5)]
+    assert all(v.shape == k.swapaxes(-1, -2).shape for k, v in kv)
+    assert [real.shape for real in valid] == [v.shape[:1] + v.shape[2:5] for _, v in kv]
     assert len(q.addressable_shards) == 2 and q.addressable_shards[0].data.shape[0] == 1
     d_q, d_kv = kernels._update("einsum", mesh)(problem)
     assert jax.tree.map(jnp.shape, (d_q, d_kv)) == jax.tree.map(jnp.shape, (q, kv))

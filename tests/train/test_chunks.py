@@ -13,20 +13,22 @@ from r2rank_jax.sharding import make_mesh, replicated, to_mesh
 from r2rank_jax.train.memory import GIB, plan_update
 from r2rank_jax.train.rl_step import assess, rl_gradients
 from r2rank_jax.train.sft_step import sft_gradients
-from tests.model.test_forward import QWEN3, make_batch, make_params
+from tests.model.test_forward import QWEN3 as TWO_LAYERS
+from tests.model.test_forward import make_batch, make_params
 
+QWEN3 = dataclasses.replace(TWO_LAYERS, layers=1)  # compiles in half the time
 STOP = 3
 
 
 def configured(mesh=None, remat="auto", model=QWEN3, **rl):
-    """Two layers of different make: QK-norm, untied embeddings."""
+    """QK-norm and untied embeddings; an estimator that compiles fast."""
     return RunConfig(
         name="test",
         mesh=mesh or MeshConfig(),
         model=dataclasses.replace(model, remat=remat),
         data=dataclasses.replace(RunConfig(name="x").data, rationale_tokens=4),
         sft=SFTConfig(batch_users=8),
-        rl=RLConfig(batch_users=8, **rl),
+        rl=RLConfig(batch_users=8, estimator="pl_rank", credit="leave_item_out", **rl),
         evaluation=dataclasses.replace(RunConfig(name="x").evaluation, batch_users=8),
     )
 
@@ -64,11 +66,11 @@ def assert_same(found, expected, tolerance=1e-5):
     for (path, a), b in zip(jax.tree.leaves_with_path(found[0]), jax.tree.leaves(expected[0]), strict=True):
         a, b = np.asarray(a), np.asarray(b)
         assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b) + 1e-9, jax.tree_util.keystr(path)
-    for name in expected[1]:
+    for name in set(expected[1]) - {"logp_gap"}:  # rounding itself
         np.testing.assert_allclose(found[1][name], expected[1][name], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize(("chunk_items", "remat", "updates"), [(1, "none", 1), (2, "block", 1), (3, "none", 2)])
+@pytest.mark.parametrize(("chunk_items", "remat", "updates"), [(1, "none", 1), (2, "block", 2)])
 def test_rl_gradients_do_not_depend_on_the_chunk(monkeypatch, chunk_items, remat, updates):
     config = configured(updates=updates, entropy_weight=0.1)
     params, reference = make_params(QWEN3), make_params(QWEN3, seed=4)
@@ -81,18 +83,17 @@ def test_rl_gradients_do_not_depend_on_the_chunk(monkeypatch, chunk_items, remat
     )
 
 
-@pytest.mark.parametrize("chunk_items", [1, 2])
-def test_sft_gradients_do_not_depend_on_the_chunk(monkeypatch, chunk_items):
+def test_sft_gradients_do_not_depend_on_the_chunk(monkeypatch):
     config = configured()
     params, (batch, said) = make_params(QWEN3), inputs(configured(), users=2, groups=1)
     step = lambda: jax.jit(lambda p: sft_gradients(make_mesh(config.mesh), config, p, batch, said))(params)  # noqa: E731
     expected = step()
-    at_once(monkeypatch, chunk_items)
+    at_once(monkeypatch, 2)
     assert_same(step(), expected)
 
 
-@pytest.mark.parametrize("mesh", [MeshConfig(data=8), MeshConfig(data=2, fsdp=2, tensor=2)], ids=["data8", "mixed"])
-def test_chunks_on_eight_devices_equal_all_at_once_on_one(monkeypatch, mesh):
+def test_chunks_on_eight_devices_equal_all_at_once_on_one(monkeypatch):
+    mesh = MeshConfig(data=2, fsdp=2, tensor=2)
     model = dataclasses.replace(QWEN3, vocabulary=48)
     params, reference = make_params(model), make_params(model, seed=4)
     batch, _ = inputs(configured(), users=8, groups=2)
@@ -105,32 +106,31 @@ def test_chunks_on_eight_devices_equal_all_at_once_on_one(monkeypatch, mesh):
     assert_same(rl_update(configured(mesh=mesh, model=model), *whole, split), expected)
 
 
-def test_a_smaller_budget_gives_smaller_chunks_and_then_recomputes():
+def test_a_smaller_budget_gives_smaller_chunks_and_then_recomputes(monkeypatch):
+    monkeypatch.setattr("r2rank_jax.train.memory.recomputing_helps", lambda: True)
     batch, said = make_batch(QWEN3, users=2, items=20, groups=4, prefix=200, suffix=50, said=100)
     budget = lambda gib: plan_update(QWEN3, ComputeConfig(update_gib=gib), batch, said, batch_shards=1)  # noqa: E731
-    plans = [budget(gib) for gib in (10, 0.2, 0.1, 0.05, 0.02, 1e-6)]
+    plans = [budget(gib) for gib in (10, 0.2, 0.1, 0.05, 0.03, 1e-6)]
     assert plans[0].chunk_items == 20 and not plans[0].remat
     chunks = [plan.chunk_items for plan in plans if not plan.remat]
     assert chunks == sorted(chunks, reverse=True) and len(set(chunks)) > 1
     assert any(plan.remat and plan.chunk_items > 1 for plan in plans), plans
     assert plans[-1].chunk_items == 1, "what does not fit is tried one item at a time"
-    for plan, gib in zip(plans[:-1], (10, 0.2, 0.1, 0.05, 0.02)):
+    for plan, gib in zip(plans[:-1], (10, 0.2, 0.1, 0.05, 0.03)):
         assert plan.activation_bytes <= gib * GIB
     forced = dataclasses.replace(QWEN3, remat="block")
     assert plan_update(forced, ComputeConfig(update_gib=10), batch, said, batch_shards=1).remat
 
 
-@pytest.mark.parametrize("remat", [False, True])
-def test_the_estimate_is_near_what_xla_allocates(remat):
-    """Within a factor of two, at a size where activations and not parameters fill the memory."""
-    model = dataclasses.replace(
-        QWEN3, width=64, layers=6, heads=4, kv_heads=2, head_size=16, mlp_width=192, vocabulary=64,
-        remat="block" if remat else "none",
-    )  # fmt: skip
-    config = configured(model=model, remat=model.remat)
-    batch, said = make_batch(model, users=2, items=8, groups=1, prefix=128, suffix=32, said=64)
-    plan = plan_update(model, ComputeConfig(update_gib=8), batch, said, batch_shards=1)
-    params = make_params(model)
+def test_the_estimate_is_near_what_xla_allocates():
+    """Within a quarter, where activations and not parameters fill the memory; two items at a time."""
+    gib = 0.04
+    sizes = {"width": 64, "layers": 6, "heads": 4, "kv_heads": 2, "head_size": 16, "mlp_width": 192, "vocabulary": 64}
+    config = configured(model=dataclasses.replace(QWEN3, **sizes))
+    config = dataclasses.replace(config, compute=ComputeConfig(update_gib=gib))
+    batch, said = make_batch(config.model, users=2, items=8, groups=1, prefix=128, suffix=32, said=64)
+    plan = plan_update(config.model, config.compute, batch, said, batch_shards=1)
     step = jax.jit(lambda p: sft_gradients(make_mesh(config.mesh), config, p, batch, said)[0])
-    real = step.lower(params).compile().memory_analysis().temp_size_in_bytes
-    assert plan.remat == remat and 0.5 < plan.activation_bytes / real < 2.0, (plan, real)
+    allocated = step.lower(make_params(config.model)).compile().memory_analysis().temp_size_in_bytes
+    assert plan.chunk_items == 2 and not plan.remat
+    assert 0.75 < plan.activation_bytes / allocated < 1.33, (plan, allocated)

@@ -1,0 +1,79 @@
+"""A whole step of reinforcement learning: rollout, assessment, update; against TRL's `GRPOTrainer`.
+
+    python benchmarks/bench_step.py                                    about 4 minutes on 2 cores
+    python benchmarks/bench_step.py --shape qwen2.5-1.5b --users 2     one accelerator
+
+Both write the same number of completions with the same weights, keep a reference policy and take one AdamW step; TRL
+reads every prompt on its own, ours ranks the items of one user by them. Prints a table and then one JSON line.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from statistics import median
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peers
+from workload import Line, flops, make, matmul_rate, parse, print_table, run_config
+
+from r2rank_jax.rollout.generate import make_rollout
+from r2rank_jax.sharding import make_mesh
+from r2rank_jax.train.rl_step import make_rl_steps
+from r2rank_jax.train.state import fresh_state, start_from
+
+
+def main() -> None:
+    shape, rounds, with_peers = parse(__doc__)
+    params, batch, _ = make(shape)
+    config = run_config(shape)
+    mesh, rate, counted = make_mesh(config.mesh), matmul_rate(shape.model.dtype), flops(shape)
+    state = start_from(fresh_state(mesh, config.model, config.rl.optimizer, rounds + 1, 0), params)
+    reference = jax.tree.map(jnp.copy, params)
+    write = make_rollout(mesh, config, shape.model.vocabulary)  # a stop token that is never drawn
+    assess, update = make_rl_steps(mesh, config)
+
+    took: list[list[float]] = []
+    gap = 0.0
+    for step in range(rounds + 1):
+        times = [time.perf_counter()]
+        rollout = jax.block_until_ready(write(state.params, batch, jax.random.key(step)))
+        times.append(time.perf_counter())
+        known = jax.block_until_ready(assess(state.params, reference, batch, rollout))
+        times.append(time.perf_counter())
+        state, metrics = jax.block_until_ready(update(state, reference, batch, rollout, known))
+        times.append(time.perf_counter())
+        gap = max(gap, float(metrics["logp_gap"]))
+        took.append([b - a for a, b in itertools.pairwise(times)])
+    tokens, first = shape.rows * shape.length, took.pop(0)
+    parts = [median(part) for part in zip(*took)]
+    whole = median(sum(step) for step in took)
+    names = ("  rollout", "  assess", "  update")
+    costs = (counted["rollout"], counted["update"] / 3, counted["update"])
+    lines = [Line("step", whole, sum(first) - whole, tokens, sum(costs))]
+    lines += [Line(n, p, f - p, tokens, c) for n, p, f, c in zip(names, parts, first, costs)]
+    found = {"step_s": whole, "max_logp_gap": gap}
+
+    missing = "left out" if not with_peers else peers.peers_available("trl")
+    if missing is None:
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
+        model = peers.to_torch(shape.model, params, shape.model.dtype, device)
+        prompts = np.concatenate([np.repeat(batch.prefix, shape.items, 0), batch.suffix.reshape(-1, shape.suffix)], 1)
+        # A quarter of the rows at once was TRL's fastest on 2 cores.
+        theirs = peers.trl_step_seconds(model, prompts, shape.rationales, shape.length, 3, shape.rows // 4)
+        lines.append(Line("TRL GRPOTrainer step", median(theirs), None, tokens))
+        found["step_vs_trl"] = median(theirs) / whole
+    else:
+        print(f"TRL: {missing}")
+
+    print_table(lines, rate)
+    print(json.dumps({k: float(f"{v:.4g}") for k, v in found.items()} | {"device": jax.devices()[0].device_kind}))
+
+
+if __name__ == "__main__":
+    main()

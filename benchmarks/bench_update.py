@@ -1,0 +1,113 @@
+"""One policy-gradient update: prefix shared, against the same rows as independent prompts, and against torch.
+
+    python benchmarks/bench_update.py                          about 2 minutes on 2 cores
+    python benchmarks/bench_update.py --shape qwen2.5-1.5b     one accelerator
+
+All three compute the gradient of the same kind of loss, a weighted log-probability of every rationale token, and take
+one AdamW step. Ours also computes the entropy of every token. The peak is what XLA plans to allocate. Prints a table
+and then one JSON line; ratios above 1 mean that ours is faster.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from statistics import median
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import peers
+from workload import Line, Shape, flops, independent, make, matmul_rate, parse, print_table, run_config, seconds
+
+from r2rank_jax.config import ModelConfig
+from r2rank_jax.model.forward import Judgement, judge
+from r2rank_jax.sharding import make_mesh
+from r2rank_jax.train.chunks import Losses, Rows, gradients
+from r2rank_jax.train.memory import plan_update
+from r2rank_jax.types import Array, KeyValues, Params
+
+
+def update(shape: Shape, model: ModelConfig, chunk_items: int) -> Any:
+    """(params, optimizer state, rows) -> both, updated, and the gradient."""
+    mesh, optimizer = make_mesh(run_config(shape).mesh), optax.adamw(1e-6)
+
+    def read(params: Params, _: Any, prefix: KeyValues | None, here: Rows) -> Judgement:
+        return judge(model, params, here.batch, here.said, prefix=prefix)
+
+    def of_tokens(_: Any, judged: Judgement, here: Rows) -> Array:
+        return -jnp.sum(judged.logp * here.more[..., None]) / shape.rows
+
+    def of_scores(_: Any, scores: Array, here: Rows) -> Array:
+        return -jnp.sum(scores * here.more) / shape.rows
+
+    def step(params: Params, state: Any, rows: Rows) -> tuple[Params, Any, Params]:
+        losses, known = Losses(read, of_tokens, of_scores), jnp.zeros(rows.said.length.shape)
+        grads, _ = gradients(mesh, model, losses, params, (), rows, known, chunk_items=chunk_items)
+        changes, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, changes), state, grads
+
+    return step, optimizer
+
+
+def measure(name: str, shape: Shape, rows: Rows, params: Params, counted: float, rounds: int) -> tuple[Line, Params]:
+    config = run_config(shape)
+    plan = plan_update(config.model, config.compute, rows.batch, rows.said, batch_shards=1)
+    model = config.model if not plan.remat else ModelConfig(**{**vars(config.model), "remat": "block"})
+    step, optimizer = update(shape, model, plan.chunk_items)
+    state = optimizer.init(params)
+    start = time.perf_counter()
+    compiled = jax.jit(step).lower(params, state, rows).compile()
+    compile_s = time.perf_counter() - start
+    took = seconds(lambda: compiled(params, state, rows), rounds)
+    memory = compiled.memory_analysis()
+    assert memory is not None
+    line = Line(
+        f"{name}, {min(plan.chunk_items, rows.batch.items.shape[1])} items at once",
+        median(took),
+        compile_s,
+        shape.rows * shape.length,
+        counted,
+        memory.temp_size_in_bytes,
+    )
+    return line, compiled(params, state, rows)[2]
+
+
+def main() -> None:
+    shape, rounds, with_peers = parse(__doc__)
+    params, batch, said = make(shape)
+    weights = jax.random.normal(jax.random.key(1), said.length.shape)
+    counted, rate = flops(shape), matmul_rate(shape.model.dtype)
+
+    shared, ours = measure("shared prefix", shape, Rows(batch, said, weights), params, counted["update"], rounds)
+    alone, alone_said = independent(batch, said)
+    rows = Rows(alone, alone_said, weights.reshape(-1, 1, 1))
+    apart, theirs = measure("independent prompts", shape, rows, params, counted["update_independent"], rounds)
+    pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(theirs))
+    error = max(float(jnp.linalg.norm(a - b) / jnp.maximum(jnp.linalg.norm(b), 1e-30)) for a, b in pairs)
+    lines, found = [shared, apart], {"update_vs_independent": apart.seconds / shared.seconds}
+
+    missing = "left out" if not with_peers else peers.peers_available("torch")
+    if missing is None:
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
+        model = peers.to_torch(shape.model, params, shape.model.dtype, device)
+        prompts = np.concatenate([alone.prefix, alone.suffix[:, 0], alone_said.tokens[:, 0, 0]], axis=1)
+        took, peak = peers.update_seconds(model, prompts, shape.length, np.asarray(weights).ravel(), rounds)
+        lines.append(Line("torch, independent", median(took), None, shape.rows * shape.length, apart.flops, peak))
+        found["update_vs_torch"] = median(took) / shared.seconds
+    else:
+        print(f"torch: {missing}")
+
+    print_table(lines, rate)
+    assert shared.peak_bytes is not None and apart.peak_bytes is not None
+    found |= {"peak_memory_ratio": shared.peak_bytes / apart.peak_bytes, "grad_rel_err": error}
+    found["of_matmul_rate"] = counted["update"] / shared.seconds / rate
+    print(json.dumps({k: float(f"{v:.4g}") for k, v in found.items()} | {"device": jax.devices()[0].device_kind}))
+
+
+if __name__ == "__main__":
+    main()

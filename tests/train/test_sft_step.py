@@ -1,0 +1,84 @@
+"""The step of SFT and what both steps share: on eight devices as on one, and doing what its losses say."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from r2rank_jax.config import ConfigError, MeshConfig
+from r2rank_jax.sharding import make_mesh, to_mesh
+from r2rank_jax.train.losses import listwise_softmax
+from r2rank_jax.train.sft_step import make_sft_step
+from r2rank_jax.train.state import apply_gradients, fresh_state, make_optimizer, start_from
+from tests.train.test_rl_step import MESHES, STEPS, local_batches, make_config
+
+
+@functools.cache
+def train_sft(mesh_config):
+    config = make_config(mesh_config)
+    mesh = make_mesh(config.mesh)
+    state = fresh_state(mesh, config.model, config.sft.optimizer, STEPS, seed=0)
+    step = make_sft_step(mesh, config)
+    losses = []
+    for local in local_batches(config):
+        state, metrics = step(state, *to_mesh(mesh, local))
+        losses.append(jax.device_get(metrics))
+    return state, losses
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=["data8", "fsdp8", "data2fsdp2tensor2"])
+def test_sft_on_eight_devices_equals_one(mesh):
+    one, eight = train_sft(MeshConfig()), train_sft(mesh)
+    if mesh.fsdp > 1:
+        assert not eight[0].params["embedding"].sharding.is_fully_replicated, "the test must split parameters"
+    for a, b in zip(one[1], eight[1]):
+        np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
+    # Adam divides by the root of tiny second moments, so parameters agree less tightly than losses.
+    for a, b in zip(jax.tree.leaves(one[0].policy), jax.tree.leaves(eight[0].policy)):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_sft_learns_its_traces():
+    losses = [float(m["loss"]) for m in train_sft(MeshConfig())[1]]
+    assert losses[-1] < losses[0]
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing_but_the_step():
+    config = make_config(MeshConfig())
+    mesh = make_mesh(config.mesh)
+    optimizer = make_optimizer(config.sft.optimizer, 10)
+    state = fresh_state(mesh, config.model, config.sft.optimizer, 10, seed=0)
+    state = dataclasses.replace(state, average=jax.tree.map(lambda x: x + 1.0, state.params))
+    bad = jax.tree.map(jnp.zeros_like, state.params)
+    bad["score_head"] = bad["score_head"].at[0].set(jnp.nan)
+    after, metrics = apply_gradients(state, bad, optimizer, 0.9)
+    assert metrics["skipped"] == 1 and int(after.step) == 1
+    before = dataclasses.replace(state, step=after.step)
+    for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_starting_from_other_parameters_shares_no_buffer():
+    config = make_config(MeshConfig())
+    mesh = make_mesh(config.mesh)
+    state = fresh_state(mesh, config.model, config.sft.optimizer, 10, seed=0)
+    begun = start_from(state, state.params)
+    pointers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves((state.params, begun.params, begun.average))]
+    assert len(set(pointers)) == len(pointers)
+
+
+def test_listwise_softmax_by_hand():
+    scores, labels = jnp.array([[1.0, 2.0, 99.0], [0.0, 0.0, 0.0]]), jnp.array([[0.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
+    found = listwise_softmax(scores, labels, jnp.array([[True, True, False], [True, True, True]]))
+    assert float(found.weight) == 1, "a list without a relevant item weighs nothing"
+    np.testing.assert_allclose(found.mean(), np.log(1 + np.exp(-1.0)), rtol=1e-6)
+
+
+def test_a_mesh_larger_than_the_machine_is_refused():
+    with pytest.raises(ConfigError, match="needs 16 devices, found 8"):
+        make_mesh(MeshConfig(data=16))
+    with pytest.raises(ConfigError, match=r"sft.batch_users=8 must be divisible by mesh.data x mesh.fsdp = 3"):
+        make_config(MeshConfig(data=3))

@@ -100,7 +100,6 @@ class Generator:
         wave_tokens: int,
     ):
         self._mesh = mesh
-        self._rationales = rationales
         self._wave_tokens = max(1, min(wave_tokens, max_tokens))
         self._max_tokens = max_tokens
         self._pasts = past_sizes(max_tokens, self._wave_tokens)

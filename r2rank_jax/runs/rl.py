@@ -68,6 +68,7 @@ def run(config: RunConfig, run_dir: Path) -> None:
     # -- state: the commit to go on from, or the SFT policy with its head calibrated --------------------------------
     checkpoints = Checkpoints(run_dir / "checkpoints/rl")
     done, wall_s = checkpoints.latest() or 0, 0.0
+    gap = 0.0  # largest |log-probability of the trainer - of the sampler| since the last log
     if done:
         extras = checkpoints.extras(done)
         require_same_configuration(extras, to_json(config), ("seed", "data", "model", "rl"))
@@ -79,7 +80,7 @@ def run(config: RunConfig, run_dir: Path) -> None:
         like = abstract_state(mesh, config.model, rl.optimizer, rl.steps * rl.updates)
         state, extras = checkpoints.restore(done, like)
         iterator.set_state(extras["iterator"])
-        wall_s = extras["wall_s"]
+        wall_s, gap = extras["wall_s"], extras.get("logp_gap", 0.0)
         say(f"rl: {'finished' if extras['finished'] else 'resuming'} at step {done} of {rl.steps}")
     else:
         state = fresh_state(mesh, config.model, rl.optimizer, rl.steps * rl.updates, config.seed)
@@ -91,7 +92,6 @@ def run(config: RunConfig, run_dir: Path) -> None:
 
     # -- learn ------------------------------------------------------------------------------------------------------
     with RunLog(run_dir, "rl", resume_step=done, steps=rl.steps, wall_s=wall_s) as log:
-        gap = 0.0  # largest |log-probability of the trainer - of the sampler| since the last log
         for step in range(done + 1, rl.steps + 1):
             batch = to_mesh(mesh, next(iterator))
 
@@ -132,6 +132,7 @@ def run(config: RunConfig, run_dir: Path) -> None:
                         "reference": reference_identity,
                         "steps": rl.steps,
                         "wall_s": log.wall_s,
+                        "logp_gap": gap,
                         "finished": last,
                         "has_average": state.average is not None,
                     },

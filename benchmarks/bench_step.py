@@ -21,7 +21,7 @@ import peers
 from workload import Line, flops, make, matmul_rate, parse, print_table, run_config
 
 from r2rank_jax.rollout.generate import make_rollout
-from r2rank_jax.sharding import make_mesh
+from r2rank_jax.sharding import make_mesh, replicated
 from r2rank_jax.train.rl_step import make_rl_steps
 from r2rank_jax.train.state import fresh_state, start_from
 
@@ -31,6 +31,7 @@ def main() -> None:
     params, batch, _ = make(shape)
     config = run_config(shape)
     mesh, rate, counted = make_mesh(config.mesh), matmul_rate(shape.model.dtype), flops(shape)
+    params = jax.device_put(params, replicated(mesh))  # where a state lives; elsewhere the second step compiles again
     state = start_from(fresh_state(mesh, config.model, config.rl.optimizer, rounds + 1, 0), params)
     reference = jax.tree.map(jnp.copy, params)
     write = make_rollout(mesh, config, shape.model.vocabulary)  # a stop token that is never drawn

@@ -5,7 +5,8 @@
 
 No rationale stops early, so that all decode the same number of tokens. Both of our own paths sample with the same keys;
 that they say the same is checked, and so are the log-probabilities against those the trainer computes. Prints a table
-and then one JSON line; ratios above 1 mean that ours is faster.
+and then one JSON line; ratios above 1 mean that ours is faster. `compaction` is what moving living rows together is
+worth where rationales are of all lengths; the two `..._at_double_...` are times over those of the shape itself.
 """
 
 from __future__ import annotations
@@ -19,40 +20,53 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import peers
-from workload import Line, Shape, flops, independent, make, matmul_rate, parse, print_table, run_config, seconds
+from workload import (
+    Line,
+    Shape,
+    flops,
+    generator,
+    independent,
+    make,
+    matmul_rate,
+    parse,
+    prefill_and_decode_seconds,
+    print_table,
+    seconds,
+)
 
 from r2rank_jax.model.forward import judge
+from r2rank_jax.rollout.decoding import Before, Lanes, merge
 from r2rank_jax.rollout.generate import Generator
 from r2rank_jax.rollout.sampling import row_keys
-from r2rank_jax.sharding import make_mesh
-from r2rank_jax.types import ListBatch, Params
+from r2rank_jax.types import Array, ListBatch, Params
 
 
-def generator(shape: Shape, rationales: int) -> Generator:
-    config = run_config(shape)
-    return Generator(
-        make_mesh(config.mesh),
-        shape.model,
-        rationales=rationales,
-        max_tokens=shape.length,
-        stop_token=shape.model.vocabulary,  # never drawn
-        wave_tokens=config.compute.wave_tokens,
-    )
+class Wide(Generator):
+    """A rollout that never moves rows to fewer lanes."""
+
+    def _fit(self, before: Before, lanes: Lanes, live: int, said: int) -> tuple[Before, Lanes]:
+        return before, self._run(merge, lanes, past_tokens=self._room(said))
 
 
-def prefill_seconds(shape: Shape, rounds: int) -> float:
-    """Reading prefixes and items, and forking: a rollout of one token less its decoding."""
-    params, batch, _ = make(shape)
-    write = generator(dataclasses.replace(shape, length=1), shape.rationales)
-    keys = row_keys(jax.random.key(0), batch.user, batch.items, shape.rationales)
-    return median(seconds(lambda: write._run(write._begin, write._weights(params), batch, keys), rounds))
+def ending(shape: Shape, params: Params) -> tuple[Shape, Params]:
+    """The same model, but token 0, at every step, with probability 4 / T: one embedding column is so large that the
+    final norm makes a constant of it, and only that token's output row reads it."""
+    large, row = 100.0, jnp.log(shape.model.vocabulary / (shape.length / 4 - 1)) / shape.model.width**0.5
+    head = params["embedding"].at[:, 0].set(0.0).at[0].set(0.0).at[0, 0].set(row)
+    params = params | {"embedding": params["embedding"].at[:, 0].set(large), "lm_head": head}
+    return dataclasses.replace(shape, model=dataclasses.replace(shape.model, tied_embeddings=False)), params
 
 
-def decode_seconds(shape: Shape, params: Params, batch: ListBatch, rounds: int) -> float:
-    """A rollout less its prefill."""
-    write = generator(shape, shape.rationales)
-    whole = median(seconds(lambda: write(params, batch, jax.random.key(0)), rounds))
-    return whole - prefill_seconds(shape, rounds)
+def compaction(shape: Shape, params: Params, batch: ListBatch, keys: Array, rounds: int) -> tuple[list[Line], float]:
+    """Rationales of all lengths, a quarter of T on average: with and without moving those that live together."""
+    shape, params = ending(shape, params)
+    lines = []
+    for name, kind in (("a quarter as long, living rows moved together", Generator), ("  left where they are", Wide)):
+        write = generator(shape, shape.rationales, kind, stop_token=0)
+        took = median(seconds(lambda: write(params, batch, None, keys), rounds))  # noqa: B023
+        said = write(params, batch, None, keys).rationales.length
+        lines.append(Line(name, took, None, int(said.sum())))
+    return lines, lines[1].seconds / lines[0].seconds
 
 
 def main() -> None:
@@ -96,14 +110,15 @@ def main() -> None:
     else:
         print(f"transformers: {missing}")
 
+    ended, found["compaction"] = compaction(shape, params, batch, keys, rounds)
+    lines += ended
+
     # Cost is flat where it should be.
     double_g = dataclasses.replace(shape, rationales=2 * shape.rationales)
-    found["prefill_at_double_g"] = prefill_seconds(double_g, rounds) / prefill_seconds(shape, rounds)
-    long = dataclasses.replace(shape, prefix=2 * shape.prefix)
-    long_batch = make(long)[1]
-    found["decode_at_double_history"] = decode_seconds(long, params, long_batch, rounds) / decode_seconds(
-        shape, params, batch, rounds
-    )
+    double_p = dataclasses.replace(shape, prefix=2 * shape.prefix)
+    prefill, decode = prefill_and_decode_seconds(shape, rounds)
+    found["prefill_at_double_g"] = prefill_and_decode_seconds(double_g, rounds)[0] / prefill
+    found["decode_at_double_history"] = prefill_and_decode_seconds(double_p, rounds)[1] / decode
 
     print_table(lines, rate)
     print(json.dumps({k: float(f"{v:.4g}") for k, v in found.items()} | {"device": jax.devices()[0].device_kind}))

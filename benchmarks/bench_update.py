@@ -23,7 +23,8 @@ import peers
 from workload import Line, Shape, flops, independent, make, matmul_rate, parse, print_table, run_config, seconds
 
 from r2rank_jax.config import ModelConfig
-from r2rank_jax.model.forward import Judgement, judge
+from r2rank_jax.model.forward import Judgement, judge_and_sum
+from r2rank_jax.model.logprobs import TokenLoss
 from r2rank_jax.sharding import make_mesh
 from r2rank_jax.train.chunks import Losses, Rows, gradients
 from r2rank_jax.train.memory import plan_update
@@ -31,20 +32,19 @@ from r2rank_jax.types import Array, KeyValues, Params
 
 
 def update(shape: Shape, model: ModelConfig, chunk_items: int) -> Any:
-    """(params, optimizer state, rows) -> both, updated, and the gradient."""
+    """The step, (params, optimizer state, rows) -> both, updated, and the gradient; and its optimizer."""
     mesh, optimizer = make_mesh(run_config(shape).mesh), optax.adamw(1e-6)
 
-    def read(params: Params, _: Any, prefix: KeyValues | None, here: Rows) -> Judgement:
-        return judge(model, params, here.batch, here.said, prefix=prefix)
-
-    def of_tokens(_: Any, judged: Judgement, here: Rows) -> Array:
-        return -jnp.sum(judged.logp * here.more[..., None]) / shape.rows
+    def of_tokens(params: Params, _: Any, prefix: KeyValues | None, here: Rows) -> tuple[Array, Judgement]:
+        weights = jnp.broadcast_to(here.more[..., None] / shape.rows, here.said.tokens.shape)
+        loss = TokenLoss(lambda found, weight, _: -found.logp * weight, weights, ())
+        return judge_and_sum(loss, model, params, here.batch, here.said, prefix=prefix)
 
     def of_scores(_: Any, scores: Array, here: Rows) -> Array:
         return -jnp.sum(scores * here.more) / shape.rows
 
     def step(params: Params, state: Any, rows: Rows) -> tuple[Params, Any, Params]:
-        losses, known = Losses(read, of_tokens, of_scores), jnp.zeros(rows.said.length.shape)
+        losses, known = Losses(of_tokens, of_scores), jnp.zeros(rows.said.length.shape)
         grads, _ = gradients(mesh, model, losses, params, (), rows, known, chunk_items=chunk_items)
         changes, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, changes), state, grads
@@ -55,8 +55,7 @@ def update(shape: Shape, model: ModelConfig, chunk_items: int) -> Any:
 def measure(name: str, shape: Shape, rows: Rows, params: Params, counted: float, rounds: int) -> tuple[Line, Params]:
     config = run_config(shape)
     plan = plan_update(config.model, config.compute, rows.batch, rows.said, batch_shards=1)
-    model = config.model if not plan.remat else ModelConfig(**{**vars(config.model), "remat": "block"})
-    step, optimizer = update(shape, model, plan.chunk_items)
+    step, optimizer = update(shape, plan.model, plan.chunk_items)
     state = optimizer.init(params)
     start = time.perf_counter()
     compiled = jax.jit(step).lower(params, state, rows).compile()

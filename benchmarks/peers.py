@@ -144,12 +144,11 @@ def update_seconds(
     new_tokens: int,
     advantages: np.ndarray,
     rounds: int,
-    rows_at_once: int | None = None,
-    compiled: bool = False,
 ) -> tuple[list[float], int | None]:
     """One policy-gradient update: loss -mean(advantage · Σ log π), backward, fused AdamW; it moves the weights.
 
-    Logits are computed where completions are predicted only, and nothing is recomputed in the backward pass.
+    Logits are computed where completions are predicted only, and nothing is recomputed in the backward pass. On a CPU the
+    gradients of `CPU_ROWS` rows at a time are added up; elsewhere all rows are read at once.
 
     Args:
         model: from `to_torch`; weights, gradients and optimizer state have its dtype.
@@ -157,8 +156,6 @@ def update_seconds(
         new_tokens: T.
         advantages: float [rows].
         rounds: timed updates, after one that is not.
-        rows_at_once: rows of a minibatch, whose gradients are added up. None: `CPU_ROWS` on a CPU, all rows elsewhere.
-        compiled: read through `torch.compile`, whose compilation is not timed.
 
     Returns:
         Wall seconds of each timed update, and the most bytes that torch held meanwhile, weights included; None on a
@@ -167,15 +164,14 @@ def update_seconds(
     import torch
 
     device = model.device
-    rows_at_once = rows_at_once or (CPU_ROWS if device.type == "cpu" else len(tokens))
+    rows_at_once = CPU_ROWS if device.type == "cpu" else len(tokens)
     read = torch.tensor(tokens, dtype=torch.long, device=device)
     weights = torch.tensor(advantages, dtype=torch.float32, device=device) / len(tokens)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
-    backbone = torch.compile(model.model) if compiled else model.model
 
     def call() -> None:
         for rows, weight in zip(read.split(rows_at_once), weights.split(rows_at_once)):
-            hidden = backbone(input_ids=rows[:, :-1], use_cache=False).last_hidden_state[:, -new_tokens:]
+            hidden = model.model(input_ids=rows[:, :-1], use_cache=False).last_hidden_state[:, -new_tokens:]
             logp = torch.log_softmax(model.lm_head(hidden).float(), dim=-1)
             said = logp.gather(-1, rows[:, -new_tokens:, None]).sum((1, 2))
             (-(weight * said).sum()).backward()

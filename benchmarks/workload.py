@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import jax
@@ -17,7 +18,10 @@ from flax.core import meta
 
 from r2rank_jax.config import DataConfig, ModelConfig, RLConfig, RunConfig
 from r2rank_jax.model.transformer import initial_params
-from r2rank_jax.types import ListBatch, Params, Rationales
+from r2rank_jax.rollout.generate import Generator
+from r2rank_jax.rollout.sampling import row_keys
+from r2rank_jax.sharding import make_mesh
+from r2rank_jax.types import OF_ITEMS, OF_USERS, ListBatch, Params, Rationales
 
 
 @dataclass(frozen=True)
@@ -110,15 +114,9 @@ def independent(batch: ListBatch, said: Rationales) -> tuple[ListBatch, Rational
         x = jnp.broadcast_to(x, (users, items, rationales, *x.shape[3:]))
         return x.reshape(users * items * rationales, *x.shape[3:])
 
-    per_item = {
-        name: rows(getattr(batch, name), 2)[:, None] for name in ("items", "suffix", "suffix_length", "labels", "mask")
-    }
-    alone = ListBatch(
-        user=rows(batch.user, 1),
-        prefix=rows(batch.prefix, 1),
-        prefix_length=rows(batch.prefix_length, 1),
-        **per_item,
-    )
+    per_user = {name: rows(getattr(batch, name), 1) for name in OF_USERS}
+    per_item = {name: rows(getattr(batch, name), 2)[:, None] for name in OF_ITEMS}
+    alone = ListBatch(**per_user, **per_item)
     return alone, jax.tree.map(lambda x: rows(x, 3)[:, None, None], said)
 
 
@@ -144,7 +142,7 @@ def flops(shape: Shape) -> dict[str, float]:
     return {
         "update": 3 * forward,
         "update_independent": 3 * forward_alone,
-        "prefill": u * (per_token * (p + n * s) + per_pair * (p * p / 2 + n * (s * p + s * s / 2))),
+        "logits": u * logits * m * t,
         "rollout": forward,
         "rollout_independent": forward_alone,
     }
@@ -168,6 +166,29 @@ def seconds(call: Callable[[], Any], rounds: int) -> list[float]:
         jax.block_until_ready(call())
         found.append(time.perf_counter() - start)
     return found
+
+
+def generator(shape: Shape, rationales: int, kind: type[Generator] = Generator, **settings: Any) -> Generator:
+    """A rollout of this shape in which no rationale ends early, unless a stop token is set."""
+    config = run_config(shape)
+    return kind(
+        make_mesh(config.mesh),
+        shape.model,
+        rationales=rationales,
+        max_tokens=shape.length,
+        wave_tokens=config.compute.wave_tokens,
+        **({"stop_token": shape.model.vocabulary} | settings),
+    )
+
+
+def prefill_and_decode_seconds(shape: Shape, rounds: int) -> tuple[float, float]:
+    """Median seconds of reading prefixes and items and forking; and of the rest of a rollout."""
+    params, batch, _ = make(shape)
+    write = generator(shape, shape.rationales)
+    keys = row_keys(jax.random.key(0), batch.user, batch.items, shape.rationales)
+    whole = median(seconds(lambda: write(params, batch, None, keys), rounds))
+    prefill = median(seconds(lambda: write._run(write._begin, write._weights(params), batch, keys), rounds))
+    return prefill, whole - prefill
 
 
 def device() -> str:

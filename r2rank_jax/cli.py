@@ -143,9 +143,9 @@ def _run(known: argparse.Namespace, overrides: list[str]) -> None:
     run_dir = known.run_dir or Path("runs") / config.name
     _join_processes()
     _keep_compiled_programs()
-    from r2rank_jax.runs.kernels import choose_attention
+    from r2rank_jax.runs.kernels import choose_attention, choose_budget
 
-    config = choose_attention(config)
+    config = choose_budget(choose_attention(config, run_dir))
     if known.command == "sft":
         from r2rank_jax.runs import sft
 
@@ -205,13 +205,14 @@ def _join_processes() -> None:
 
 
 def _keep_compiled_programs() -> None:
-    """A second run of the same programs on the same machine does not compile them again."""
+    """A second run of the same programs on the same machine does not compile them again, but for the shortest."""
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:  # JAX reads it by itself; empty turns the cache off
         return
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     jax.config.update("jax_compilation_cache_dir", str(home / "r2rank_jax" / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)  # a rollout has many that take less than 1 s
 
 
 def _expected() -> list[type[Exception]]:

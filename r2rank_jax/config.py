@@ -44,12 +44,16 @@ class DataConfig:
     suffix_tokens: int = 16
     """S."""
     rationale_tokens: int = 18
-    """T, the stop token included."""
+    """T, the stop token included. 0 turns reasoning off: the head reads each item's last token."""
 
     def __post_init__(self) -> None:
-        for name in ("history_items", "min_history", "prefix_tokens", "suffix_tokens", "rationale_tokens"):
+        for name in ("history_items", "min_history", "prefix_tokens", "suffix_tokens"):
             value = getattr(self, name)
             _require(value >= 1, f"data.{name} must be at least 1, got {value}")
+        _require(
+            self.rationale_tokens >= 0,
+            f"data.rationale_tokens must be at least 0 (no reasoning), got {self.rationale_tokens}",
+        )
         _require(
             self.candidate_items >= 2,
             f"data.candidate_items must be at least 2 (something to rank), got {self.candidate_items}",
@@ -126,14 +130,14 @@ class ComputeConfig:
 
     update_gib: float | None = None
     """Activations that an update may hold on one device; decides how many items are read at once. None: half of what
-    the device has free, 4 where it does not say."""
+    the model and its optimizer leave free, 4 where the device does not say what it has."""
     wave_tokens: int = 16
     """Tokens decoded between two looks at which rationales have ended (docs/performance.md: 16 against 32)."""
 
     def __post_init__(self) -> None:
         _require(
             self.update_gib is None or self.update_gib > 0,
-            f"compute.update_gib must be positive, got {self.update_gib}; leave it out to take half of the device",
+            f"compute.update_gib must be positive, got {self.update_gib}; leave it out to take half of what is free",
         )
         _require(self.wave_tokens >= 1, f"compute.wave_tokens must be at least 1, got {self.wave_tokens}")
 

@@ -1,7 +1,7 @@
 """Logical axes to mesh axes: the only place that knows what the mesh axes are called.
 
     data     users; parameters are copied along it
-    fsdp     users too; parameters are split along it and gathered where they are used
+    fsdp     users too; parameters are split along it and gathered where they are used, or before loops
     tensor   heads, MLP columns and the vocabulary
 
 A dimension that its mesh axis does not divide (two key-value heads on four tensor devices) is copied instead.

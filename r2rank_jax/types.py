@@ -36,6 +36,10 @@ class ListBatch:
     mask: Array  # bool [U, N]      True = real item
 
 
+OF_USERS = ("user", "prefix", "prefix_length")  # fields of a `ListBatch` [U, ...]
+OF_ITEMS = ("items", "suffix", "suffix_length", "labels", "mask")  # [U, N, ...]
+
+
 @struct.dataclass
 class Rationales:
     """What was said about every item, by the teacher or by the policy."""

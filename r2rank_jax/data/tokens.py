@@ -190,12 +190,13 @@ class Encoder:
 
         Returns:
             tokens int32 [U, N, 1, T]; length int32 [U, N, 1], the stop token included; stopped bool [U, N,
-            1], False where the rationale was cut off at T tokens (it then has no stop token).
+            1], False where the rationale was cut off at T tokens (it then has no stop token). With T = 0, where nothing
+            is to be said, nothing counts as cut off.
         """
         limit = self.config.rationale_tokens
         flat = [text for row in texts for text in row]
         ids = [(*found, self.tokenizer.stop) for found in self.tokenizer.encode(flat)]
-        stopped = np.array([len(found) <= limit for found in ids], bool)
+        stopped = np.array([len(found) <= limit or not limit for found in ids], bool)
         self.counts["rationales"] += len(ids)
         self.counts["rationales_truncated"] += int(np.sum(~stopped))
         tokens, length = padded([found[:limit] for found in ids], limit, self.tokenizer.pad)

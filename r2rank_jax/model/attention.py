@@ -3,7 +3,8 @@
 `attend` says what is computed; how is a backend's business, chosen by `ModelConfig.attention`.
 
 einsum   anywhere; shared keys are read in place, all logits are held
-cudnn    NVIDIA GPUs; holds no logits, but copies the keys that rows share to each of them
+cudnn    NVIDIA GPUs; holds no logits, but copies the keys that rows share to each of them, and JAX hands it the mask
+         as a bias of [rows, 1, queries, keys]
 splash   TPUs; as cudnn, and skips blocks of keys that lie after their queries
 """
 

@@ -3,13 +3,16 @@
 Rationales differ in length, so nearly half of a batch's slots are padding, and with a vocabulary wider than the model
 the logits are half of all work. Each user's real slots are therefore brought to the front, and only as many chunks of
 slots are visited as the longest user needs; what fits into one chunk is read whole. The trip count is known at run time
-only, which plain reverse-mode differentiation cannot follow; the derivative is written out instead, and recomputes each
-chunk's logits.
+only, which plain reverse-mode differentiation cannot follow; the derivatives are written out instead.
+
+A loss that is a sum over tokens (`token_loss`) is differentiated while a chunk's logits are at hand, as Liger's fused
+cross-entropy does (Hsu et al. 2024). Any other function of `token_statistics` has to make them a second time.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -28,6 +31,28 @@ class TokenStatistics(NamedTuple):
     logp: Array  # log p(token)
     entropy: Array  # H(p), of the distribution that the token was drawn from
     kl: Array  # KL(p || reference), over the whole vocabulary; 0 without a reference
+
+
+# Statistics, what else is known of the same tokens, and of all of them -> the loss of each token.
+OfToken = Callable[[TokenStatistics, Any, Any], Array]
+
+
+class TokenLoss(NamedTuple):
+    """A loss that asks nothing of other tokens."""
+
+    of_token: OfToken  # elementwise; closes over no traced values
+    known: Any  # pytree of [U, ...] like the tokens, constants
+    shared: Any  # pytree, constants
+
+
+class _Tokens(NamedTuple):
+    """Flat slots: all that the model's parameters have no part in."""
+
+    targets: Array  # int32 [U, L]
+    real: Array  # bool [U, L]
+    reference: tuple[Array, Array] | None  # [U, L, D'], [V, D']
+    known: Any  # pytree of [U, L]
+    shared: Any  # pytree
 
 
 def token_statistics(
@@ -53,98 +78,169 @@ def token_statistics(
         temperature: divides all logits.
         chunk_tokens: memory bound, rounded to whole slots of every user.
     """
-    shape = targets.shape
-    slots = math.prod(shape[1:])
-    width = min(slots, max(1, chunk_tokens // shape[0]))
-    flat = lambda x: x.reshape(shape[0], slots, *x.shape[len(shape) :])  # noqa: E731
-    if reference is not None:
-        reference = flat(reference[0]), reference[1]
-    found = _statistics(flat(hidden), kernel, flat(targets), flat(real), reference, temperature, width)
-    return TokenStatistics(*(part.reshape(shape) for part in found))
+    tokens, width = _flat(targets, real, reference, (), (), chunk_tokens)
+    found = _statistics(hidden.reshape(*tokens.targets.shape, hidden.shape[-1]), kernel, tokens, temperature, width)
+    return TokenStatistics(*(part.reshape(targets.shape) for part in found))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _statistics(
+def token_loss(
+    loss: TokenLoss,
     hidden: Array,
     kernel: Array,
     targets: Array,
     real: Array,
-    reference: tuple[Array, Array] | None,
-    temperature: float,
-    width: int,
-) -> tuple[Array, ...]:
-    """`token_statistics` on flat slots: hidden [U, L, D], targets and real [U, L]."""
-    return _forward(hidden, kernel, targets, real, reference, temperature, width)[0]
+    reference: tuple[Array, Array] | None = None,
+    *,
+    temperature: float = 1.0,
+    chunk_tokens: int = CHUNK_TOKENS,
+) -> tuple[Array, TokenStatistics]:
+    """The sum of a loss over real tokens, whose gradient costs no second look at the logits.
+
+    Args:
+        loss: what is summed; the other arguments are those of `token_statistics`.
+        hidden: [U, ..., D].
+        kernel: [V, D].
+        targets: int32 [U, ...].
+        real: bool [U, ...].
+        reference: [U, ..., D'] and [V, D'].
+        temperature: divides all logits.
+        chunk_tokens: memory bound.
+
+    Returns:
+        float32 [], differentiable in `hidden` and `kernel`; and the statistics, which are not.
+    """
+    tokens, width = _flat(targets, real, reference, loss.known, loss.shared, chunk_tokens)
+    flat = hidden.reshape(*tokens.targets.shape, hidden.shape[-1])
+    total, found = _loss(loss.of_token, flat, kernel, tokens, temperature, width)
+    return total, TokenStatistics(*(jax.lax.stop_gradient(part).reshape(targets.shape) for part in found))
 
 
-def _forward(
-    hidden: Array, kernel: Array, targets: Array, real: Array, reference: Any, temperature: float, width: int
-) -> tuple[tuple[Array, ...], Any]:
-    order, chunks = _real_first(real, width)
-
-    def visit(chunk: Array, found: Array) -> Array:
-        slots = _slots(order, chunk, width)
-        logits = _logits(_take(hidden, slots), kernel, temperature)
-        total = jax.nn.logsumexp(logits, axis=-1)
-        log_p = logits - total[..., None]
-        target = jnp.take_along_axis(log_p, _take(targets, slots)[..., None], axis=-1)[..., 0]
-        p = jnp.exp(log_p)
-        entropy = -jnp.sum(p * log_p, axis=-1)
-        kl, ref_total = jnp.zeros_like(total), jnp.zeros_like(total)
-        if reference is not None:
-            ref_logits = _logits(_take(reference[0], slots), reference[1], temperature)
-            ref_total = jax.nn.logsumexp(ref_logits, axis=-1)
-            log_q = ref_logits - ref_total[..., None]
-            kl = jnp.sum(p * (log_p - log_q), axis=-1)  # differences first: equal policies give exactly 0
-        here = jnp.stack([target, entropy, kl, total, ref_total])
-        return jax.lax.dynamic_update_slice_in_dim(found, here, chunk * width, axis=2)
-
-    found = _for_each(chunks, visit, jnp.zeros((5, *order.shape), jnp.float32), single=width == real.shape[1])
-    place = _places(order, real)
-    parts = tuple(jnp.where(real, _take(part, place), 0.0) for part in found)
-    return parts[:3], (hidden, kernel, targets, real, reference, parts[1:])
+def _flat(
+    targets: Array, real: Array, reference: Any, known: Any, shared: Any, chunk_tokens: int
+) -> tuple[_Tokens, int]:
+    """All slots of a user in one row, and how many of them make a chunk."""
+    users, slots = targets.shape[0], math.prod(targets.shape[1:])
+    flat = lambda x: x.reshape(users, slots)  # noqa: E731
+    if reference is not None:
+        reference = reference[0].reshape(users, slots, reference[0].shape[-1]), reference[1]
+    tokens = _Tokens(flat(targets), flat(real), reference, jax.tree.map(flat, known), shared)
+    return tokens, min(slots, max(1, chunk_tokens // max(users, 1)))
 
 
-def _backward(temperature: float, width: int, saved: Any, cotangents: tuple[Array, ...]) -> tuple[Any, ...]:
-    """With logits z, p = softmax(z) and q the reference's:
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _statistics(hidden: Array, kernel: Array, tokens: _Tokens, temperature: float, width: int) -> TokenStatistics:
+    return _visit_all(None, hidden, kernel, tokens, temperature, width)[0]
+
+
+def _statistics_forward(hidden: Array, kernel: Array, tokens: _Tokens, temperature: float, width: int) -> Any:
+    return _statistics(hidden, kernel, tokens, temperature, width), (hidden, kernel, tokens)
+
+
+def _statistics_backward(temperature: float, width: int, saved: Any, cotangents: TokenStatistics) -> Any:
+    """The cotangents make it a sum over tokens."""
+    hidden, kernel, tokens = saved
+
+    def of_token(found: TokenStatistics, by: TokenStatistics, _: Any) -> Array:
+        return found.logp * by.logp + found.entropy * by.entropy + found.kl * by.kl
+
+    tokens = tokens._replace(known=cotangents)
+    return *_visit_all(of_token, hidden, kernel, tokens, temperature, width)[2:], None
+
+
+_statistics.defvjp(_statistics_forward, _statistics_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 4, 5))
+def _loss(
+    of_token: OfToken, hidden: Array, kernel: Array, tokens: _Tokens, temperature: float, width: int
+) -> tuple[Array, TokenStatistics]:
+    found = _visit_all(None, hidden, kernel, tokens, temperature, width)[0]
+    return jnp.sum(jnp.where(tokens.real, of_token(found, tokens.known, tokens.shared), 0.0)), found
+
+
+def _loss_forward(
+    of_token: OfToken, hidden: Array, kernel: Array, tokens: _Tokens, temperature: float, width: int
+) -> Any:
+    found, loss, d_hidden, d_kernel = _visit_all(of_token, hidden, kernel, tokens, temperature, width)
+    return (loss, found), (d_hidden, d_kernel)
+
+
+def _loss_backward(of_token: OfToken, temperature: float, width: int, saved: Any, cotangents: Any) -> Any:
+    return *((cotangents[0] * d).astype(d.dtype) for d in saved), None
+
+
+_loss.defvjp(_loss_forward, _loss_backward)
+
+
+def _visit_all(
+    of_token: OfToken | None, hidden: Array, kernel: Array, tokens: _Tokens, temperature: float, width: int
+) -> tuple[TokenStatistics, Array, Array, Array]:
+    """One pass over all chunks. Returns statistics [U, L]; and of `of_token`, if there is one, the sum and its
+    derivatives by hidden states [U, L, D] and kernel [V, D].
+
+    With logits z, p = softmax(z) and q the reference's:
 
     ∂logp_t/∂z = onehot_t − p,   ∂H/∂z = −p (log p + H),   ∂KL/∂z = p (log p − log q − KL).
     """
-    hidden, kernel, targets, real, reference, known = saved
+    real = tokens.real
+    if not real.size:
+        return TokenStatistics(*3 * [jnp.zeros(real.shape)]), jnp.zeros(()), hidden, jnp.zeros_like(kernel)
     order, chunks = _real_first(real, width)
-    per_token = jnp.stack([*(jnp.where(real, c, 0.0) for c in cotangents), *known], axis=-1)  # [U, L, 7]
     vocabulary = jnp.arange(kernel.shape[0])
 
-    def visit(chunk: Array, so_far: tuple[Array, Array]) -> tuple[Array, Array]:
+    def visit(chunk: Array, so_far: Any) -> Any:
+        statistics, loss, d_hidden, d_kernel = so_far
         slots = _slots(order, chunk, width)
         # Padding of the users with fewer tokens, and what the last chunk reaches beyond the last slot: it may hold
         # anything, and zero times infinity is not zero.
-        inside = ((chunk * width + jnp.arange(width) < real.shape[1]) & _take(real, slots))[..., None]
-        h = jnp.where(inside, _take(hidden, slots), 0.0)
-        here = jnp.where(inside, _take(per_token, slots), 0.0)
-        by_logp, by_entropy, by_kl, entropy, kl, total, ref_total = jnp.split(here, here.shape[-1], axis=-1)
-        log_p = _logits(h, kernel, temperature) - total
-        p = jnp.where(inside, jnp.exp(log_p), 0.0)
-        slope = by_logp * ((vocabulary == _take(targets, slots)[..., None]) - p) - by_entropy * p * (log_p + entropy)
-        if reference is not None:
-            ref_h = jnp.where(inside, _take(reference[0], slots), 0.0)
-            log_q = _logits(ref_h, reference[1], temperature) - ref_total
-            slope += by_kl * p * (log_p - log_q - kl)
-        slope = (slope / temperature).astype(h.dtype)
-        flat_slope, flat_h = slope.reshape(-1, slope.shape[-1]), h.reshape(-1, h.shape[-1])
-        d_hidden = jnp.matmul(flat_slope, kernel.astype(h.dtype), preferred_element_type=jnp.float32).reshape(h.shape)
+        inside = (chunk * width + jnp.arange(width) < real.shape[1]) & _take(real, slots)
+        real_here = inside.reshape(-1)
+
+        def here(x: Array) -> Array:  # [U, L, ...] -> [M, ...], the slots of this chunk
+            taken = _take(x, slots)
+            return jnp.where(_like(inside, taken), taken, 0).reshape(-1, *x.shape[2:])
+
+        h, targets = here(hidden), here(tokens.targets)[:, None]
+        log_p = _log_probabilities(h, kernel, temperature)  # [M, V]
+        p = jnp.exp(log_p)
+        entropy = -jnp.sum(p * log_p, axis=-1)
+        log_ratio, kl = jnp.zeros(()), jnp.zeros_like(entropy)
+        if tokens.reference is not None:
+            log_ratio = log_p - _log_probabilities(here(tokens.reference[0]), tokens.reference[1], temperature)
+            kl = jnp.sum(p * log_ratio, axis=-1)  # differences first: equal policies give exactly 0
+        logp = jnp.take_along_axis(log_p, targets, axis=-1)[:, 0]
+        found = TokenStatistics(*(jnp.where(real_here, part, 0.0) for part in (logp, entropy, kl)))
+        shaped = jnp.stack(found).reshape(3, *inside.shape)
+        statistics = jax.lax.dynamic_update_slice_in_dim(statistics, shaped, chunk * width, axis=2)
+        if of_token is None:
+            return statistics, loss, d_hidden, d_kernel
+
+        def total(found: TokenStatistics) -> Array:
+            return jnp.sum(jnp.where(real_here, of_token(found, jax.tree.map(here, tokens.known), tokens.shared), 0.0))
+
+        value, by = jax.value_and_grad(total)(found)
+        by_logp, by_entropy, by_kl = (slope[:, None] for slope in by)
+        slope = by_logp * ((vocabulary == targets) - p) - by_entropy * p * (log_p + entropy[:, None])
+        slope += by_kl * p * (log_ratio - kl[:, None])
+        slope = jnp.where(real_here[:, None], slope / temperature, 0.0).astype(h.dtype)
+        by_h = jnp.matmul(slope, kernel.astype(h.dtype), preferred_element_type=jnp.float32)
         # [D, V] and not [V, D]: transposing the narrow factor is twice as fast on CPU as transposing the wide one.
-        d_kernel = jnp.matmul(flat_h.T, flat_slope, preferred_element_type=jnp.float32)
-        return jax.lax.dynamic_update_slice_in_dim(so_far[0], d_hidden, chunk * width, axis=1), so_far[1] + d_kernel
+        d_kernel += jnp.matmul(h.T, slope, preferred_element_type=jnp.float32)
+        shaped = by_h.reshape(*inside.shape, -1)
+        d_hidden = jax.lax.dynamic_update_slice_in_dim(d_hidden, shaped, chunk * width, axis=1)
+        return statistics, loss + value, d_hidden, d_kernel
 
-    start = jnp.zeros((*order.shape, hidden.shape[-1]), jnp.float32), jnp.zeros(kernel.shape[::-1], jnp.float32)
-    d_hidden, d_kernel = _for_each(chunks, visit, start, single=width == real.shape[1])
-    d_hidden = _take(d_hidden, _places(order, real)).astype(hidden.dtype)
-    nothing = jax.tree.map(jnp.zeros_like, reference)
-    return d_hidden, d_kernel.T.astype(kernel.dtype), None, None, nothing
-
-
-_statistics.defvjp(_forward, _backward)
+    nothing = jnp.zeros((3, *order.shape)), jnp.zeros(()), jnp.zeros((*order.shape, hidden.shape[-1]))
+    start = (*nothing, jnp.zeros(kernel.shape[::-1]))
+    # Where all slots fit into one chunk there is no loop: collectives of sharded parameters stay outside of loops then,
+    # where XLA can schedule them (several fake CPU devices deadlock otherwise).
+    single = width == real.shape[1]
+    found, loss, d_hidden, d_kernel = (
+        visit(jnp.int32(0), start) if single else jax.lax.fori_loop(0, chunks, visit, start)
+    )
+    place = jnp.argsort(order[:, : real.shape[1]], axis=1)  # where each slot went
+    statistics = TokenStatistics(*(jnp.where(real, _take(part, place), 0.0) for part in found))
+    return statistics, loss, _take(d_hidden, place).astype(hidden.dtype), d_kernel.T.astype(kernel.dtype)
 
 
 def _real_first(real: Array, width: int) -> tuple[Array, Array]:
@@ -155,28 +251,21 @@ def _real_first(real: Array, width: int) -> tuple[Array, Array]:
     return order, (longest + width - 1) // width
 
 
-def _for_each(chunks: Array, visit: Any, start: Any, *, single: bool) -> Any:
-    """Visit the chunks in turn. Where all slots fit into one there is no loop: collectives of sharded parameters stay
-    outside of loops then, where XLA can schedule them (several fake CPU devices deadlock otherwise)."""
-    return visit(jnp.int32(0), start) if single else jax.lax.fori_loop(0, chunks, visit, start)
-
-
-def _places(order: Array, real: Array) -> Array:
-    """Where each slot went."""
-    return jnp.argsort(order[:, : real.shape[1]], axis=1)
-
-
 def _slots(order: Array, chunk: Array, width: int) -> Array:
     return jax.lax.dynamic_slice_in_dim(order, chunk * width, width, axis=1)
 
 
+def _like(mask: Array, x: Array) -> Array:
+    """mask [U, L] -> [U, L, 1, ...], to be broadcast against x."""
+    return mask.reshape(mask.shape + (1,) * (x.ndim - 2))
+
+
 def _take(x: Array, slots: Array) -> Array:
     """x [U, L] or [U, L, D] at slots [U, C]."""
-    return jnp.take_along_axis(x, slots.reshape(slots.shape + (1,) * (x.ndim - 2)), axis=1)
+    return jnp.take_along_axis(x, _like(slots, x), axis=1)
 
 
-def _logits(hidden: Array, kernel: Array, temperature: float) -> Array:
-    """float32 [U, C, V]."""
-    flat = hidden.reshape(-1, hidden.shape[-1])
-    logits = jnp.matmul(flat, kernel.astype(hidden.dtype).T, preferred_element_type=jnp.float32)
-    return logits.reshape(*hidden.shape[:-1], -1) / temperature
+def _log_probabilities(hidden: Array, kernel: Array, temperature: float) -> Array:
+    """float32 [M, V]."""
+    logits = jnp.matmul(hidden, kernel.astype(hidden.dtype).T, preferred_element_type=jnp.float32) / temperature
+    return logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)

@@ -104,6 +104,28 @@ class Attention(nn.Module):
         return out
 
 
+@jax.custom_vjp
+def widen(x: Array, kernel: Array) -> Array:
+    """x [..., D] times kernel [D, F] with F > D.
+
+    Autodiff forms the kernel's derivative as (dyᵀ x)ᵀ, and XLA for CPU writes dyᵀ to memory first: the wide factor. As
+    xᵀ dy it is the narrow one that is turned around, a tenth of an update's time less (docs/performance.md).
+    """
+    return x @ kernel
+
+
+def _widen_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return x @ kernel, (x, kernel)
+
+
+def _widen_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    return dy @ kernel.T, x.reshape(-1, x.shape[-1]).T @ dy.reshape(-1, dy.shape[-1])
+
+
+widen.defvjp(_widen_forward, _widen_backward)
+
+
 class GatedMLP(nn.Module):
     """SwiGLU (Shazeer 2020)."""
 
@@ -115,7 +137,7 @@ class GatedMLP(nn.Module):
         gate = _weight(self, "gate", (c.width, c.mlp_width), ("embed", "mlp"), c.width).astype(x.dtype)
         up = _weight(self, "up", (c.width, c.mlp_width), ("embed", "mlp"), c.width).astype(x.dtype)
         down = _weight(self, "down", (c.mlp_width, c.width), ("mlp", "embed"), c.mlp_width).astype(x.dtype)
-        return (nn.silu(x @ gate) * (x @ up)) @ down
+        return (nn.silu(widen(x, gate)) * widen(x, up)) @ down
 
 
 class Decoder(nn.Module):

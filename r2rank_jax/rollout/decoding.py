@@ -111,7 +111,7 @@ def start(
                 tokens=jnp.zeros((users, all_rows, max_tokens), jnp.int32),
                 logp=jnp.zeros((users, all_rows, max_tokens), jnp.float32),
                 length=jnp.zeros((users, all_rows), jnp.int32),
-                stopped=jnp.zeros((users, all_rows), bool),
+                stopped=jnp.full((users, all_rows), not max_tokens),  # who is to say nothing is not cut off
                 last=hidden.reshape(users, all_rows, width),
             ),
         ),
@@ -300,7 +300,7 @@ def merge(lanes: Lanes, past_tokens: int) -> Lanes:
 
 def finish(params: Params, said: Said, *, items: int) -> Rollout:
     """All that was said, as [U, N, G, ...]; rows that are still alive were cut off."""
-    fold: Any = lambda x: x.reshape(x.shape[0], items, -1, *x.shape[2:])  # noqa: E731
+    fold: Any = lambda x: x.reshape(x.shape[0], items, x.shape[1] // items, *x.shape[2:])  # noqa: E731
     rationales = Rationales(tokens=fold(said.tokens), length=fold(said.length), stopped=fold(said.stopped))
     return Rollout(rationales=rationales, logp=fold(said.logp), scores=fold(scores(params, said.last)))
 

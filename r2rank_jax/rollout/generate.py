@@ -68,7 +68,7 @@ def widths(rows: int) -> list[int]:
 
 def past_sizes(max_tokens: int, wave_tokens: int) -> list[int]:
     """Tokens of earlier waves that programs are compiled for: none, one wave, doubled up to all but the last wave."""
-    most = (max_tokens - 1) // wave_tokens * wave_tokens
+    most = max(max_tokens - 1, 0) // wave_tokens * wave_tokens
     found = [0, *([wave_tokens] if most else [])]
     while found[-1] < most:
         found.append(min(2 * found[-1], most))
@@ -105,6 +105,7 @@ class Generator:
         self._pasts = past_sizes(max_tokens, self._wave_tokens)
         self._weights = weights_for_decoding(mesh, config)
         self._programs: dict[Any, jax.stages.Compiled] = {}
+        self._results: dict[Any, Any] = {}
 
         # The functions that are compiled, each for few shapes and static sizes.
         def begin(params: Params, batch: ListBatch, keys: Array | None) -> tuple[Before, Lanes, Array]:
@@ -128,10 +129,11 @@ class Generator:
         Args:
             params: the policy.
             batch: prompts.
-            key: PRNG key of this run and step, or None to take the most likely token each time.
-            keys: [U, N, G], instead of those that `row_keys` folds out of `key`.
+            key: PRNG key of this run and step.
+            keys: [U, N, G], instead of those that `row_keys` folds out of `key`. Without either the most likely token
+                is taken each time.
         """
-        if key is not None:
+        if keys is None and key is not None:
             keys = self._row_keys(key, batch)
         weights = self._weights(params)
         before, lanes, living = self._run(self._begin, weights, batch, keys)
@@ -202,7 +204,7 @@ class Generator:
         name = _name(f, args, static)
         if name not in self._programs:
             out = jax.tree.map(lambda x: x.sharding, self._abstract(f, args, static))
-            # A wave writes its caches in place; whoever gives them away does not look at them again.
+            # A wave's caches become the next ones; nobody else looks at them.
             donated = 2 if f is self._wave else ()
             jitted = jax.jit(partial(f, **static), out_shardings=out, donate_argnums=donated)
             self._programs[name] = jitted.lower(*args).compile()
@@ -210,7 +212,10 @@ class Generator:
 
     def _abstract(self, f: Callable[..., Any], args: tuple[Any, ...], static: dict[str, int]) -> Any:
         """Shapes, types and shardings of what `f` returns."""
-        return on_lanes(self._mesh, jax.eval_shape(partial(f, **static), *args))
+        name = _name(f, args, static)
+        if name not in self._results:  # a deep model takes long to trace
+            self._results[name] = on_lanes(self._mesh, jax.eval_shape(partial(f, **static), *args))
+        return self._results[name]
 
 
 def make_rollout(mesh: Mesh, config: RunConfig, stop_token: int) -> Generator:

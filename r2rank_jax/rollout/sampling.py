@@ -35,7 +35,7 @@ def sample_token(keys: Array, logits: Array, t: Array) -> Array:
 
     Two short draws cost about 2·√V random numbers instead of V; on CPU the noise would cost more than the model.
     Inverting the distribution function would need a single one, but it has V steps for rounding to fall over: the same
-    prompt in another batch then said something else about once in a thousand tokens (docs/performance.md).
+    prompt in another batch then said something else now and then (docs/performance.md).
 
     Args:
         keys: [U, N, G] from `row_keys`.

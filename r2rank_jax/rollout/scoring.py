@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -10,7 +12,7 @@ from jax.sharding import Mesh
 from r2rank_jax.config import RunConfig
 from r2rank_jax.rollout.generate import Generator
 from r2rank_jax.sharding import gather, to_mesh
-from r2rank_jax.types import Array, ListBatch, Params
+from r2rank_jax.types import OF_ITEMS, Array, ListBatch, Params
 
 Scorer = Callable[[Params, ListBatch], tuple[np.ndarray, np.ndarray]]
 
@@ -64,14 +66,8 @@ def score_lists(
 
 
 def _permute_items(batch: ListBatch, order: np.ndarray) -> ListBatch:
-    def take(x: Array) -> np.ndarray:
+    def take(x: Array) -> Any:
         rows = np.asarray(x)
         return np.take_along_axis(rows, order.reshape(order.shape + (1,) * (rows.ndim - 2)), axis=1)
 
-    return batch.replace(  # type: ignore[attr-defined]
-        items=take(batch.items),
-        suffix=take(batch.suffix),
-        suffix_length=take(batch.suffix_length),
-        labels=take(batch.labels),
-        mask=take(batch.mask),
-    )
+    return replace(batch, **{name: take(getattr(batch, name)) for name in OF_ITEMS})

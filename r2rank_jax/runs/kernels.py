@@ -1,12 +1,14 @@
-"""Which attention a run computes with: of what its machine has, what is fastest at the shapes of its RL update."""
+"""What a run takes from its machine: the attention that is fastest there, and how much memory an update may use."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -18,8 +20,10 @@ from jax.sharding import Mesh
 
 from r2rank_jax.config import ConfigError, RunConfig
 from r2rank_jax.model.attention import Segment, attend, unsupported
+from r2rank_jax.model.transformer import initial_params
 from r2rank_jax.runs.log import say
 from r2rank_jax.sharding import make_mesh, sum_over_users, users
+from r2rank_jax.train.memory import GIB
 from r2rank_jax.types import Array
 
 RUNS = 7  # timed, after one that compiles
@@ -29,11 +33,18 @@ NEEDS = {"cudnn": "gpu", "splash": "tpu"}  # einsum runs anywhere
 Problem = tuple[Array, list[tuple[Array, Array]], list[Array]]
 
 
-def choose_attention(config: RunConfig) -> RunConfig:
+def choose_attention(config: RunConfig, run_dir: Path) -> RunConfig:
     """Resolve `model.attention`; in several processes, all call this and process 0's clock decides.
 
+    What a run began with it goes on with, if this machine has it: a resumed run would not be the same to the bit
+    otherwise, and to rank lists nobody wants to time an update first.
+
+    Args:
+        config: what was asked for.
+        run_dir: holds `config.json` once a phase has begun there.
+
     Returns:
-        `config` itself where a backend is named, else a copy that names the fastest one.
+        `config` itself where a backend is named, else a copy that names one.
 
     Raises:
         ConfigError: the named backend cannot run on this machine; or "auto" found none that runs.
@@ -44,13 +55,47 @@ def choose_attention(config: RunConfig) -> RunConfig:
             raise ConfigError(refusal)
         return config
     backends = [name for name in ("einsum", *NEEDS) if unavailable(config, name) is None]
-    best = backends[0]
-    if len(backends) > 1:
-        mesh = make_mesh(config.mesh)
-        problem = _problem(config, mesh)
-        best = fastest({name: partial(_update(name, mesh), problem) for name in backends})
+    best = _recorded(run_dir)
+    if best not in backends:
+        best = backends[0]
+        if len(backends) > 1:
+            mesh = make_mesh(config.mesh)
+            problem = _problem(config, mesh)
+            best = fastest({name: partial(_update(name, mesh), problem) for name in backends})
     model = dataclasses.replace(config.model, attention=best)  # type: ignore[arg-type]
     return dataclasses.replace(config, model=model)
+
+
+def _recorded(run_dir: Path) -> str | None:
+    """The backend that a phase in this run directory computed with."""
+    try:
+        found = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))["model"]["attention"]
+    except (OSError, ValueError, KeyError, TypeError):  # nothing there, or nothing of ours: not for this to judge
+        return None
+    return str(found)
+
+
+def choose_budget(config: RunConfig) -> RunConfig:
+    """Resolve `compute.update_gib`: half of what parameters, optimizer and gradients leave free on the device that has
+    least; in several processes, all call this and come to the same number, on which their programs depend.
+
+    Returns:
+        `config` itself where a budget is set or the devices do not say what they have.
+    """
+    if config.compute.update_gib is not None:
+        return config
+    stats = jax.local_devices()[0].memory_stats() or {}
+    here = np.array(stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0), np.float64)
+    free = float(np.min(multihost_utils.process_allgather(here)))
+    if free <= 0:
+        return config
+    shapes = jax.eval_shape(lambda: initial_params(config.model, jax.random.key(0)))
+    tree = 4 * sum(leaf.size for leaf in jax.tree.leaves(shapes)) / config.mesh.tensor
+    # Policy, its average, two moments and the reference stay split; an update gathers the policy and adds up two trees.
+    held = tree * (5 / config.mesh.fsdp + 3)
+    budget = max((free - held) / 2, 0.01 * free)
+    say(f"memory: {free / GIB:.1f} GiB free, {held / GIB:.1f} for the model, {budget / GIB:.1f} for activations")
+    return dataclasses.replace(config, compute=dataclasses.replace(config.compute, update_gib=budget / GIB))
 
 
 def unavailable(config: RunConfig, backend: str) -> str | None:
@@ -118,7 +163,7 @@ def _problem(config: RunConfig, mesh: Mesh) -> Problem:
     segments = [  # N|1, G|1, tokens
         (1, 1, data.prefix_tokens),
         (items, 1, data.suffix_tokens),
-        (items, forks, data.rationale_tokens),
+        (items, forks, max(data.rationale_tokens, 1)),
     ]
 
     @partial(jax.jit, out_shardings=users(mesh))

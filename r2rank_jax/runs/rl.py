@@ -61,9 +61,6 @@ def run(config: RunConfig, run_dir: Path) -> None:
     assess, update = make_rl_steps(mesh, config)  # rationales -> advantages; advantages -> new parameters
     scorer = make_scorer(mesh, config, inputs.tokenizer.stop)  # greedy rationale -> score, for validation
     rate = learning_rate(rl.optimizer, rl.steps * rl.updates)
-    began = time.monotonic()
-    programs = rollout_fn.warm_up(reference, abstract_lists(mesh, config, rl.batch_users), sampled=True)
-    say(f"rl: {programs} programs of the rollout ready in {time.monotonic() - began:.1f} s")
 
     # -- state: the commit to go on from, or the SFT policy with its head calibrated --------------------------------
     checkpoints = Checkpoints(run_dir / "checkpoints/rl")
@@ -82,7 +79,11 @@ def run(config: RunConfig, run_dir: Path) -> None:
         iterator.set_state(extras["iterator"])
         wall_s, gap = extras["wall_s"], extras.get("logp_gap", 0.0)
         say(f"rl: {'finished' if extras['finished'] else 'resuming'} at step {done} of {rl.steps}")
-    else:
+    if done < rl.steps:
+        began = time.monotonic()
+        programs = rollout_fn.warm_up(reference, abstract_lists(mesh, config, rl.batch_users), sampled=True)
+        say(f"rl: {programs} programs of the rollout ready in {time.monotonic() - began:.1f} s")
+    if not done:
         state = fresh_state(mesh, config.model, rl.optimizer, rl.steps * rl.updates, config.seed)
         scale = _calibrate(mesh, rollout_fn, reference, state.key(), iterator)
         state = start_from(state, {**reference, "score_head": reference["score_head"] * scale})
@@ -104,7 +105,7 @@ def run(config: RunConfig, run_dir: Path) -> None:
             # 3. learn: ∇V through the scores, PPO on the tokens, KL to the SFT policy
             for _ in range(rl.updates):
                 state, metrics = update(state, reference, batch, rollout, assessment)
-                gap = max(gap, float(metrics["logp_gap"]))  # also of steps that are not logged
+                gap = float(np.maximum(gap, metrics["logp_gap"]))  # also of steps that are not logged; keeps a NaN
             jax.block_until_ready(metrics)  # queued collectives of several processes can deadlock on CPU
 
             # 4. log, validate by greedy ranking, commit

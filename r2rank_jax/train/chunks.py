@@ -20,9 +20,10 @@ from flax import struct
 from jax.sharding import Mesh
 
 from r2rank_jax.config import ModelConfig
-from r2rank_jax.model.forward import Judgement, prefix_forward
+from r2rank_jax.model.forward import Judgement, prefix_forward, read_rationales
+from r2rank_jax.model.transformer import scores as scores_of
 from r2rank_jax.sharding import sum_over_users
-from r2rank_jax.types import Array, KeyValues, ListBatch, Params, Rationales
+from r2rank_jax.types import OF_ITEMS, OF_USERS, Array, KeyValues, ListBatch, Params, Rationales
 
 
 @struct.dataclass
@@ -40,8 +41,7 @@ Read = Callable[[Params, Any, KeyValues | None, Rows], Any]  # params, constants
 class Losses(NamedTuple):
     """What is differentiated; the constants that all rows share are passed along, so that nothing is closed over."""
 
-    judge: Callable[[Params, Any, KeyValues | None, Rows], Judgement]
-    of_tokens: Callable[[Any, Judgement, Rows], Array]  # a sum over rationales
+    of_tokens: Callable[[Params, Any, KeyValues | None, Rows], tuple[Array, Judgement]]  # a sum over rationales
     of_scores: Callable[[Any, Array, Rows], Array]  # of [U, N, G]; couples the scores of a list
 
 
@@ -61,7 +61,7 @@ def gradients(
     Args:
         mesh: rows are split over users.
         model: shape of the model, which reads the prefix.
-        losses: the two parts, and how rows are judged.
+        losses: the two parts.
         params: float32.
         constants: pytree that all rows share, not differentiated.
         rows: of the whole batch.
@@ -75,13 +75,13 @@ def gradients(
     if chunk_items >= items:
 
         def whole_loss(p: Params) -> tuple[Array, Judgement]:
-            judged = losses.judge(p, constants, None, rows)
-            return losses.of_tokens(constants, judged, rows) + losses.of_scores(constants, judged.scores, rows), judged
+            of_tokens, judged = losses.of_tokens(p, constants, None, rows)
+            return of_tokens + losses.of_scores(constants, judged.scores, rows), judged
 
         return jax.grad(whole_loss, has_aux=True)(params)
 
     if scores is None:
-        scores = read_in_chunks(mesh, model, losses.judge, params, constants, rows, chunk_items=chunk_items).scores
+        scores = read_in_chunks(mesh, model, _read_scores(model), params, (), rows, chunk_items=chunk_items)
     by_score = jax.grad(lambda s: losses.of_scores(constants, s, rows))(scores)
 
     def on_device(shared: tuple[Params, Any], split: tuple[Rows, Array]) -> tuple[Params, Judgement]:
@@ -98,8 +98,8 @@ def gradients(
             here, slope = chunk
 
             def loss(p: Params, kv: Any) -> tuple[Array, Judgement]:
-                judged = losses.judge(p, constants, KeyValues(k=kv[0], v=kv[1], valid=valid), here)
-                return losses.of_tokens(constants, judged, here) + jnp.vdot(slope, judged.scores), judged
+                of_tokens, judged = losses.of_tokens(p, constants, KeyValues(k=kv[0], v=kv[1], valid=valid), here)
+                return of_tokens + jnp.vdot(slope, judged.scores), judged
 
             found, judged = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, kv)
             return jax.tree.map(lambda total, x: total + x.astype(jnp.float32), so_far, found), judged
@@ -129,6 +129,13 @@ def read_in_chunks(
     return sum_over_users(mesh, on_device)((params, constants), rows)[1]
 
 
+def _read_scores(model: ModelConfig) -> Read:
+    def read(params: Params, _: Any, prefix: KeyValues | None, here: Rows) -> Array:
+        return scores_of(params, read_rationales(model, params, here.batch, here.said, prefix).last)
+
+    return read
+
+
 def _split(rows: Rows, also: Any, chunk_items: int) -> tuple[Rows, Any]:
     """[U, N, ...] -> [chunks, U, chunk_items, ...]; what the last chunk lacks is masked items. What belongs to users
     comes with every chunk."""
@@ -143,8 +150,8 @@ def _split(rows: Rows, also: Any, chunk_items: int) -> tuple[Rows, Any]:
         return jnp.broadcast_to(x, (chunks, *x.shape))
 
     batch = rows.batch
-    per_user = {name: copy(getattr(batch, name)) for name in ("user", "prefix", "prefix_length")}
-    per_item = {name: cut(getattr(batch, name)) for name in ("items", "suffix", "suffix_length", "labels", "mask")}
+    per_user = {name: copy(getattr(batch, name)) for name in OF_USERS}
+    per_item = {name: cut(getattr(batch, name)) for name in OF_ITEMS}
     said, more, also = jax.tree.map(cut, (rows.said, rows.more, also))
     return Rows(batch=ListBatch(**per_user, **per_item), said=said, more=more), also
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 
@@ -27,42 +25,37 @@ def listwise_softmax(scores: Array, labels: Array, mask: Array) -> WeightedSum:
 
 
 def clipped_policy(
-    logp: Array,
-    old_logp: Array,
-    advantages: Array,
-    importance: Array,
-    real: Array,
-    *,
-    clip_low: float,
-    clip_high: float,
-    ratio: Literal["token", "sequence"],
+    log_ratio: Array, advantages: Array, importance: Array, *, clip_low: float, clip_high: float
 ) -> tuple[Array, Array]:
-    """PPO's pessimistic surrogate (Schulman et al. 2017), summed over the tokens of each rationale.
+    """PPO's pessimistic surrogate (Schulman et al. 2017) of each token, to be maximised.
 
     Args:
-        logp: float32 [U, N, G, T], under the policy being trained.
-        old_logp: same shape, under the policy before this rollout's first update.
-        advantages: float32 [U, N, G].
-        importance: float32 [U, N, G, T], truncated trainer/rollout ratio of each token.
-        real: bool [U, N, G, T].
+        log_ratio: float32 [...], log-probability under the policy being trained less that before this rollout's first
+            update.
+        advantages: float32 [...].
+        importance: float32 [...], truncated trainer/rollout ratio.
         clip_low: lower edge of the ratio is 1 - clip_low.
         clip_high: upper edge is 1 + clip_high.
-        ratio: "token", or "sequence" for one length-normalised ratio per rationale (GSPO, Zheng et al. 2025).
 
     Returns:
-        Surrogate per rationale [U, N, G] (to be maximised) and the share of real tokens that were clipped.
+        The surrogate, and bool [...]: where the ratio was clipped.
     """
-    change = jnp.where(real, logp - old_logp, 0.0)
-    if ratio == "sequence":
-        length = jnp.maximum(jnp.sum(real, axis=-1, keepdims=True), 1)
-        change = jnp.broadcast_to(jnp.sum(change, axis=-1, keepdims=True) / length, change.shape)
-    r = jnp.exp(change)
-    gain = advantages[..., None]
-    clipped = jnp.clip(r, 1.0 - clip_low, 1.0 + clip_high)
-    surrogate = jnp.minimum(r * gain, clipped * gain) * importance
-    was_clipped = real & (r * gain > clipped * gain)
-    share = jnp.sum(was_clipped) / jnp.maximum(jnp.sum(real), 1)
-    return jnp.sum(jnp.where(real, surrogate, 0.0), axis=-1), share
+    ratio = jnp.exp(log_ratio)
+    clipped = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
+    surrogate = jnp.minimum(ratio * advantages, clipped * advantages) * importance
+    return surrogate, ratio * advantages > clipped * advantages
+
+
+def sequence_log_ratio(log_ratio: Array, real: Array) -> Array:
+    """One length-normalised ratio for all tokens of a rationale (GSPO, Zheng et al. 2025): the mean over its last axis.
+
+    Args:
+        log_ratio: float32 [..., T].
+        real: bool [..., T].
+    """
+    tokens = jnp.maximum(jnp.sum(real, axis=-1, keepdims=True), 1)
+    mean = jnp.sum(jnp.where(real, log_ratio, 0.0), axis=-1, keepdims=True) / tokens
+    return jnp.broadcast_to(mean, log_ratio.shape)
 
 
 def without_scale_gradient(scores: Array, mask: Array) -> Array:

@@ -1,12 +1,12 @@
 """How many items an update reads at once: what fits into a budget of activations.
 
-The formulas count what autodiff keeps of one token in one layer; `tests/train/test_memory.py` holds them against what
-XLA allocates. Larger chunks than a few thousand tokens do not run faster, so the largest that fits is taken without
-search.
+The formulas count what autodiff keeps of one token in one layer; `tests/train/test_chunks.py` holds them against what
+XLA allocates. Chunks are equal, or nearly: what the last one lacks is filled with masked items, which cost as much.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ from r2rank_jax.model.logprobs import CHUNK_TOKENS
 from r2rank_jax.types import ListBatch, Rationales
 
 GIB = 2**30
-# A device that does not say how much memory it has (CPU).
+# A budget nobody has set: a device that does not say how much memory it has (CPU), or code outside of a run.
 DEFAULT_BUDGET = 4 * GIB
 # Fewer tokens at once leave an accelerator's matrix units idle; above it, a chunk without recomputation beats a larger
 # one with it. A guess until one is measured.
@@ -33,16 +33,8 @@ class Plan(NamedTuple):
     """How an update is cut."""
 
     chunk_items: int
-    remat: bool
+    model: ModelConfig  # its `remat` is "block" or "none"
     activation_bytes: int  # on one device, estimated
-
-
-def budget_bytes(config: ComputeConfig) -> int:
-    """Bytes that an update's activations may take on one device."""
-    if config.update_gib is not None:
-        return int(config.update_gib * GIB)
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return int(0.4 * stats["bytes_limit"]) if "bytes_limit" in stats else DEFAULT_BUDGET
 
 
 def plan_update(
@@ -63,7 +55,7 @@ def plan_update(
     users = -(-batch.prefix.shape[0] // batch_shards)
     items, rationales, length = said.tokens.shape[1:]
     prefix, suffix = batch.prefix.shape[1], batch.suffix.shape[2]
-    budget = budget_bytes(compute)
+    budget = DEFAULT_BUDGET if compute.update_gib is None else int(compute.update_gib * GIB)
     row_tokens = users * (suffix + rationales * length)  # of one item of every user
 
     def size(chunk: int, remat: bool) -> int:
@@ -75,16 +67,20 @@ def plan_update(
         return first + suffixes + said + once + logits
 
     def largest(remat: bool) -> int:
-        fitting = [n for n in range(1, items + 1) if size(n, remat) <= budget]
-        return max(fitting, default=0)
+        most = max((n for n in range(1, items + 1) if size(n, remat) <= budget), default=0)
+        chunks = -(-items // max(most, 1))
+        return most and -(-items // chunks)  # the same number of chunks, with as little filling as can be
+
+    def plan(chunk: int, remat: bool) -> Plan:
+        return Plan(chunk, replace(model, remat="block" if remat else "none"), size(chunk, remat))
 
     auto = (False, True) if recomputing_helps() else (False,)
     choices = {"none": (False,), "block": (True,), "auto": auto}[model.remat]
     for remat in choices:
         chunk = largest(remat)
         if chunk == items or chunk * row_tokens >= ENOUGH_TOKENS or (chunk and remat is choices[-1]):
-            return Plan(chunk, remat, size(chunk, remat))
-    return Plan(1, choices[-1], size(1, choices[-1]))
+            return plan(chunk, remat)
+    return plan(1, choices[-1])
 
 
 def layer_bytes(model: ModelConfig, keys: int) -> int:

@@ -9,7 +9,6 @@ V(s) = E_{ranking ~ PL(s)}[NDCG@k]            the value of a list with scores s
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -17,16 +16,17 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh
 
-from r2rank_jax.config import ModelConfig, RunConfig
-from r2rank_jax.model.forward import Judgement, judge, padding_mask, read_rationales
+from r2rank_jax.config import RLConfig, RunConfig
+from r2rank_jax.model.forward import Judgement, judge, judge_and_sum, read_rationales, real_tokens
+from r2rank_jax.model.logprobs import TokenLoss, TokenStatistics
 from r2rank_jax.ranking.credit import item_advantages
 from r2rank_jax.ranking.estimators import surrogate
 from r2rank_jax.ranking.expectation import expected_ndcg
 from r2rank_jax.rollout.decoding import Rollout
 from r2rank_jax.sharding import replicated, users
 from r2rank_jax.train.chunks import Losses, Rows, gradients, read_in_chunks
-from r2rank_jax.train.losses import clipped_policy, without_scale_gradient
-from r2rank_jax.train.memory import plan_update
+from r2rank_jax.train.losses import clipped_policy, sequence_log_ratio, without_scale_gradient
+from r2rank_jax.train.memory import Plan, plan_update
 from r2rank_jax.train.state import TrainState, abstract_state, apply_gradients, make_optimizer
 from r2rank_jax.types import Array, KeyValues, ListBatch, Params, Rationales
 
@@ -45,12 +45,20 @@ class Assessment:
 
 
 @struct.dataclass
+class KnownOfToken:
+    """What the loss of a token takes as given; [U, N, G, T], or any other order of the same tokens."""
+
+    sampled_logp: Array  # under the sampler
+    old_logp: Array | None  # as in `Assessment`
+    advantages: Array  # of the rationale
+    real: Array
+
+
+@struct.dataclass
 class _Known:
     """What is known of each rationale, beside the rationale."""
 
-    sampled_logp: Array  # float32 [U, N, G, T]  under the sampler
-    old_logp: Array | None
-    advantages: Array
+    tokens: KnownOfToken
     reference_hidden: Array
 
 
@@ -73,24 +81,24 @@ def assess(
     being updated, whose log-probabilities the update computes anyway: a forward pass saved.
     """
     rl, said = config.rl, rollout.rationales
-    model, chunk_items = _plan(config, batch, said)
+    plan = _plan(config, batch, said)
     rows = Rows(batch=batch, said=said)
 
     def logp(p: Params, _: Any, prefix: KeyValues | None, here: Rows) -> Array:
-        return judge(model, p, here.batch, here.said, prefix=prefix, temperature=rl.temperature).logp
+        return judge(plan.model, p, here.batch, here.said, prefix=prefix, temperature=rl.temperature).logp
 
     def hidden(p: Params, _: Any, prefix: KeyValues | None, here: Rows) -> Array:
-        return read_rationales(model, p, here.batch, here.said, prefix).predicting
+        return read_rationales(plan.model, p, here.batch, here.said, prefix).predicting
 
     old_logp = None
     if rl.updates > 1:
-        old_logp = read_in_chunks(mesh, model, logp, params, (), rows, chunk_items=chunk_items)
+        old_logp = read_in_chunks(mesh, plan.model, logp, params, (), rows, chunk_items=plan.chunk_items)
     lists = rollout.scores.swapaxes(1, 2)  # [U, G, N]
     advantages = item_advantages(lists, batch.labels, batch.mask, rule=rl.credit, k=rl.metric_k)
     values = expected_ndcg(lists, batch.labels[:, None], batch.mask[:, None], k=rl.metric_k)
     return Assessment(
         old_logp=old_logp,
-        reference_hidden=read_in_chunks(mesh, model, hidden, reference, (), rows, chunk_items=chunk_items),
+        reference_hidden=read_in_chunks(mesh, plan.model, hidden, reference, (), rows, chunk_items=plan.chunk_items),
         advantages=advantages.swapaxes(1, 2),
         value=jnp.mean(values),
     )
@@ -108,50 +116,51 @@ def rl_gradients(
 ) -> tuple[Params, dict[str, Array]]:
     """Gradient of - (score_weight · V + token_weight · PPO) + kl_weight · KL - entropy_weight · entropy, per list."""
     rl, said = config.rl, rollout.rationales
-    model, chunk_items = _plan(config, batch, said)
-    real = padding_mask(said.length, said.tokens.shape[-1]) & batch.mask[:, :, None, None]
+    plan = _plan(config, batch, said)
+    real = real_tokens(batch, said)
     constants = _Constants(
         reference=reference,
         key=key,
         tokens=jnp.maximum(jnp.sum(real), 1).astype(jnp.float32),
         lists=jnp.float32(said.tokens.shape[0] * said.tokens.shape[2]),
     )
-    known = _Known(rollout.logp, assessment.old_logp, assessment.advantages, assessment.reference_hidden)  # type: ignore[call-arg]
-    rows = Rows(batch=batch, said=said, more=known)
+    advantages = jnp.broadcast_to(assessment.advantages[..., None], real.shape)
+    known = KnownOfToken(sampled_logp=rollout.logp, old_logp=assessment.old_logp, advantages=advantages, real=real)
+    rows = Rows(batch=batch, said=said, more=_Known(tokens=known, reference_hidden=assessment.reference_hidden))
 
-    def read(p: Params, constants: _Constants, prefix: KeyValues | None, here: Rows) -> Judgement:
-        return judge(
-            model,
-            p,
-            here.batch,
-            here.said,
-            (here.more.reference_hidden, constants.reference),
-            prefix,
-            temperature=rl.temperature,
-            joint=rl.joint,
-        )
+    def of_token(found: TokenStatistics | Judgement, known: KnownOfToken, shared: tuple[Array, Array]) -> Array:
+        return token_loss(rl, found, known, shared)[0]
+
+    def of_tokens(p: Params, constants: _Constants, prefix: KeyValues | None, here: Rows) -> tuple[Array, Judgement]:
+        known, shared = here.more.tokens, (constants.tokens, constants.lists)
+        reference = here.more.reference_hidden, constants.reference
+        read = plan.model, p, here.batch, here.said, reference, prefix
+        settings: dict[str, Any] = {"temperature": rl.temperature, "joint": rl.joint}
+        if rl.ratio == "token":
+            return judge_and_sum(TokenLoss(of_token, known, shared), *read, **settings)
+        judged = judge(*read, **settings)  # a ratio of whole rationales is not for single tokens to know
+        return jnp.sum(of_token(judged, known, shared)), judged
 
     grads, judged = gradients(
         mesh,
-        model,
-        Losses(
-            read,
-            lambda constants, judged, here: token_loss(config, constants, judged, here)[0],
-            lambda constants, scores, here: score_loss(config, constants, scores, here)[0],
-        ),
+        plan.model,
+        Losses(of_tokens, lambda constants, scores, here: score_loss(config, constants, scores, here)[0]),
         params,
         constants,
         rows,
         # On the first update of a rollout the policy is still the one whose scores the rollout read.
         rollout.scores if rl.updates == 1 else None,
-        chunk_items=chunk_items,
+        chunk_items=plan.chunk_items,
     )
-    by_token, token_metrics = token_loss(config, constants, judged, rows)
+    by_token, seen = token_loss(rl, judged, known, (constants.tokens, constants.lists))
     by_score, reward = score_loss(config, constants, judged.scores, rows)
     return grads, {
-        "loss": by_token + by_score,
+        "loss": jnp.sum(by_token) + by_score,
         "reward": reward,
-        **token_metrics,
+        "kl": jnp.sum(judged.kl) / constants.tokens,
+        "entropy": jnp.sum(judged.entropy) / constants.tokens,
+        "ratio_clipped": jnp.sum(seen["clipped"]) / constants.tokens,
+        "logp_gap": jnp.max(jnp.abs(seen["gap"])),
         "advantage_rms": jnp.sqrt(jnp.mean(assessment.advantages**2)),
         "value": assessment.value,
         **_lengths(batch, said),
@@ -176,34 +185,40 @@ def score_loss(config: RunConfig, constants: Any, scores: Array, rows: Rows) -> 
     return -rl.score_weight * reward, reward
 
 
-def token_loss(config: RunConfig, constants: Any, judged: Judgement, rows: Rows) -> tuple[Array, dict[str, Array]]:
-    """Token part: each rationale's own advantage, on each of its tokens; and the KL that holds the policy."""
-    rl, known = config.rl, rows.more
-    real = padding_mask(rows.said.length, judged.logp.shape[-1]) & rows.batch.mask[:, :, None, None]
-    old_logp = jax.lax.stop_gradient(judged.logp) if known.old_logp is None else known.old_logp
-    gap = (
-        old_logp - known.sampled_logp
-    )  # trainer against sampler, the same policy: rounding, unless their numerics differ
-    per_rationale, clipped = clipped_policy(
-        judged.logp,
-        old_logp,
+def token_loss(
+    rl: RLConfig, found: TokenStatistics | Judgement, known: KnownOfToken, shared: tuple[Array, Array]
+) -> tuple[Array, dict[str, Array]]:
+    """Token part, of each token: its rationale's advantage; and the KL that holds the policy.
+
+    Args:
+        rl: weights and clips.
+        found: of the policy being trained.
+        known: of the same tokens; [U, N, G, T] where the ratio is one of rationales.
+        shared: real tokens of all rationales; lists.
+
+    Returns:
+        float32, 0 on padding; and what else was found on the way.
+    """
+    tokens, lists = shared
+    old_logp = jax.lax.stop_gradient(found.logp) if known.old_logp is None else known.old_logp
+    # Trainer against sampler, the same policy: rounding, unless their numerics differ.
+    gap = jnp.where(known.real, old_logp - known.sampled_logp, 0.0)
+    log_ratio = jnp.where(known.real, found.logp - old_logp, 0.0)
+    if rl.ratio == "sequence":
+        log_ratio = sequence_log_ratio(log_ratio, known.real)
+    surrogate, clipped = clipped_policy(
+        log_ratio,
         known.advantages,
         jnp.minimum(jnp.exp(gap), rl.max_importance_weight),
-        real,
         clip_low=rl.clip_low,
         clip_high=rl.clip_high,
-        ratio=rl.ratio,
     )
-    kl = jnp.sum(judged.kl) / constants.tokens
-    entropy = jnp.sum(judged.entropy) / constants.tokens
-    loss = -rl.token_weight * jnp.sum(per_rationale) / constants.lists + rl.kl_weight * kl - rl.entropy_weight * entropy
-    return loss, {"kl": kl, "entropy": entropy, "ratio_clipped": clipped, "logp_gap": jnp.max(jnp.abs(gap))}
+    loss = (rl.kl_weight * found.kl - rl.entropy_weight * found.entropy) / tokens - rl.token_weight * surrogate / lists
+    return jnp.where(known.real, loss, 0.0), {"gap": gap, "clipped": known.real & clipped}
 
 
-def _plan(config: RunConfig, batch: ListBatch, said: Rationales) -> tuple[ModelConfig, int]:
-    """The model as it is computed, and the items that are read at once."""
-    plan = plan_update(config.model, config.compute, batch, said, batch_shards=config.mesh.batch_shards)
-    return replace(config.model, remat="block" if plan.remat else "none"), plan.chunk_items
+def _plan(config: RunConfig, batch: ListBatch, said: Rationales) -> Plan:
+    return plan_update(config.model, config.compute, batch, said, batch_shards=config.mesh.batch_shards)
 
 
 def _lengths(batch: ListBatch, said: Rationales) -> dict[str, Array]:

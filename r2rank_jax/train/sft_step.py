@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from r2rank_jax.config import RunConfig
-from r2rank_jax.model.forward import Judgement, judge, padding_mask
+from r2rank_jax.model.forward import Judgement, judge_and_sum, real_tokens
+from r2rank_jax.model.logprobs import TokenLoss
 from r2rank_jax.sharding import replicated
 from r2rank_jax.train.chunks import Losses, Rows, gradients
 from r2rank_jax.train.losses import listwise_softmax
@@ -30,23 +30,19 @@ def sft_gradients(
         The gradient; the loss and its two parts, in nats per token and nats per list.
     """
     plan = plan_update(config.model, config.compute, batch, rationales, batch_shards=config.mesh.batch_shards)
-    model = replace(config.model, remat="block" if plan.remat else "none")
-    real = padding_mask(rationales.length, rationales.tokens.shape[-1]) & batch.mask[:, :, None, None]
-    tokens = jnp.maximum(jnp.sum(real), 1).astype(jnp.float32)
+    tokens = jnp.maximum(jnp.sum(real_tokens(batch, rationales)), 1).astype(jnp.float32)
     rows = Rows(batch=batch, said=rationales)
 
-    def read(p: Params, _: Array, prefix: KeyValues | None, here: Rows) -> Judgement:
-        return judge(model, p, here.batch, here.said, prefix=prefix)
-
-    def of_tokens(tokens: Array, judged: Judgement, _: Rows) -> Array:
-        return -jnp.sum(judged.logp) / tokens  # 0 on padding
+    def of_tokens(p: Params, tokens: Array, prefix: KeyValues | None, here: Rows) -> tuple[Array, Judgement]:
+        loss = TokenLoss(lambda found, _, tokens: -found.logp / tokens, (), tokens)
+        return judge_and_sum(loss, plan.model, p, here.batch, here.said, prefix=prefix)
 
     def of_scores(_: Array, scores: Array, here: Rows) -> Array:
         return config.sft.head_weight * head_loss(scores, here.batch)
 
-    losses = Losses(read, of_tokens, of_scores)
-    grads, judged = gradients(mesh, model, losses, params, tokens, rows, chunk_items=plan.chunk_items)
-    parts = {"rationale_loss": of_tokens(tokens, judged, rows), "head_loss": head_loss(judged.scores, batch)}
+    losses = Losses(of_tokens, of_scores)
+    grads, judged = gradients(mesh, plan.model, losses, params, tokens, rows, chunk_items=plan.chunk_items)
+    parts = {"rationale_loss": -jnp.sum(judged.logp) / tokens, "head_loss": head_loss(judged.scores, batch)}
     return grads, {"loss": parts["rationale_loss"] + config.sft.head_weight * parts["head_loss"], **parts}
 
 

@@ -18,7 +18,13 @@ from r2rank_jax.data.traces import Traces, read_traces
 USERS, ITEMS = 40, 60
 INTER_HEADER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
 ITEM_HEADER = "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
-TRAPS = {1: "Usual Suspects, The", 2: "unkonwn", 3: "Truth About Cats &amp; Dogs, The", 4: "Say <stop> and <pad>"}
+TRAPS = {
+    1: "Usual Suspects, The",
+    2: "unkonwn",
+    3: "Truth About Cats &amp; Dogs, The",
+    4: "Say <stop> and <pad>",
+    6: "",
+}
 
 Row = tuple[int, int, int, int]  # source user, source item, rating, timestamp
 

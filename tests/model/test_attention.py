@@ -125,7 +125,7 @@ def test_refusals_name_what_is_needed_what_came_and_the_remedy():
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN needs a GPU")
 @pytest.mark.parametrize("case", CASES)
 def test_cudnn_itself_equals_einsum_in_bfloat16(case):
-    """On a GPU: `pytest --noconftest -m gpu tests/model/test_attention.py`; the conftest holds tests to CPUs."""
+    """On a GPU: `JAX_PLATFORMS=cuda pytest -m gpu tests/model/test_attention.py`; without it tests run on CPUs."""
     q, segments = problem(case, jnp.bfloat16)
     weight = query_mask(q, segments[-1]).astype(jnp.float32)
     exact = [Segment(s.k.astype(jnp.float32), s.v.astype(jnp.float32), s.valid) for s in segments]

@@ -10,7 +10,7 @@ from flax.core import meta
 
 from r2rank_jax.config import MeshConfig, ModelConfig
 from r2rank_jax.model.forward import judge
-from r2rank_jax.model.logprobs import token_statistics
+from r2rank_jax.model.logprobs import TokenLoss, token_loss, token_statistics
 from r2rank_jax.model.transformer import extend, initial_params, scores, vocabulary_kernel
 from r2rank_jax.sharding import make_mesh, replicated, users
 from r2rank_jax.types import ListBatch, Rationales
@@ -180,6 +180,15 @@ def test_packed_token_statistics_and_their_gradients_equal_plain_ones(chunk_toke
     def packed(h, k):
         return total(*token_statistics(h, k, targets, real, reference, temperature=0.5, chunk_tokens=chunk_tokens))
 
+    def of_token(found, weight, square):
+        return found.logp * weight + square * found.entropy**2 + 2 * found.kl * weight**2
+
+    def at_once(h, k):
+        """Half of it, doubled: the factor outside counts, too."""
+        loss = TokenLoss(of_token, weight / 2, jnp.float32(0.5))
+        settings = {"temperature": 0.5, "chunk_tokens": chunk_tokens}
+        return 2 * token_loss(loss, h, k, targets, real, reference, **settings)[0]
+
     def plain(h, k):
         log_p = jax.nn.log_softmax(h @ k.T / 0.5)
         log_q = jax.nn.log_softmax(reference[0] @ reference[1].T / 0.5)
@@ -188,10 +197,12 @@ def test_packed_token_statistics_and_their_gradients_equal_plain_ones(chunk_toke
         logp = jnp.take_along_axis(log_p, targets[..., None], -1)[..., 0]
         return total(*(jnp.where(real, x, 0.0) for x in (logp, entropy, kl)))
 
-    found = jax.jit(jax.value_and_grad(packed, (0, 1)))(hidden, kernel)
     expected = jax.value_and_grad(plain, (0, 1))(hidden, kernel)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
-        np.testing.assert_allclose(a, b, rtol=5e-5, atol=2e-5)
+    for way in (packed, at_once):
+        found = jax.jit(jax.value_and_grad(way, (0, 1)))(hidden, kernel)
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+            np.testing.assert_allclose(a, b, rtol=5e-5, atol=2e-5)
+    np.testing.assert_allclose(jax.jit(at_once)(hidden, kernel), expected[0], rtol=5e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("chunk_tokens", [2, 99])
@@ -203,15 +214,20 @@ def test_padding_may_hold_anything_and_gets_no_gradient(padding, chunk_tokens):
     dirty = jnp.where(real[..., None], clean, padding)
     kernel, targets = jax.random.normal(jax.random.key(1), (5, 4)), jnp.zeros((2, 3), jnp.int32)
 
-    def total(h, k, reference):
+    def total(h, k, reference, _):
         found = token_statistics(h, k, targets, real, (reference, kernel), chunk_tokens=chunk_tokens)
         return sum(jnp.sum(part) for part in found)
 
-    expected = jax.value_and_grad(total, (0, 1))(clean, kernel, -clean)
-    found = jax.value_and_grad(total, (0, 1))(dirty, kernel, -dirty)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
-        np.testing.assert_array_equal(a, b)
-    assert not found[1][0][0, 1:].any() and np.abs(found[1][0][0, 0]).max() > 0
+    def at_once(h, k, reference, known):
+        loss = TokenLoss(lambda found, known, _: known * (found.logp + found.entropy + found.kl), known, ())
+        return token_loss(loss, h, k, targets, real, (reference, kernel), chunk_tokens=chunk_tokens)[0]
+
+    for f in (total, at_once):
+        expected = jax.value_and_grad(f, (0, 1))(clean, kernel, -clean, jnp.ones((2, 3)))
+        found = jax.value_and_grad(f, (0, 1))(dirty, kernel, -dirty, jnp.where(real, 1.0, padding))
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+            np.testing.assert_array_equal(a, b)
+        assert not found[1][0][0, 1:].any() and np.abs(found[1][0][0, 0]).max() > 0
 
 
 def test_a_policy_does_not_differ_from_itself():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from r2rank_jax.config import MeshConfig
-from r2rank_jax.model.forward import judge
+from r2rank_jax.model.forward import judge, read_items
 from r2rank_jax.rollout.generate import Generator, generate, past_sizes, widths
 from r2rank_jax.rollout.sampling import row_keys
 from r2rank_jax.sharding import make_mesh, users
@@ -75,7 +75,12 @@ def test_eight_devices_say_the_same():
     one = make_generator()(params, batch, KEY)
     mesh = make_mesh(MeshConfig(data=4, tensor=2))
     split = jax.tree.map(lambda x: jax.device_put(x, users(mesh)), batch)
-    eight = make_generator(MeshConfig(data=4, tensor=2))(params, split, KEY)
+    generator = make_generator(MeshConfig(data=4, tensor=2))
+    keys = generator._row_keys(KEY, split)
+    _, lanes, _ = generator._run(generator._begin, params, split, keys)
+    assert lanes.new_k[0].sharding.spec[:2] == (("data", "fsdp"), "tensor"), "heads of the cache are split"
+    assert lanes.said.tokens.sharding.spec[0] == ("data", "fsdp")
+    eight = generator(params, split, KEY)
     assert_same(eight, one, batch.mask)
 
 
@@ -99,12 +104,46 @@ def test_a_rationale_that_never_stops_is_cut_off_and_marked():
     assert not np.asarray(found.rationales.stopped).any()
 
 
-def test_a_user_without_any_item_says_nothing():
-    batch = ragged_batch()
-    batch = dataclasses.replace(batch, mask=jnp.zeros_like(batch.mask))
-    found = make_generator()(make_params(QWEN2), batch, KEY)
-    assert not np.asarray(found.rationales.length).any() and not np.asarray(found.logp).any()
+@pytest.mark.parametrize("empty", [[0], [0, 1]])
+def test_a_user_without_any_item_says_nothing(at_once, empty):
+    batch, expected = at_once
+    found = make_generator()(
+        make_params(QWEN2), dataclasses.replace(batch, mask=batch.mask.at[jnp.array(empty)].set(False)), KEY
+    )
+    said = found.rationales
+    assert not np.asarray(said.length)[empty].any() and not np.asarray(found.logp)[empty].any()
     assert np.isfinite(found.scores).all()
+    np.testing.assert_array_equal(said.tokens[len(empty) :], expected.rationales.tokens[len(empty) :])
+
+
+def test_without_reasoning_the_head_reads_the_items():
+    """T = 0: prefix and items are all that is read, once; every way of asking says so."""
+    params, batch = make_params(QWEN2), ragged_batch()
+    settings = SETTINGS | {"max_tokens": 0}
+    found = make_generator(max_tokens=0)(params, batch, KEY)
+    plain = generate(QWEN2, params, batch, KEY, **settings)
+    assert found.rationales.tokens.shape == (2, 6, 3, 0) and found.logp.shape == (2, 6, 3, 0)
+    assert not np.asarray(found.rationales.length).any() and np.asarray(found.rationales.stopped).all()
+    items = read_items(QWEN2, params, batch).last_hidden @ params["score_head"]
+    judged, gradient = jax.value_and_grad(lambda p: jnp.sum(judge(QWEN2, p, batch, found.rationales).scores))(params)
+    for scores in (found.scores, plain.scores):
+        np.testing.assert_allclose(scores, np.repeat(np.asarray(items)[..., None], 3, axis=2), atol=1e-5)
+    np.testing.assert_allclose(judged, 3 * jnp.sum(items), rtol=1e-5)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_bfloat16_says_what_its_trainer_reads():
+    """Weights in bfloat16 for decoding, float32 for training: the same numbers, up to the type's own rounding."""
+    half = dataclasses.replace(QWEN2, dtype="bfloat16")
+    params, batch = make_params(QWEN2), ragged_batch()
+    found = Generator(make_mesh(MeshConfig()), half, **(SETTINGS | {"wave_tokens": 3}))(params, batch, KEY)
+    seen = jax.jit(lambda p: judge(half, p, batch, found.rationales, temperature=SETTINGS["temperature"]))(params)
+    exact = judge(QWEN2, params, batch, found.rationales, temperature=SETTINGS["temperature"])
+    real = np.asarray(batch.mask)
+    np.testing.assert_allclose(found.logp, seen.logp, atol=0.1)
+    np.testing.assert_allclose(found.logp, exact.logp, atol=0.1)
+    np.testing.assert_allclose(np.asarray(found.scores)[real], np.asarray(seen.scores)[real], atol=0.05)
+    assert np.asarray(found.rationales.length)[real].min() >= 1
 
 
 def test_sharing_does_not_change_a_word():
@@ -127,9 +166,9 @@ def test_sharing_does_not_change_a_word():
     np.testing.assert_allclose(found.logp.reshape(-1, 12), shared.logp.reshape(-1, 12), atol=1e-5)
 
 
-def test_warm_up_compiles_everything_there_will_be():
+def test_warm_up_compiles_everything_there_will_be(request):
     """18 lanes: widths 18 and 9; 12 tokens in waves of 3: caches of 0, 3, 6 and 9."""
-    assert widths(18) == [18, 9] and past_sizes(12, 3) == [0, 3, 6, 9]
+    assert widths(18) == [18, 9] and past_sizes(12, 3) == [0, 3, 6, 9] and past_sizes(0, 1) == [0]
     params, generator = make_params(QWEN2), make_generator()
     batch = ragged_batch()
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
@@ -138,7 +177,9 @@ def test_warm_up_compiles_everything_there_will_be():
     programs = 7 + 3 * (1 + 2) + 2
     assert generator.warm_up(params, abstract, sampled=True) == programs
     compiled = []
-    jax.monitoring.register_event_duration_secs_listener(lambda event, _, **kw: compiled.append(event))
+    listen = lambda event, _, **kw: compiled.append(event)  # noqa: E731
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    request.addfinalizer(lambda: jax.monitoring.unregister_event_duration_listener(listen))
     generator(params, batch, KEY)  # the program that folds the keys
     others = [
         (dataclasses.replace(batch, mask=jax.random.bernoulli(jax.random.key(seed), 0.6, (2, 6))), jax.random.key(seed))

@@ -3,14 +3,19 @@
 import dataclasses
 import re
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from r2rank_jax.config import ConfigError, DataConfig, MeshConfig, ModelConfig, RLConfig, RunConfig
+from r2rank_jax.model.transformer import initial_params
 from r2rank_jax.runs import kernels
-from r2rank_jax.runs.kernels import choose_attention, fastest
+from r2rank_jax.runs.inputs import record_config
+from r2rank_jax.runs.kernels import choose_budget, fastest
 from r2rank_jax.sharding import make_mesh
 
 
@@ -19,6 +24,10 @@ def make_config(attention="auto", **mesh):
     data = DataConfig(prefix_tokens=7, suffix_tokens=3, rationale_tokens=5, candidate_items=3)
     rl = RLConfig(batch_users=4, rationales=2)
     return RunConfig(name="tiny", data=data, model=model, rl=rl, mesh=MeshConfig(**mesh))
+
+
+def choose_attention(config, run_dir=Path("no such run")):
+    return kernels.choose_attention(config, run_dir)
 
 
 def on(monkeypatch, platform):
@@ -85,6 +94,34 @@ def test_auto_measures_what_the_platform_supports(monkeypatch, platform, dtype, 
     chosen = choose_attention(config).model.attention
     assert measured == ([expected] if expected else [])
     assert chosen == ((expected or {"einsum"}) - {"einsum"} or {"einsum"}).pop()
+
+
+def test_a_run_goes_on_with_the_backend_it_began_with(monkeypatch, tmp_path):
+    on(monkeypatch, "gpu")
+    monkeypatch.setattr(kernels, "fastest", lambda candidates: "einsum")
+    config = make_config()
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="bfloat16"))
+    began = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="cudnn"))
+    record_config(tmp_path, began)
+    assert choose_attention(config, tmp_path).model.attention == "cudnn"
+    on(monkeypatch, "cpu")  # which does not have it
+    assert choose_attention(config, tmp_path).model.attention == "einsum"
+    on(monkeypatch, "gpu")
+    (tmp_path / "config.json").write_text("{}")
+    assert choose_attention(config, tmp_path).model.attention == "einsum"
+
+
+def test_the_budget_is_half_of_what_model_and_optimizer_leave(monkeypatch, capsys):
+    config = make_config()
+    assert choose_budget(config) is config, "a CPU does not say what it has"
+    device = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 9 * 2**30, "bytes_in_use": 2**30})
+    monkeypatch.setattr(kernels.jax, "local_devices", lambda: [device])
+    shapes = jax.tree.leaves(jax.eval_shape(lambda: initial_params(config.model, jax.random.key(0))))
+    held = 8 * 4 * sum(leaf.size for leaf in shapes) / 2**30
+    chosen = choose_budget(config)
+    np.testing.assert_allclose(chosen.compute.update_gib, (8 - held) / 2)
+    assert re.search(r"memory: 8.0 GiB free, \d+\.\d for the model, \d\.\d for activations", capsys.readouterr().out)
+    assert choose_budget(chosen) is chosen
 
 
 def test_the_fastest_candidate_is_taken_and_one_line_says_so(capsys):

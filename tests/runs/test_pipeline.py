@@ -102,6 +102,7 @@ def requests(seed: int) -> list[dict]:
         ]
         if user == 0:
             candidates[3] = candidates[0] | {"id": "twin"}
+            candidates[4] = {"id": "nothing", "title": ""}
         history = [{"title": f"Seen {n}", "year": "1960", "rating": 3 + n % 3} for n in range(user + 1)]
         found.append(
             {"id": f"u{user}", "history": history, "candidates": [candidates[i] for i in rng.permutation(length)]}
@@ -133,6 +134,24 @@ def test_rank_gives_each_candidate_the_same_score_in_any_order(tiny, rl_run, tmp
     assert found[0] == found[1]
     assert found[0][0]["twin"] == found[0][0]["c0"], "the same words, the same score"
     assert len({score for score, _ in found[0][0].values()}) > 3, "the test must tell candidates apart"
+
+
+@pytest.mark.slow
+def test_without_reasoning_the_same_commands_train_and_rank(tiny, tmp_path):
+    """`data.rationale_tokens=0`: the head reads the items; one forward ranks a list."""
+    run_dir = tmp_path / "silent"
+    silent = ("--config", tiny.config, "--run-dir", run_dir, "--data.rationale-tokens", "0")
+    succeed("sft", *silent)
+    succeed("rl", *silent)
+    sft, rl = metrics(run_dir, "sft"), metrics(run_dir, "rl")
+    assert all(line["rationale_loss"] == 0 for line in sft if "rationale_loss" in line)
+    assert all(line["kl"] == line["rationale_tokens"] == line["truncated"] == 0 for line in rl if "kl" in line)
+    assert all(line["skipped"] == 0 and line["grad_norm"] > 0 for line in [*sft, *rl] if "grad_norm" in line)
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in requests(0)))
+    text = succeed("rank", *silent, "--input", tmp_path / "in.jsonl")
+    ranked = [candidate for line in text.splitlines() for candidate in json.loads(line)["ranking"]]
+    assert {candidate["rationale"] for candidate in ranked} == {""}
+    assert len({candidate["score"] for candidate in ranked}) > 3
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 from r2rank_jax.config import ComputeConfig, MeshConfig, RLConfig, RunConfig, SFTConfig
 from r2rank_jax.rollout.generate import make_rollout
 from r2rank_jax.sharding import make_mesh, replicated, to_mesh
-from r2rank_jax.train.memory import GIB, plan_update
+from r2rank_jax.train.memory import GIB, Plan, plan_update
 from r2rank_jax.train.rl_step import assess, rl_gradients
 from r2rank_jax.train.sft_step import sft_gradients
 from tests.model.test_forward import QWEN3 as TWO_LAYERS
@@ -20,7 +20,7 @@ QWEN3 = dataclasses.replace(TWO_LAYERS, layers=1)  # compiles in half the time
 STOP = 3
 
 
-def configured(mesh=None, remat="auto", model=QWEN3, **rl):
+def configured(mesh=None, remat="none", model=QWEN3, **rl):
     """QK-norm and untied embeddings; an estimator that compiles fast."""
     return RunConfig(
         name="test",
@@ -44,19 +44,18 @@ def at_once(monkeypatch, chunk_items):
     """Fix the number of items that are read together."""
     for module in ("rl_step", "sft_step"):
         plan = f"r2rank_jax.train.{module}.plan_update"
-        monkeypatch.setattr(plan, lambda model, *_, **__: type(PLAN)(chunk_items, model.remat == "block", 0))
-
-
-PLAN = plan_update(QWEN3, ComputeConfig(), *make_batch(QWEN3), batch_shards=1)
+        monkeypatch.setattr(plan, lambda model, *_, **__: Plan(chunk_items, model, 0))
 
 
 def rl_update(config, params, reference, batch):
-    """Gradient and metrics of the first update after a rollout, the policy having moved from its reference."""
+    """Gradient and metrics of the last update after a rollout, the policy having moved from its reference."""
     mesh = make_mesh(config.mesh)
     rollout = make_rollout(mesh, config, STOP)(params, batch, jax.random.key(7))
 
     def update(params, reference, batch, rollout):
         known = assess(mesh, config, params, reference, batch, rollout)
+        if config.rl.updates > 1:  # the second update: the policy is no longer the one that wrote
+            params = jax.tree.map(lambda p: 1.02 * p, params)
         return rl_gradients(mesh, config, params, reference, batch, rollout, known, jax.random.key(1))
 
     return jax.jit(update)(params, reference, batch, rollout)
@@ -70,17 +69,18 @@ def assert_same(found, expected, tolerance=1e-5):
         np.testing.assert_allclose(found[1][name], expected[1][name], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize(("chunk_items", "remat", "updates"), [(1, "none", 1), (2, "block", 2)])
-def test_rl_gradients_do_not_depend_on_the_chunk(monkeypatch, chunk_items, remat, updates):
-    config = configured(updates=updates, entropy_weight=0.1)
+@pytest.mark.parametrize(
+    ("chunk_items", "remat", "updates", "ratio"), [(1, "none", 1, "token"), (2, "block", 2, "sequence")]
+)
+def test_rl_gradients_do_not_depend_on_the_chunk(monkeypatch, chunk_items, remat, updates, ratio):
+    settings = {"updates": updates, "ratio": ratio, "entropy_weight": 0.1}
+    config = configured(**settings)
     params, reference = make_params(QWEN3), make_params(QWEN3, seed=4)
     batch, _ = inputs(config, users=2, groups=2)
     expected = rl_update(config, params, reference, batch)
     assert all(np.linalg.norm(leaf) > 0 for leaf in jax.tree.leaves(expected[0])), "every parameter must take part"
     at_once(monkeypatch, chunk_items)
-    assert_same(
-        rl_update(configured(updates=updates, entropy_weight=0.1, remat=remat), params, reference, batch), expected
-    )
+    assert_same(rl_update(configured(remat=remat, **settings), params, reference, batch), expected)
 
 
 def test_sft_gradients_do_not_depend_on_the_chunk(monkeypatch):
@@ -90,6 +90,19 @@ def test_sft_gradients_do_not_depend_on_the_chunk(monkeypatch):
     expected = step()
     at_once(monkeypatch, 2)
     assert_same(step(), expected)
+
+
+def test_chunks_in_bfloat16_differ_by_its_rounding_only(monkeypatch):
+    model = dataclasses.replace(QWEN3, dtype="bfloat16")
+    params, (batch, said) = make_params(QWEN3), inputs(configured(), users=2, groups=1)
+    config = configured(model=model)
+    step = lambda: jax.jit(lambda p: sft_gradients(make_mesh(config.mesh), config, p, batch, said))(params)  # noqa: E731
+    whole = step()
+    at_once(monkeypatch, 2)
+    chunks = step()
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(chunks[0]))
+    for (path, a), b in zip(jax.tree.leaves_with_path(chunks[0]), jax.tree.leaves(whole[0]), strict=True):
+        assert np.linalg.norm(a - b) <= 0.02 * np.linalg.norm(b), jax.tree_util.keystr(path)
 
 
 def test_chunks_on_eight_devices_equal_all_at_once_on_one(monkeypatch):
@@ -106,20 +119,36 @@ def test_chunks_on_eight_devices_equal_all_at_once_on_one(monkeypatch):
     assert_same(rl_update(configured(mesh=mesh, model=model), *whole, split), expected)
 
 
+def recomputes(plan):
+    return plan.model.remat == "block"
+
+
+def test_chunks_are_filled_up_with_as_little_as_can_be():
+    """A chunk of 19 of 20 items would read 38."""
+    batch, said = make_batch(QWEN3, users=1, items=20, groups=1)
+    sizes = set()
+    for kib in range(100, 900, 5):
+        plan = plan_update(QWEN3, ComputeConfig(update_gib=kib / 2**20), batch, said, batch_shards=1)
+        chunks = -(-20 // plan.chunk_items)
+        assert chunks * plan.chunk_items - 20 < chunks
+        sizes.add(plan.chunk_items)
+    assert {1, 2, 7, 10, 20} <= sizes, sizes
+
+
 def test_a_smaller_budget_gives_smaller_chunks_and_then_recomputes(monkeypatch):
     monkeypatch.setattr("r2rank_jax.train.memory.recomputing_helps", lambda: True)
     batch, said = make_batch(QWEN3, users=2, items=20, groups=4, prefix=200, suffix=50, said=100)
     budget = lambda gib: plan_update(QWEN3, ComputeConfig(update_gib=gib), batch, said, batch_shards=1)  # noqa: E731
     plans = [budget(gib) for gib in (10, 0.2, 0.1, 0.05, 0.03, 1e-6)]
-    assert plans[0].chunk_items == 20 and not plans[0].remat
-    chunks = [plan.chunk_items for plan in plans if not plan.remat]
+    assert plans[0].chunk_items == 20 and not recomputes(plans[0])
+    chunks = [plan.chunk_items for plan in plans if not recomputes(plan)]
     assert chunks == sorted(chunks, reverse=True) and len(set(chunks)) > 1
-    assert any(plan.remat and plan.chunk_items > 1 for plan in plans), plans
+    assert any(recomputes(plan) and plan.chunk_items > 1 for plan in plans), plans
     assert plans[-1].chunk_items == 1, "what does not fit is tried one item at a time"
     for plan, gib in zip(plans[:-1], (10, 0.2, 0.1, 0.05, 0.03)):
         assert plan.activation_bytes <= gib * GIB
     forced = dataclasses.replace(QWEN3, remat="block")
-    assert plan_update(forced, ComputeConfig(update_gib=10), batch, said, batch_shards=1).remat
+    assert recomputes(plan_update(forced, ComputeConfig(update_gib=10), batch, said, batch_shards=1))
 
 
 def test_the_estimate_is_near_what_xla_allocates():
@@ -132,5 +161,5 @@ def test_the_estimate_is_near_what_xla_allocates():
     plan = plan_update(config.model, config.compute, batch, said, batch_shards=1)
     step = jax.jit(lambda p: sft_gradients(make_mesh(config.mesh), config, p, batch, said)[0])
     allocated = step.lower(make_params(config.model)).compile().memory_analysis().temp_size_in_bytes
-    assert plan.chunk_items == 2 and not plan.remat
+    assert plan.chunk_items == 2 and not recomputes(plan)
     assert 0.75 < plan.activation_bytes / allocated < 1.33, (plan, allocated)

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from r2rank_jax.config import MeshConfig, OptimizerConfig, RLConfig, RunConfig, SFTConfig
+from r2rank_jax.model.logprobs import TokenStatistics
 from r2rank_jax.ranking.expectation import expected_ndcg
 from r2rank_jax.rollout.generate import make_rollout
 from r2rank_jax.sharding import make_mesh, to_mesh
 from r2rank_jax.train.losses import clipped_policy, without_scale_gradient
-from r2rank_jax.train.rl_step import make_rl_steps, rl_gradients
+from r2rank_jax.train.rl_step import KnownOfToken, make_rl_steps, rl_gradients, token_loss
 from r2rank_jax.train.state import fresh_state
 from tests.model.test_forward import QWEN3, make_batch
 
@@ -95,19 +96,33 @@ def test_reinforce_with_shared_credit_gives_finite_steps():
 
 
 def test_clipped_policy_by_hand():
-    real = jnp.array([[[[True, True, False]]]])
-    old = jnp.log(jnp.array([[[[0.5, 0.5, 0.5]]]]))
-    new = jnp.log(jnp.array([[[[0.75, 0.5, 0.01]]]]))  # ratios 1.5 and 1; the padding's ratio must not count
-    weight = jnp.array([[[[1.0, 0.5, 9.0]]]])
+    old = jnp.log(jnp.array([0.5, 0.5]))
+    new = jnp.log(jnp.array([0.75, 0.5]))  # ratios 1.5 and 1
+    weight = jnp.array([1.0, 0.5])
     settings = {"clip_low": 0.2, "clip_high": 0.3}
-    up, share = clipped_policy(new, old, jnp.full((1, 1, 1), 2.0), weight, real, ratio="token", **settings)
-    np.testing.assert_allclose(up, 1.3 * 2 + 1.0 * 2 * 0.5, rtol=1e-6)
-    np.testing.assert_allclose(share, 0.5)
-    down, share = clipped_policy(new, old, jnp.full((1, 1, 1), -2.0), weight, real, ratio="token", **settings)
-    np.testing.assert_allclose(down, 1.5 * -2 + 1.0 * -2 * 0.5, rtol=1e-6)
-    assert float(share) == 0
-    both, _ = clipped_policy(new, old, jnp.full((1, 1, 1), 2.0), weight, real, ratio="sequence", **settings)
-    np.testing.assert_allclose(both, 1.5**0.5 * 2 * 1.5, rtol=1e-6)
+    up, was_clipped = clipped_policy(new - old, jnp.full(2, 2.0), weight, **settings)
+    np.testing.assert_allclose(up, [1.3 * 2, 1.0 * 2 * 0.5], rtol=1e-6)
+    np.testing.assert_array_equal(was_clipped, [True, False])
+    down, was_clipped = clipped_policy(new - old, jnp.full(2, -2.0), weight, **settings)
+    np.testing.assert_allclose(down, [1.5 * -2, 1.0 * -2 * 0.5], rtol=1e-6)
+    assert not was_clipped.any()
+
+
+def test_token_loss_by_hand():
+    """Two real tokens and a padding, whose ratio must not count: ratios 1.5 and 1, importance 1 and 0.5."""
+    log = lambda *p: jnp.log(jnp.array([[[[*p]]]]))  # noqa: E731
+    found = TokenStatistics(logp=log(0.75, 0.5, 0.01), entropy=log(2, 3, 4), kl=log(5, 6, 7))
+    known = {"sampled_logp": log(0.5, 1.0, 0.5), "old_logp": log(0.5, 0.5, 0.5)}
+    known |= {"advantages": jnp.full((1, 1, 1, 3), 2.0), "real": jnp.array([[[[True, True, False]]]])}
+    settings = {"token_weight": 3.0, "kl_weight": 0.1, "entropy_weight": 0.2, "clip_low": 0.2, "clip_high": 0.3}
+    shared = jnp.float32(2), jnp.float32(4)  # tokens, lists
+    regular = 0.1 * np.log([5, 6]) / 2 - 0.2 * np.log([2, 3]) / 2
+    loss, seen = token_loss(RLConfig(ratio="token", **settings), found, KnownOfToken(**known), shared)
+    np.testing.assert_allclose(loss[0, 0, 0, :2], regular - 3 / 4 * np.array([1.3 * 2, 2 * 0.5]), rtol=1e-5)
+    assert float(loss[0, 0, 0, 2]) == 0 and int(seen["clipped"].sum()) == 1
+    loss, _ = token_loss(RLConfig(ratio="sequence", **settings), found, KnownOfToken(**known), shared)
+    np.testing.assert_allclose(loss[0, 0, 0, :2], regular - 3 / 4 * 1.5**0.5 * np.array([2, 2 * 0.5]), rtol=1e-5)
+    np.testing.assert_allclose(np.exp(seen["gap"][0, 0, 0]), [1.0, 0.5, 1.0], rtol=1e-6)
 
 
 def test_no_gradient_scales_all_scores_together():

@@ -147,8 +147,8 @@ def update_seconds(
 ) -> tuple[list[float], int | None]:
     """One policy-gradient update: loss -mean(advantage · Σ log π), backward, fused AdamW; it moves the weights.
 
-    Logits are computed where completions are predicted only, and nothing is recomputed in the backward pass. On a CPU the
-    gradients of `CPU_ROWS` rows at a time are added up; elsewhere all rows are read at once.
+    Logits are computed where completions are predicted only, and nothing is recomputed in the backward pass. On a CPU
+    the gradients of `CPU_ROWS` rows at a time are added up; elsewhere all rows are read at once.
 
     Args:
         model: from `to_torch`; weights, gradients and optimizer state have its dtype.

@@ -160,7 +160,7 @@ def rl_gradients(
         "kl": jnp.sum(judged.kl) / constants.tokens,
         "entropy": jnp.sum(judged.entropy) / constants.tokens,
         "ratio_clipped": jnp.sum(seen["clipped"]) / constants.tokens,
-        "logp_gap": jnp.max(jnp.abs(seen["gap"])),
+        "logp_gap": jnp.max(jnp.abs(seen["gap"]), initial=0.0),
         "advantage_rms": jnp.sqrt(jnp.mean(assessment.advantages**2)),
         "value": assessment.value,
         **_lengths(batch, said),

@@ -1,6 +1,7 @@
 """Waves, compaction and cache growth change nothing but the time."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ SETTINGS = {"rationales": 3, "max_tokens": 12, "stop_token": 41, "temperature": 
 KEY = jax.random.key(5)
 
 
+@functools.lru_cache  # what one test has compiled the next need not
 def make_generator(mesh=None, **changes):
     settings = SETTINGS | {"wave_tokens": 3} | changes
     return Generator(make_mesh(mesh or MeshConfig()), QWEN2, **settings)
@@ -50,7 +52,7 @@ def assert_same(found, expected, mask):
     np.testing.assert_allclose(np.asarray(found.scores)[real], np.asarray(expected.scores)[real], atol=1e-5)
 
 
-@pytest.mark.parametrize("wave_tokens", [1, 99])
+@pytest.mark.parametrize("wave_tokens", [5, 99])
 def test_waves_of_any_length_say_the_same(at_once, wave_tokens):
     batch, expected = at_once
     stopped = np.asarray(expected.rationales.stopped)
@@ -59,12 +61,13 @@ def test_waves_of_any_length_say_the_same(at_once, wave_tokens):
     assert_same(found, expected, batch.mask)
 
 
-def test_rows_really_move_to_fewer_lanes(at_once):
+def test_rows_really_move_to_fewer_lanes(at_once, monkeypatch):
     batch, expected = at_once
     generator = make_generator()
     seen = []
     run = generator._run
-    generator._run = lambda f, *args, **static: seen.append((f.__name__, *static.values())) or run(f, *args, **static)
+    watched = lambda f, *args, **static: seen.append((f.__name__, *static.values())) or run(f, *args, **static)  # noqa: E731
+    monkeypatch.setattr(generator, "_run", watched)
     assert_same(generator(make_params(QWEN2), batch, KEY), expected, batch.mask)
     assert ("compact", 9) in seen and ("merge", 3) in seen and ("merge", 9) in seen, seen
 
@@ -104,16 +107,15 @@ def test_a_rationale_that_never_stops_is_cut_off_and_marked():
     assert not np.asarray(found.rationales.stopped).any()
 
 
-@pytest.mark.parametrize("empty", [[0], [0, 1]])
+@pytest.mark.parametrize("empty", [1, 2])
 def test_a_user_without_any_item_says_nothing(at_once, empty):
+    """And the one beside it says what it says anyway."""
     batch, expected = at_once
-    found = make_generator()(
-        make_params(QWEN2), dataclasses.replace(batch, mask=batch.mask.at[jnp.array(empty)].set(False)), KEY
-    )
-    said = found.rationales
-    assert not np.asarray(said.length)[empty].any() and not np.asarray(found.logp)[empty].any()
+    nobody = dataclasses.replace(batch, mask=batch.mask.at[:empty].set(False))
+    found = make_generator()(make_params(QWEN2), nobody, KEY)
+    assert not np.asarray(found.rationales.length)[:empty].any() and not np.asarray(found.logp)[:empty].any()
     assert np.isfinite(found.scores).all()
-    np.testing.assert_array_equal(said.tokens[len(empty) :], expected.rationales.tokens[len(empty) :])
+    np.testing.assert_array_equal(found.rationales.tokens[empty:], expected.rationales.tokens[empty:])
 
 
 def test_without_reasoning_the_head_reads_the_items():
@@ -121,11 +123,12 @@ def test_without_reasoning_the_head_reads_the_items():
     params, batch = make_params(QWEN2), ragged_batch()
     settings = SETTINGS | {"max_tokens": 0}
     found = make_generator(max_tokens=0)(params, batch, KEY)
-    plain = generate(QWEN2, params, batch, KEY, **settings)
+    plain = jax.jit(lambda p: generate(QWEN2, p, batch, KEY, **settings))(params)
     assert found.rationales.tokens.shape == (2, 6, 3, 0) and found.logp.shape == (2, 6, 3, 0)
     assert not np.asarray(found.rationales.length).any() and np.asarray(found.rationales.stopped).all()
-    items = read_items(QWEN2, params, batch).last_hidden @ params["score_head"]
-    judged, gradient = jax.value_and_grad(lambda p: jnp.sum(judge(QWEN2, p, batch, found.rationales).scores))(params)
+    items = jax.jit(lambda p: read_items(QWEN2, p, batch).last_hidden @ p["score_head"])(params)
+    total = lambda p: jnp.sum(judge(QWEN2, p, batch, found.rationales).scores)  # noqa: E731
+    judged, gradient = jax.jit(jax.value_and_grad(total))(params)
     for scores in (found.scores, plain.scores):
         np.testing.assert_allclose(scores, np.repeat(np.asarray(items)[..., None], 3, axis=2), atol=1e-5)
     np.testing.assert_allclose(judged, 3 * jnp.sum(items), rtol=1e-5)
@@ -133,15 +136,13 @@ def test_without_reasoning_the_head_reads_the_items():
 
 
 def test_bfloat16_says_what_its_trainer_reads():
-    """Weights in bfloat16 for decoding, float32 for training: the same numbers, up to the type's own rounding."""
+    """Weights are cast once for decoding and at every use in training: the same numbers, up to the type's rounding."""
     half = dataclasses.replace(QWEN2, dtype="bfloat16")
     params, batch = make_params(QWEN2), ragged_batch()
     found = Generator(make_mesh(MeshConfig()), half, **(SETTINGS | {"wave_tokens": 3}))(params, batch, KEY)
     seen = jax.jit(lambda p: judge(half, p, batch, found.rationales, temperature=SETTINGS["temperature"]))(params)
-    exact = judge(QWEN2, params, batch, found.rationales, temperature=SETTINGS["temperature"])
     real = np.asarray(batch.mask)
     np.testing.assert_allclose(found.logp, seen.logp, atol=0.1)
-    np.testing.assert_allclose(found.logp, exact.logp, atol=0.1)
     np.testing.assert_allclose(np.asarray(found.scores)[real], np.asarray(seen.scores)[real], atol=0.05)
     assert np.asarray(found.rationales.length)[real].min() >= 1
 
@@ -169,7 +170,7 @@ def test_sharing_does_not_change_a_word():
 def test_warm_up_compiles_everything_there_will_be(request):
     """18 lanes: widths 18 and 9; 12 tokens in waves of 3: caches of 0, 3, 6 and 9."""
     assert widths(18) == [18, 9] and past_sizes(12, 3) == [0, 3, 6, 9] and past_sizes(0, 1) == [0]
-    params, generator = make_params(QWEN2), make_generator()
+    params, generator = make_params(QWEN2), make_generator.__wrapped__()
     batch = ragged_batch()
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
     # Seven waves (the first is always wide); after each but the last a way to narrow lanes and two to make room; start

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from unittest import mock
 
 import huggingface_hub
+import jax
 import numpy as np
 import transformers
 
@@ -90,15 +91,16 @@ def _state(config: ModelConfig, params: Params) -> dict[str, np.ndarray]:
         "lm_head.weight": params.get("lm_head", params["embedding"]),
     }
     for layer in range(config.layers):
-        at, attention = f"model.layers.{layer}.", params[f"attention_{layer}"]
+        weights = jax.tree.map(lambda x: x[layer], params["layers"])  # noqa: B023
+        at, attention = f"model.layers.{layer}.", weights["attention"]
         for x in ("q", "k", "v"):
             state[f"{at}self_attn.{x}_proj.weight"] = attention[x].reshape(config.width, -1).T
             state[f"{at}self_attn.{x}_proj.bias"] = attention[f"{x}_bias"].reshape(-1)
         state[f"{at}self_attn.o_proj.weight"] = attention["o"].reshape(-1, config.width).T
-        state[f"{at}input_layernorm.weight"] = params[f"attention_norm_{layer}"]["scale"]
-        state[f"{at}post_attention_layernorm.weight"] = params[f"mlp_norm_{layer}"]["scale"]
+        state[f"{at}input_layernorm.weight"] = weights["attention_norm"]["scale"]
+        state[f"{at}post_attention_layernorm.weight"] = weights["mlp_norm"]["scale"]
         for x in ("gate", "up", "down"):
-            state[f"{at}mlp.{x}_proj.weight"] = params[f"mlp_{layer}"][x].T
+            state[f"{at}mlp.{x}_proj.weight"] = weights["mlp"][x].T
     return {name: np.asarray(weight) for name, weight in state.items()}
 
 

@@ -82,6 +82,14 @@ class ModelConfig:
     """Biases on the query, key and value projections (Qwen2)."""
     tied_embeddings: bool = True
     rope_theta: float = 10_000.0
+    rope_factor: float = 1.0
+    """How many times longer the context has become since pre-training (Llama 3.1's rule); 1 changes nothing."""
+    rope_low_frequency: float = 1.0
+    """Wavelengths that fit into the original context fewer times than this are stretched by `rope_factor`."""
+    rope_high_frequency: float = 4.0
+    """Wavelengths that fit into it more often than this stay."""
+    rope_original_positions: int = 8192
+    """Length of the original context."""
     norm_epsilon: float = 1e-6
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation; parameters, softmax, norms and losses stay float32."""
@@ -100,6 +108,12 @@ class ModelConfig:
         _require(
             self.head_size % 2 == 0,
             f"model.head_size must be even for RoPE, got {self.head_size}; add or take one",
+        )
+        _require(
+            self.rope_factor >= 1 and self.rope_high_frequency > self.rope_low_frequency,
+            f"model.rope_factor must be at least 1 and rope_high_frequency above rope_low_frequency, got "
+            f"{self.rope_factor}, {self.rope_high_frequency} and {self.rope_low_frequency}; see the checkpoint's "
+            f"rope_scaling",
         )
 
 

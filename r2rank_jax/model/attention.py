@@ -88,7 +88,8 @@ def _einsum(q: Array, context: list[Segment], own: Segment | None) -> Array:
     segments = [(s.k, s.v, s.valid[:, None, :, :, None, None, :]) for s in context]
     if own is not None:
         segments.append((own.k, own.v, causal(own.valid)[:, None, :, :, :, None, :]))
-    logits = [jnp.where(visible, _logits(q, k), MASKED_LOGIT) for k, _, visible in segments]
+    # Added and not selected: the derivative then has nothing to do.
+    logits = [_logits(q, k) + jnp.where(visible, 0.0, MASKED_LOGIT) for k, _, visible in segments]
     peak = jnp.max(jnp.stack([jnp.max(x, axis=-1) for x in logits]), axis=0)[..., None]
     weights = [jnp.exp(x - jax.lax.stop_gradient(peak)) for x in logits]
     total = reduce(add, [jnp.sum(w, axis=-1, keepdims=True) for w in weights])
@@ -107,9 +108,28 @@ def _einsum(q: Array, context: list[Segment], own: Segment | None) -> Array:
     return (mixed / total).astype(q.dtype)
 
 
+@jax.custom_vjp
 def _logits(q: Array, k: Array) -> Array:
-    """Queries times the keys of one segment: float32 [U, KV, N, G, L, Q/KV, C]."""
+    """Queries times the keys of one segment: float32 [U, KV, N, G, L, Q/KV, C].
+
+    Autodiff forms the derivative of k as (dlogitsᵀ q)ᵀ, and XLA for CPU writes dlogitsᵀ, as wide as there are keys, to
+    memory first. As qᵀ dlogits it is the narrow factor that is turned around (as in `transformer.widen`).
+    """
     return jnp.einsum(_equation(k, "uk{r}lqh,uk{s}hc->uk{r}lqc"), q, _squeeze(k), preferred_element_type=jnp.float32)
+
+
+def _logits_forward(q: Array, k: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _logits(q, k), (q, k)
+
+
+def _logits_backward(saved: tuple[Array, Array], by_logits: Array) -> tuple[Array, Array]:
+    q, k = saved
+    by_q = jnp.einsum(_equation(k, "uk{r}lqc,uk{s}hc->uk{r}lqh"), by_logits, _squeeze(k).astype(by_logits.dtype))
+    by_k = jnp.einsum(_equation(k, "uk{r}lqh,uk{r}lqc->uk{s}hc"), q.astype(by_logits.dtype), by_logits)
+    return by_q.astype(q.dtype), by_k.reshape(k.shape).astype(k.dtype)
+
+
+_logits.defvjp(_logits_forward, _logits_backward)
 
 
 def _cudnn(q: Array, context: list[Segment], own: Segment, implementation: Literal["cudnn", "xla"] = "cudnn") -> Array:

@@ -1,15 +1,16 @@
 """A decoder of the Qwen2 / Qwen3 / Llama family that extends known segments of tokens by a new one.
 
-`Decoder` has one forward: new tokens attend to the segments before them (prefix, item, what was decoded so far)
+`extend` is its one forward: new tokens attend to the segments before them (prefix, item, what was decoded so far)
 and causally to themselves. Called on nothing it reads a prefix; called on a prefix it reads the items of a user;
 called on both it scores rationales, or, one token at a time, decodes them. Nothing shared is computed twice.
 
+The weights of all layers are stacked along a leading axis, so that deep models compile as one loop over them.
 Logical axes stand beside each weight's shape; `r2rank_jax.sharding` maps them to mesh axes.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -18,6 +19,10 @@ import jax.numpy as jnp
 from r2rank_jax.config import ModelConfig
 from r2rank_jax.model.attention import Segment, attend
 from r2rank_jax.types import Array, KeyValues, Params
+
+# From so many layers on, many tokens are read in one loop over the layers: written out, compiling takes as many times
+# longer as there are layers. Fewer are written out, which runs faster on CPU (docs/performance.md).
+LOOPED_LAYERS = 8
 
 
 def _weight(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], fan_in: int) -> Array:
@@ -39,16 +44,30 @@ class RMSNorm(nn.Module):
         return (normed * scale).astype(x.dtype)
 
 
-def rotate(x: Array, positions: Array, theta: float) -> Array:
-    """Rotary position embedding in the half-split layout of the Hugging Face checkpoints (Su et al. 2021).
+def frequencies(config: ModelConfig) -> Array:
+    """Radians per position of each pair of a head's numbers, float32 [H/2] (Su et al. 2021).
+
+    With `rope_factor` above 1 they are stretched as in Llama 3.1: wavelengths that fit into the original context fewer
+    than `rope_low_frequency` times grow by the factor, those that fit more than `rope_high_frequency` times stay, and
+    those between are interpolated.
+    """
+    half = config.head_size // 2
+    plain = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    turns = plain * config.rope_original_positions / (2 * jnp.pi)
+    kept = (turns - config.rope_low_frequency) / (config.rope_high_frequency - config.rope_low_frequency)
+    kept = jnp.clip(kept, 0.0, 1.0)
+    return kept * plain + (1 - kept) * plain / config.rope_factor
+
+
+def rotate(x: Array, positions: Array, frequency: Array) -> Array:
+    """Rotary position embedding in the half-split layout of the Hugging Face checkpoints.
 
     Args:
         x: [U, N, G, L, heads, H].
         positions: int32 [U, N, G, L].
-        theta: base of the wavelengths.
+        frequency: from `frequencies`.
     """
     half = x.shape[-1] // 2
-    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angle = positions[..., None, None].astype(jnp.float32) * frequency
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     a, b = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
@@ -76,8 +95,9 @@ class Attention(nn.Module):
         if c.qk_norm:
             q = RMSNorm(c.norm_epsilon, name="q_norm")(q)
             k = RMSNorm(c.norm_epsilon, name="k_norm")(k)
-        q = rotate(q, positions, c.rope_theta) * c.head_size**-0.5
-        k = rotate(k, positions, c.rope_theta)
+        frequency = frequencies(c)
+        q = rotate(q, positions, frequency) * c.head_size**-0.5
+        k = rotate(k, positions, frequency)
         users, items, forks, length = x.shape[:4]
         q = q.reshape(users, items, forks, length, c.kv_heads, -1, c.head_size).transpose(0, 4, 1, 2, 3, 5, 6)
         k, v = k.transpose(0, 4, 1, 2, 5, 3), v.transpose(0, 4, 1, 2, 3, 5)  # [U, KV, N, G, H, L] and [.., L, H]
@@ -140,67 +160,25 @@ class GatedMLP(nn.Module):
         return (nn.silu(widen(x, gate)) * widen(x, up)) @ down
 
 
-class Decoder(nn.Module):
-    """The language model and its scoring head; see the module's docstring for its one forward."""
+class Block(nn.Module):
+    """One layer: its output, and the keys and values of the new tokens or the whole cache."""
 
     config: ModelConfig
 
     @nn.compact
     def __call__(
         self,
-        tokens: Array,
+        x: Array,
         positions: Array,
         valid: Array,
-        context: tuple[KeyValues, ...] = (),
-        cache: tuple[KeyValues, Array] | None = None,
-    ) -> tuple[Array, KeyValues]:
-        """Read one more segment.
-
-        Args:
-            tokens: int32 [U, N|1, G|1, L].
-            positions: int32, same shape: true tokens before each one.
-            valid: bool, same shape: False = padding.
-            context: the segments before this one, in any order; positions are inside their keys.
-            cache: for decoding one token per row: earlier tokens of the same rows with room for this one, which is
-                among the valid ones already, and the slot int32 [] where it goes.
-
-        Returns:
-            Final-norm hidden states [U, N|1, G|1, L, D], and the keys and values of these tokens or the whole cache.
-        """
+        context: list[Segment],
+        cache: tuple[Segment, Array] | None = None,
+    ) -> tuple[Array, Array, Array]:
         c = self.config
-        embedding = _weight(self, "embedding", (c.vocabulary, c.width), ("vocabulary", "embed"), c.width)
-        x = embedding[tokens].astype(c.dtype)
-        keys, values = [], []
-        block = nn.remat(_block, static_argnums=(1,)) if c.remat == "block" else _block
-        for layer in range(c.layers):
-            before = [Segment(part.k[layer], part.v[layer], part.valid) for part in context]
-            slot = None if cache is None else (Segment(cache[0].k[layer], cache[0].v[layer], cache[0].valid), cache[1])
-            x, k, v = block(self, layer, x, positions, valid, before, slot)
-            keys.append(k)
-            values.append(v)
-        hidden = RMSNorm(c.norm_epsilon, name="final_norm")(x)
-        if self.is_initializing():  # declared here, read by `vocabulary_kernel` and `scores`
-            if not c.tied_embeddings:
-                _weight(self, "lm_head", (c.vocabulary, c.width), ("vocabulary", "embed"), c.width)
-            _weight(self, "score_head", (c.width,), (None,), c.width * 100)
-        return hidden, KeyValues(k=tuple(keys), v=tuple(values), valid=valid if cache is None else cache[0].valid)
-
-
-def _block(
-    decoder: Decoder,
-    layer: int,
-    x: Array,
-    positions: Array,
-    valid: Array,
-    context: list[Segment],
-    cache: tuple[Segment, Array] | None,
-) -> tuple[Array, Array, Array]:
-    """One layer of the decoder: its output, and the keys and values of the new tokens."""
-    c = decoder.config
-    normed = RMSNorm(c.norm_epsilon, name=f"attention_norm_{layer}")(x)
-    mixed, k, v = Attention(c, name=f"attention_{layer}")(normed, positions, valid, context, cache)
-    x = x + mixed
-    return x + GatedMLP(c, name=f"mlp_{layer}")(RMSNorm(c.norm_epsilon, name=f"mlp_norm_{layer}")(x)), k, v
+        normed = RMSNorm(c.norm_epsilon, name="attention_norm")(x)
+        mixed, k, v = Attention(c, name="attention")(normed, positions, valid, context, cache)
+        x = x + mixed
+        return x + GatedMLP(c, name="mlp")(RMSNorm(c.norm_epsilon, name="mlp_norm")(x)), k, v
 
 
 def extend(
@@ -212,15 +190,92 @@ def extend(
     context: tuple[KeyValues, ...] = (),
     cache: tuple[KeyValues, Array] | None = None,
 ) -> tuple[Array, KeyValues]:
-    """`Decoder` as a pure function of its parameters; arguments and results as there."""
-    out: Any = Decoder(config).apply({"params": params}, tokens, positions, valid, context, cache)
-    return out
+    """Read one more segment: a pure function of the parameters.
+
+    Args:
+        config: shape of the model.
+        params: its parameters, the layers stacked or `by_layer`.
+        tokens: int32 [U, N|1, G|1, L].
+        positions: int32, same shape: true tokens before each one.
+        valid: bool, same shape: False = padding.
+        context: the segments before this one, in any order; positions are inside their keys.
+        cache: for decoding one token per row: earlier tokens of the same rows with room for this one, which is
+            among the valid ones already, and the slot int32 [] where it goes.
+
+    Returns:
+        Final-norm hidden states [U, N|1, G|1, L, D], and the keys and values of these tokens or the whole cache.
+    """
+
+    def block(x: Array, layer: _Layer) -> tuple[Array, tuple[Array, Array]]:
+        before = [Segment(*kv, part.valid) for kv, part in zip(layer.context, context, strict=True)]
+        room = None
+        if cache is not None and layer.cache is not None:
+            room = Segment(*layer.cache, cache[0].valid), cache[1]
+        out: Any = Block(config).apply({"params": layer.weights}, x, positions, valid, before, room)
+        return out[0], out[1:]
+
+    if config.remat == "block":
+        block = jax.checkpoint(block)
+    x = params["embedding"][tokens].astype(config.dtype)
+    if cache is None and config.layers >= LOOPED_LAYERS and not isinstance(params["layers"], tuple):
+        stacked = [(jnp.stack(part.k), jnp.stack(part.v)) for part in context]
+        x, (k, v) = jax.lax.scan(block, x, _Layer(params["layers"], stacked, None))
+        keys, values = tuple(jnp.unstack(k)), tuple(jnp.unstack(v))
+    else:
+        found = []
+        for at, weights in enumerate(by_layer(params["layers"])):
+            room = None if cache is None else (cache[0].k[at], cache[0].v[at])
+            x, kv = block(x, _Layer(weights, [(part.k[at], part.v[at]) for part in context], room))
+            found.append(kv)
+        keys, values = zip(*found, strict=True)
+    hidden: Any = RMSNorm(config.norm_epsilon).apply({"params": params["final_norm"]}, x)
+    return hidden, KeyValues(k=keys, v=values, valid=valid if cache is None else cache[0].valid)
+
+
+class _Layer(NamedTuple):
+    """What belongs to one layer, or, stacked, to all."""
+
+    weights: Params
+    context: list[tuple[Array, Array]]  # keys and values of each segment before
+    cache: tuple[Array, Array] | None  # of earlier tokens of the same rows
+
+
+def by_layer(layers: Params) -> tuple[Params, ...]:
+    """The weights of each layer, out of the stacked ones; what is `by_layer` already stays as it is."""
+    if isinstance(layers, tuple):
+        return layers
+    leaves, tree = jax.tree.flatten(layers)
+    # One split, whose derivative is one concatenation; that of L slices would be a sum of L arrays of full size.
+    split = [[part[0] for part in jax.lax.split(leaf, (1,) * leaf.shape[0])] for leaf in leaves]
+    return tuple(jax.tree.unflatten(tree, weights) for weights in zip(*split, strict=True))
 
 
 def initial_params(config: ModelConfig, key: Array) -> Params:
     """Random parameters that still carry their logical axes; `flax.core.meta.unbox` takes them off."""
-    token = jnp.zeros((1, 1, 1, 1), jnp.int32)
-    return Decoder(config).init(key, token, token, jnp.ones_like(token, bool))["params"]
+    keys = dict(zip(("embedding", "layers", "lm_head", "score_head"), jax.random.split(key, 4)))
+
+    def normal(name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], fan_in: int) -> Any:
+        init = nn.initializers.normal(stddev=fan_in**-0.5)
+        return nn.with_logical_partitioning(init, axes)(keys[name], shape, jnp.float32)
+
+    x = jnp.zeros((1, 1, 1, 1, config.width), config.dtype)
+    token = jnp.zeros(x.shape[:-1], jnp.int32)
+
+    def one_layer(key: Array) -> Params:
+        return Block(config).init(key, x, token, token == 0, [])["params"]
+
+    layers = jax.vmap(one_layer)(jax.random.split(keys["layers"], config.layers))
+    is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
+    width, vocabulary = config.width, (config.vocabulary, config.width)
+    params = {
+        "embedding": normal("embedding", vocabulary, ("vocabulary", "embed"), width),
+        "layers": jax.tree.map(lambda box: box.replace(names=("layers", *box.names)), layers, is_leaf=is_box),
+        "final_norm": RMSNorm(config.norm_epsilon).init(key, x)["params"],
+        "score_head": normal("score_head", (width,), (None,), width * 100),
+    }
+    if not config.tied_embeddings:
+        params["lm_head"] = normal("lm_head", vocabulary, ("vocabulary", "embed"), width)
+    return params
 
 
 def vocabulary_kernel(params: Params) -> Array:

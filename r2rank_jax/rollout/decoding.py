@@ -17,7 +17,7 @@ from flax import struct
 
 from r2rank_jax.config import ModelConfig
 from r2rank_jax.model.forward import read_items
-from r2rank_jax.model.transformer import extend, scores, vocabulary_kernel
+from r2rank_jax.model.transformer import by_layer, extend, scores, vocabulary_kernel
 from r2rank_jax.rollout.sampling import sample_token
 from r2rank_jax.types import Array, KeyValues, ListBatch, Params, Rationales
 
@@ -152,6 +152,7 @@ def decode(
         temperature: divides the logits, also those of the log-probabilities.
     """
     kernel = vocabulary_kernel(params).astype(config.dtype)
+    params = params | {"layers": by_layer(params["layers"])}  # before the loop: layers are not cut out at every token
     shape = lanes.alive.shape
     steps, past_tokens = lanes.new_v[0].shape[4], lanes.v[0].shape[4]
     end = jnp.minimum(steps, lanes.said.tokens.shape[2] - lanes.t)

@@ -9,7 +9,7 @@ import pytest
 from flax.core import meta
 
 from r2rank_jax.config import MeshConfig, ModelConfig
-from r2rank_jax.model.forward import judge
+from r2rank_jax.model.forward import judge, prefix_forward
 from r2rank_jax.model.logprobs import TokenLoss, token_loss, token_statistics
 from r2rank_jax.model.transformer import extend, initial_params, scores, vocabulary_kernel
 from r2rank_jax.sharding import make_mesh, replicated, users
@@ -124,6 +124,25 @@ def test_gradients_of_the_shared_prefix_equal_those_of_independent_prompts():
     for (path, a), b in zip(jax.tree.leaves_with_path(shared), jax.tree.leaves(alone)):
         error = float(jnp.linalg.norm(a - b) / (jnp.linalg.norm(b) + 1e-12))
         assert error < 1e-5, (jax.tree_util.keystr(path), error)
+
+
+@pytest.mark.parametrize("remat", ["none", "block"])
+def test_a_loop_over_the_layers_equals_layers_written_out(monkeypatch, remat):
+    config = QWEN3
+    params, (batch, rationales) = make_params(config), make_batch(config)
+    looped = dataclasses.replace(config, remat=remat)
+    step = lambda c: jax.value_and_grad(lambda p: weighted_judge(c, p, batch, rationales))  # noqa: E731
+    expected = jax.jit(step(config))(params)
+    assert "scan" not in str(jax.make_jaxpr(lambda p: extend_prefix(config, p, batch))(params))
+    monkeypatch.setattr("r2rank_jax.model.transformer.LOOPED_LAYERS", 2)
+    assert "scan" in str(jax.make_jaxpr(lambda p: extend_prefix(config, p, batch))(params))
+    found = jax.jit(step(looped))(params)
+    for (path, a), b in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(expected)):
+        assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b), jax.tree_util.keystr(path)
+
+
+def extend_prefix(config, params, batch):
+    return prefix_forward(config, params, batch.prefix, batch.prefix_length).k
 
 
 def test_padding_and_masked_items_change_nothing():

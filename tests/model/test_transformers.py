@@ -5,6 +5,7 @@ Needs the extra `peers` (torch); without it these tests are skipped.
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -70,6 +71,7 @@ def as_params(found, config):
     }
     if not config.tied_embeddings:
         params["lm_head"] = state["lm_head.weight"]
+    layers = []
     for layer in range(config.layers):
         at = f"model.layers.{layer}."
         attention = {
@@ -84,12 +86,15 @@ def as_params(found, config):
         if config.qk_norm:
             attention |= {f"{x}_norm": {"scale": state[f"{at}self_attn.{x}_norm.weight"]} for x in ("q", "k")}
         attention["o"] = state[f"{at}self_attn.o_proj.weight"].T.reshape(config.heads, config.head_size, config.width)
-        params |= {
-            f"attention_{layer}": attention,
-            f"attention_norm_{layer}": {"scale": state[f"{at}input_layernorm.weight"]},
-            f"mlp_norm_{layer}": {"scale": state[f"{at}post_attention_layernorm.weight"]},
-            f"mlp_{layer}": {x: state[f"{at}mlp.{x}_proj.weight"].T for x in ("gate", "up", "down")},
-        }
+        layers.append(
+            {
+                "attention": attention,
+                "attention_norm": {"scale": state[f"{at}input_layernorm.weight"]},
+                "mlp_norm": {"scale": state[f"{at}post_attention_layernorm.weight"]},
+                "mlp": {x: state[f"{at}mlp.{x}_proj.weight"].T for x in ("gate", "up", "down")},
+            }
+        )
+    params["layers"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
     return params
 
 

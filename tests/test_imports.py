@@ -19,6 +19,7 @@ ORDER = [
     "data",
     "evaluation",
     "checkpoint",
+    "pretrained",
     "report",
     "runs",
     "cli",

@@ -15,9 +15,9 @@ import numpy as np
 from r2rank_jax.data import movielens
 from r2rank_jax.data.atomic import replacing_folder
 from r2rank_jax.data.errors import DataError
-from r2rank_jax.data.fetch import sha256
 from r2rank_jax.data.splits import HELD_OUT, NONE, PROTOCOLS, Split, sample_outside, split, time_cuts
 from r2rank_jax.data.tables import Array, Interactions, Items
+from r2rank_jax.data.wheels import sha256
 
 FORMAT = 1  # of the folder; raised when a reader of the old form would go wrong
 

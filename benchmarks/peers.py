@@ -26,9 +26,10 @@ from r2rank_jax.types import Params
 if TYPE_CHECKING:
     import torch
 
-CPU_ROWS = 10
-"""Rows that an update reads at once on a CPU: 10 to 20 were fastest of 1 to 80 on 2 cores, 80 take 1.1 to 1.4 times as
-long (the more with glibc's default malloc, which hands large buffers back and faults them in again)."""
+ROWS = 10
+"""Rows that an update reads at once: 10 to 20 were fastest of 1 to 80 on 2 cores, 80 take 1.1 to 1.4 times as long (the
+more with glibc's default malloc, which hands large buffers back and faults them in again). On an accelerator more than
+some do not fit where the vocabulary is large."""
 
 
 def peers_available(peer: Literal["torch", "trl"] = "torch") -> str | None:
@@ -149,8 +150,8 @@ def update_seconds(
 ) -> tuple[list[float], int | None]:
     """One policy-gradient update: loss -mean(advantage · Σ log π), backward, fused AdamW; it moves the weights.
 
-    Logits are computed where completions are predicted only, and nothing is recomputed in the backward pass. On a CPU
-    the gradients of `CPU_ROWS` rows at a time are added up; elsewhere all rows are read at once.
+    Logits are computed where completions are predicted only, and nothing is recomputed in the backward pass. The
+    gradients of `ROWS` rows at a time are added up.
 
     Args:
         model: from `to_torch`; weights, gradients and optimizer state have its dtype.
@@ -166,13 +167,12 @@ def update_seconds(
     import torch
 
     device = model.device
-    rows_at_once = CPU_ROWS if device.type == "cpu" else len(tokens)
     read = torch.tensor(tokens, dtype=torch.long, device=device)
     weights = torch.tensor(advantages, dtype=torch.float32, device=device) / len(tokens)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
 
     def call() -> None:
-        for rows, weight in zip(read.split(rows_at_once), weights.split(rows_at_once)):
+        for rows, weight in zip(read.split(ROWS), weights.split(ROWS)):
             hidden = model.model(input_ids=rows[:, :-1], use_cache=False).last_hidden_state[:, -new_tokens:]
             logp = torch.log_softmax(model.lm_head(hidden).float(), dim=-1)
             said = logp.gather(-1, rows[:, -new_tokens:, None]).sum((1, 2))

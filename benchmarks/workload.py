@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import platform
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -20,7 +23,9 @@ from r2rank_jax.config import DataConfig, ModelConfig, RLConfig, RunConfig
 from r2rank_jax.model.transformer import initial_params
 from r2rank_jax.rollout.generate import Generator
 from r2rank_jax.rollout.sampling import row_keys
+from r2rank_jax.runs.kernels import choose_attention, choose_budget
 from r2rank_jax.sharding import make_mesh
+from r2rank_jax.train.memory import DEFAULT_BUDGET, GIB, plan_update
 from r2rank_jax.types import OF_ITEMS, OF_USERS, ListBatch, Params, Rationales
 
 
@@ -73,7 +78,17 @@ QWEN_1_5B = Shape(
     suffix=100,
     length=256,
 )
-SHAPES = {"reference": REFERENCE, "qwen2.5-1.5b": QWEN_1_5B}
+# To see within a minute that a benchmark runs; its figures say nothing.
+SMOKE = dataclasses.replace(
+    REFERENCE,
+    model=dataclasses.replace(REFERENCE.model, vocabulary=512, width=64, layers=2, head_size=16, mlp_width=128),
+    prefix=32,
+    suffix=8,
+    length=32,
+    items=4,
+    rationales=2,
+)
+SHAPES = {"reference": REFERENCE, "qwen2.5-1.5b": QWEN_1_5B, "smoke": SMOKE}
 
 
 def make(shape: Shape, seed: int = 0) -> tuple[Params, ListBatch, Rationales]:
@@ -118,6 +133,18 @@ def independent(batch: ListBatch, said: Rationales) -> tuple[ListBatch, Rational
     per_item = {name: rows(getattr(batch, name), 2)[:, None] for name in OF_ITEMS}
     alone = ListBatch(**per_user, **per_item)
     return alone, jax.tree.map(lambda x: rows(x, 3)[:, None, None], said)
+
+
+def that_fit(shape: Shape, alone: ListBatch, said: Rationales) -> int:
+    """How many independent rows an update can read at once; a divisor of all of them. They have no items to be read in
+    chunks of."""
+    config, rows = run_config(shape), alone.user.shape[0]
+    budget = DEFAULT_BUDGET if config.compute.update_gib is None else config.compute.update_gib * GIB
+    for some in (n for n in range(rows, 1, -1) if rows % n == 0):
+        part = jax.tree.map(lambda x: jax.ShapeDtypeStruct((some, *x.shape[1:]), x.dtype), (alone, said))  # noqa: B023
+        if plan_update(config.model, config.compute, *part, batch_shards=1).activation_bytes <= budget:
+            return some
+    return 1
 
 
 def flops(shape: Shape) -> dict[str, float]:
@@ -173,7 +200,7 @@ def generator(shape: Shape, rationales: int, kind: type[Generator] = Generator, 
     config = run_config(shape)
     return kind(
         make_mesh(config.mesh),
-        shape.model,
+        config.model,
         rationales=rationales,
         max_tokens=shape.length,
         wave_tokens=config.compute.wave_tokens,
@@ -197,9 +224,11 @@ def device() -> str:
     return f"{jax.default_backend()}: {kind}, {platform.machine()}, jax {jax.__version__}"
 
 
-def run_config(shape: Shape, **rl: Any) -> RunConfig:
-    """The configuration under which `r2rank rl` would do this work."""
-    return RunConfig(
+@functools.cache
+def run_config(shape: Shape) -> RunConfig:
+    """The configuration under which `r2rank rl` would do this work on this machine: its attention is measured, its
+    memory shared out."""
+    config = RunConfig(
         name="benchmark",
         model=shape.model,
         data=DataConfig(
@@ -208,8 +237,10 @@ def run_config(shape: Shape, **rl: Any) -> RunConfig:
             rationale_tokens=shape.length,
             candidate_items=shape.items,
         ),
-        rl=RLConfig(batch_users=shape.users, rationales=shape.rationales, temperature=1.0, **rl),
+        rl=RLConfig(batch_users=shape.users, rationales=shape.rationales, temperature=1.0),
     )
+    with tempfile.TemporaryDirectory() as nothing_there:
+        return choose_budget(choose_attention(config, Path(nothing_there)))
 
 
 @dataclass(frozen=True)

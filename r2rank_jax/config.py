@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+Trained = Literal["all", "adapters", "head"]
+
 
 class ConfigError(ValueError):
     """A setting that cannot work, with what is required, what came and the remedy."""
@@ -93,6 +95,10 @@ class ModelConfig:
     norm_epsilon: float = 1e-6
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation; parameters, softmax, norms and losses stay float32."""
+    lora_rank: int = 0
+    """Rank of the adapters beside every matrix of every layer, which `trained=adapters` trains; 0: none."""
+    lora_alpha: float = 32.0
+    """An adapter's product is multiplied by lora_alpha / lora_rank."""
     attention: Literal["auto", "einsum", "cudnn", "splash"] = "auto"
     """How attention is computed; "auto" measures what this machine has. Not part of what a checkpoint is."""
     remat: Literal["auto", "none", "block"] = "auto"
@@ -109,6 +115,7 @@ class ModelConfig:
             self.head_size % 2 == 0,
             f"model.head_size must be even for RoPE, got {self.head_size}; add or take one",
         )
+        _require(self.lora_rank >= 0, f"model.lora_rank must be at least 0 (no adapters), got {self.lora_rank}")
         _require(
             self.rope_factor >= 1 and self.rope_high_frequency > self.rope_low_frequency,
             f"model.rope_factor must be at least 1 and rope_high_frequency above rope_low_frequency, got "
@@ -165,6 +172,8 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     beta2: float = 0.99
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the first moment; the second, a sum of squares, stays float32."""
     ema_decay: float = 0.0
     """Decay of the parameter average that is evaluated and handed on; 0 = the parameters themselves."""
 
@@ -260,6 +269,11 @@ class RunConfig:
 
     name: str
     seed: int = 0
+    pretrained: str | None = None
+    """Folder that `r2rank model import` wrote: the policy starts from its weights and reads and writes with its
+    tokenizer. None: random weights, and a tokenizer trained on the traces."""
+    trained: Trained = "all"
+    """What learns: all parameters; the adapters of `model.lora_rank` and the scoring head; or the head alone."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -269,6 +283,12 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
+        _require(
+            (self.trained == "adapters") == (self.model.lora_rank > 0),
+            f"trained=adapters and model.lora_rank > 0 need each other, got trained={self.trained} and "
+            f"model.lora_rank={self.model.lora_rank}; set model.lora_rank to 16, or trained to all and model.lora_rank "
+            "to 0",
+        )
         shards = self.mesh.batch_shards
         for phase in ("sft", "rl", "evaluation"):
             users = getattr(self, phase).batch_users

@@ -20,6 +20,7 @@ from flax.core import meta
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from r2rank_jax.config import ConfigError, MeshConfig, ModelConfig
+from r2rank_jax.model.adapters import merged, without_adapters
 from r2rank_jax.model.transformer import by_layer, initial_params
 from r2rank_jax.types import Params
 
@@ -162,20 +163,22 @@ def on_lanes(mesh: Mesh, abstract: Any) -> Any:
 
 
 def weights_for_decoding(mesh: Mesh, config: ModelConfig) -> Callable[[Params], Params]:
-    """One copy of the parameters for all tokens of a rollout: layer by layer, in the type of the computation, gathered
-    along fsdp.
+    """One copy of the parameters for all tokens of a rollout: layer by layer, adapters merged, in the type of the
+    computation, gathered along fsdp.
 
-    Matrices are used in that type anyway, so no bit of the result changes; norms and the scoring head stay float32.
+    Matrices are used in that type anyway, so without adapters no bit of the result changes; norms and the scoring head
+    stay float32.
     """
 
     def copy(params: Params) -> Params:
+        params = merged(config, params)
         layers = by_layer(params["layers"])  # first: a stacked norm has two axes
         return jax.tree.map(lambda x: x.astype(config.dtype) if x.ndim > 1 else x, params | {"layers": layers})
 
     def gathered(spec: PartitionSpec) -> NamedSharding:
         return NamedSharding(mesh, PartitionSpec(*(None if axis == "fsdp" else axis for axis in spec)))
 
-    whole = jax.tree.map(lambda leaf: leaf.sharding.spec, abstract_params(mesh, config))
+    whole = jax.tree.map(lambda leaf: leaf.sharding.spec, abstract_params(mesh, without_adapters(config)))
     is_spec = lambda x: isinstance(x, PartitionSpec)  # noqa: E731
     of_layer = jax.tree.map(lambda spec: gathered(PartitionSpec(*spec[1:])), whole["layers"], is_leaf=is_spec)
     shardings = jax.tree.map(gathered, whole, is_leaf=is_spec) | {"layers": (of_layer,) * config.layers}

@@ -10,6 +10,7 @@ Logical axes stand beside each weight's shape; `r2rank_jax.sharding` maps them t
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -28,6 +29,26 @@ LOOPED_LAYERS = 8
 def _weight(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], fan_in: int) -> Array:
     init = nn.initializers.normal(stddev=fan_in**-0.5)
     return jnp.asarray(module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32))
+
+
+def _adapter(
+    module: Any,
+    name: str,
+    x: Array,
+    in_axes: tuple[str | None, ...],
+    out_shape: tuple[int, ...],
+    out_axes: tuple[str | None, ...],
+) -> Array | float:
+    """What the adapter of a matrix adds to its product with x [.., in..]; see `model.adapters`."""
+    c: ModelConfig = module.config
+    if not c.lora_rank:
+        return 0.0
+    in_shape = x.shape[x.ndim - len(in_axes) :]
+    a = _weight(module, f"{name}_a", (*in_shape, c.lora_rank), (*in_axes, None), math.prod(in_shape))
+    zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), (None, *out_axes))
+    b = jnp.asarray(module.param(f"{name}_b", zeros, (c.lora_rank, *out_shape), jnp.float32))
+    narrow = jnp.tensordot(x, a.astype(x.dtype), axes=len(in_axes))
+    return jnp.tensordot(narrow, b.astype(x.dtype), axes=1) * (c.lora_alpha / c.lora_rank)
 
 
 class RMSNorm(nn.Module):
@@ -111,12 +132,14 @@ class Attention(nn.Module):
             out = attend(c.attention, q, [*context, Segment(k, v, seen)], None)
         out = out.transpose(0, 2, 3, 4, 1, 5, 6).reshape(users, items, forks, length, c.heads, c.head_size)
         o = _weight(self, "o", (c.heads, c.head_size, c.width), ("heads", None, "embed"), c.heads * c.head_size)
-        return jnp.einsum("ungljh,jhd->ungld", out, o.astype(x.dtype)), k, v
+        mixed = jnp.einsum("ungljh,jhd->ungld", out, o.astype(x.dtype))
+        return mixed + _adapter(self, "o", out, ("heads", None), (c.width,), ("embed",)), k, v
 
     def _project(self, name: str, x: Array, heads: int, axis: str) -> Array:
         c = self.config
         kernel = _weight(self, name, (c.width, heads, c.head_size), ("embed", axis, None), c.width)
         out = jnp.einsum("ungld,djh->ungljh", x, kernel.astype(x.dtype))
+        out += _adapter(self, name, x, ("embed",), (heads, c.head_size), (axis, None))
         if c.attention_bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), (axis, None))
             bias = jnp.asarray(self.param(f"{name}_bias", zeros, (heads, c.head_size), jnp.float32))
@@ -157,7 +180,10 @@ class GatedMLP(nn.Module):
         gate = _weight(self, "gate", (c.width, c.mlp_width), ("embed", "mlp"), c.width).astype(x.dtype)
         up = _weight(self, "up", (c.width, c.mlp_width), ("embed", "mlp"), c.width).astype(x.dtype)
         down = _weight(self, "down", (c.mlp_width, c.width), ("mlp", "embed"), c.mlp_width).astype(x.dtype)
-        return (nn.silu(widen(x, gate)) * widen(x, up)) @ down
+        wide = (c.mlp_width,), ("mlp",)
+        gated = widen(x, gate) + _adapter(self, "gate", x, ("embed",), *wide)
+        inner = nn.silu(gated) * (widen(x, up) + _adapter(self, "up", x, ("embed",), *wide))
+        return inner @ down + _adapter(self, "down", inner, ("mlp",), (c.width,), ("embed",))
 
 
 class Block(nn.Module):

@@ -17,6 +17,7 @@ import jax
 from jax.sharding import Mesh
 
 from r2rank_jax.config import ModelConfig, RunConfig
+from r2rank_jax.model.adapters import without_adapters
 from r2rank_jax.rollout.decoding import Before, Lanes, Rollout, compact, decode, finish, merge, most_alive, start
 from r2rank_jax.rollout.sampling import row_keys
 from r2rank_jax.sharding import on_lanes, users, weights_for_decoding
@@ -104,6 +105,7 @@ class Generator:
         self._max_tokens = max_tokens
         self._pasts = past_sizes(max_tokens, self._wave_tokens)
         self._weights = weights_for_decoding(mesh, config)
+        config = without_adapters(config)  # those are merged into the weights for decoding
         self._programs: dict[Any, jax.stages.Compiled] = {}
         self._results: dict[Any, Any] = {}
 

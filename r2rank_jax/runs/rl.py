@@ -68,13 +68,13 @@ def run(config: RunConfig, run_dir: Path) -> None:
     gap = 0.0  # largest |log-probability of the trainer - of the sampler| since the last log
     if done:
         extras = checkpoints.extras(done)
-        require_same_configuration(extras, to_json(config), ("seed", "data", "model", "rl"))
+        require_same_configuration(extras, to_json(config), ("seed", "data", "model", "rl", "trained", "pretrained"))
         if extras["reference"] != reference_identity:
             raise CheckpointError(
                 f"RL in {run_dir} started from another SFT checkpoint ({extras['reference'][:12]}) than the one "
                 f"that is there now ({reference_identity[:12]}); restore it, or choose another --run-dir"
             )
-        like = abstract_state(mesh, config.model, rl.optimizer, rl.steps * rl.updates)
+        like = abstract_state(mesh, config.model, rl.optimizer, rl.steps * rl.updates, config.trained)
         state, extras = checkpoints.restore(done, like)
         iterator.set_state(extras["iterator"])
         wall_s, gap = extras["wall_s"], extras.get("logp_gap", 0.0)
@@ -84,7 +84,7 @@ def run(config: RunConfig, run_dir: Path) -> None:
         programs = rollout_fn.warm_up(reference, abstract_lists(mesh, config, rl.batch_users), sampled=True)
         say(f"rl: {programs} programs of the rollout ready in {time.monotonic() - began:.1f} s")
     if not done:
-        state = fresh_state(mesh, config.model, rl.optimizer, rl.steps * rl.updates, config.seed)
+        state = fresh_state(mesh, config.model, rl.optimizer, rl.steps * rl.updates, config.seed, config.trained)
         scale = _calibrate(mesh, rollout_fn, reference, state.key(), iterator)
         state = start_from(state, {**reference, "score_head": reference["score_head"] * scale})
         say(f"rl: scores scaled by {scale:.3f} before the first step; {rl.steps} steps of {rl.batch_users} lists")

@@ -63,12 +63,14 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
     checkpoints = Checkpoints(run_dir / "checkpoints" / phase)
     latest, wall_s = checkpoints.latest(), 0.0
     if latest is None:
-        state = fresh_state(mesh, config.model, config.sft.optimizer, steps, seed)
+        state = fresh_state(mesh, config.model, config.sft.optimizer, steps, seed, config.trained)
         if start is not None:
             state = start_from(state, start)
     else:
-        like = abstract_state(mesh, config.model, config.sft.optimizer, steps)
-        require_same_configuration(checkpoints.extras(latest), to_json(config), ("seed", "data", "model", "sft"))
+        like = abstract_state(mesh, config.model, config.sft.optimizer, steps, config.trained)
+        require_same_configuration(
+            checkpoints.extras(latest), to_json(config), ("seed", "data", "model", "sft", "trained", "pretrained")
+        )
         _require_same_traces(checkpoints.extras(latest), traces, run_dir)
         state, extras = checkpoints.restore(latest, like)
         iterator.set_state(extras["iterator"])

@@ -19,10 +19,11 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh
 
-from r2rank_jax.config import ModelConfig
+from r2rank_jax.config import ModelConfig, Trained
 from r2rank_jax.model.forward import Judgement, prefix_forward, read_rationales
 from r2rank_jax.model.transformer import scores as scores_of
 from r2rank_jax.sharding import sum_over_users
+from r2rank_jax.train.trained import join, split
 from r2rank_jax.types import OF_ITEMS, OF_USERS, Array, KeyValues, ListBatch, Params, Rationales
 
 
@@ -55,6 +56,7 @@ def gradients(
     scores: Array | None = None,
     *,
     chunk_items: int,
+    trained: Trained = "all",
 ) -> tuple[Params, Judgement]:
     """Gradient of `losses.of_tokens + losses.of_scores`.
 
@@ -67,49 +69,52 @@ def gradients(
         rows: of the whole batch.
         scores: [U, N, G] under `params`, where they are known already; not needed if one chunk holds all items.
         chunk_items: items of each user that are read together; N or more: all at once, without a loop.
+        trained: what is differentiated.
 
     Returns:
-        Gradients like `params`, and the judgement of all rows.
+        Gradients like `params`, with None for what is not trained, and the judgement of all rows.
     """
     items = rows.batch.items.shape[1]
+    moved, rest = split(trained, params)
     if chunk_items >= items:
 
-        def whole_loss(p: Params) -> tuple[Array, Judgement]:
-            of_tokens, judged = losses.of_tokens(p, constants, None, rows)
+        def whole_loss(moved: Params) -> tuple[Array, Judgement]:
+            of_tokens, judged = losses.of_tokens(join(moved, rest), constants, None, rows)
             return of_tokens + losses.of_scores(constants, judged.scores, rows), judged
 
-        return jax.grad(whole_loss, has_aux=True)(params)
+        return jax.grad(whole_loss, has_aux=True)(moved)
 
     if scores is None:
         scores = read_in_chunks(mesh, model, _read_scores(model), params, (), rows, chunk_items=chunk_items)
     by_score = jax.grad(lambda s: losses.of_scores(constants, s, rows))(scores)
 
-    def on_device(shared: tuple[Params, Any], split: tuple[Rows, Array]) -> tuple[Params, Judgement]:
-        params, constants = shared
-        rows, by_score = split
+    def on_device(shared: tuple[Params, Params, Any], own: tuple[Rows, Array]) -> tuple[Params, Judgement]:
+        moved, rest, constants = shared
+        rows, by_score = own
 
-        def prefix_of(p: Params) -> tuple[Any, Array]:
-            prefix = prefix_forward(model, p, rows.batch.prefix, rows.batch.prefix_length)
+        def prefix_of(moved: Params) -> tuple[Any, Array]:
+            prefix = prefix_forward(model, join(moved, rest), rows.batch.prefix, rows.batch.prefix_length)
             return (prefix.k, prefix.v), prefix.valid
 
-        kv, pull, valid = jax.vjp(prefix_of, params, has_aux=True)
+        kv, pull, valid = jax.vjp(prefix_of, moved, has_aux=True)
 
         def visit(so_far: Any, chunk: tuple[Rows, Array]) -> tuple[Any, Judgement]:
             here, slope = chunk
 
-            def loss(p: Params, kv: Any) -> tuple[Array, Judgement]:
-                of_tokens, judged = losses.of_tokens(p, constants, KeyValues(k=kv[0], v=kv[1], valid=valid), here)
+            def loss(moved: Params, kv: Any) -> tuple[Array, Judgement]:
+                prefix = KeyValues(k=kv[0], v=kv[1], valid=valid)
+                of_tokens, judged = losses.of_tokens(join(moved, rest), constants, prefix, here)
                 return of_tokens + jnp.vdot(slope, judged.scores), judged
 
-            found, judged = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, kv)
+            found, judged = jax.grad(loss, argnums=(0, 1), has_aux=True)(moved, kv)
             return jax.tree.map(lambda total, x: total + x.astype(jnp.float32), so_far, found), judged
 
-        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (params, kv))
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (moved, kv))
         (total, d_kv), judged = jax.lax.scan(visit, nothing, _split(rows, by_score, chunk_items))
         (through_prefix,) = pull(jax.tree.map(lambda d, x: d.astype(x.dtype), d_kv, kv))
         return jax.tree.map(jnp.add, total, through_prefix), _join(judged, items)
 
-    return sum_over_users(mesh, on_device)((params, constants), (rows, by_score))
+    return sum_over_users(mesh, on_device)((moved, rest, constants), (rows, by_score))
 
 
 def read_in_chunks(

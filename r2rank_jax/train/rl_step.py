@@ -151,6 +151,7 @@ def rl_gradients(
         # On the first update of a rollout the policy is still the one whose scores the rollout read.
         rollout.scores if rl.updates == 1 else None,
         chunk_items=plan.chunk_items,
+        trained=config.trained,
     )
     by_token, seen = token_loss(rl, judged, known, (constants.tokens, constants.lists))
     by_score, reward = score_loss(config, constants, judged.scores, rows)
@@ -245,11 +246,13 @@ def make_rl_steps(mesh: Mesh, config: RunConfig) -> tuple[Assess, RLUpdate]:
     ) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(state.key(), UPDATE)
         grads, metrics = rl_gradients(mesh, config, state.params, reference, batch, rollout, assessment, key)
-        state, changed = apply_gradients(state, grads, optimizer, settings.ema_decay)
+        state, changed = apply_gradients(state, grads, optimizer, settings.ema_decay, config.trained)
         return state, metrics | changed
 
     split, whole = users(mesh), replicated(mesh)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(mesh, config.model, settings, steps))
+    shardings = jax.tree.map(
+        lambda leaf: leaf.sharding, abstract_state(mesh, config.model, settings, steps, config.trained)
+    )
     return (
         jax.jit(
             lambda params, reference, batch, rollout: assess(mesh, config, params, reference, batch, rollout),

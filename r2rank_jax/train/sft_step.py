@@ -41,7 +41,9 @@ def sft_gradients(
         return config.sft.head_weight * head_loss(scores, here.batch)
 
     losses = Losses(of_tokens, of_scores)
-    grads, judged = gradients(mesh, plan.model, losses, params, tokens, rows, chunk_items=plan.chunk_items)
+    grads, judged = gradients(
+        mesh, plan.model, losses, params, tokens, rows, chunk_items=plan.chunk_items, trained=config.trained
+    )
     parts = {"rationale_loss": -jnp.sum(judged.logp) / tokens, "head_loss": head_loss(judged.scores, batch)}
     return grads, {"loss": parts["rationale_loss"] + config.sft.head_weight * parts["head_loss"], **parts}
 
@@ -58,8 +60,10 @@ def make_sft_step(mesh: Mesh, config: RunConfig) -> SFTStep:
 
     def step(state: TrainState, batch: ListBatch, rationales: Rationales) -> tuple[TrainState, dict[str, Array]]:
         grads, metrics = sft_gradients(mesh, config, state.params, batch, rationales)
-        state, update = apply_gradients(state, grads, optimizer, settings.ema_decay)
+        state, update = apply_gradients(state, grads, optimizer, settings.ema_decay, config.trained)
         return state, metrics | update
 
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(mesh, config.model, settings, config.sft.steps))
+    shardings = jax.tree.map(
+        lambda leaf: leaf.sharding, abstract_state(mesh, config.model, settings, config.sft.steps, config.trained)
+    )
     return jax.jit(step, out_shardings=(shardings, replicated(mesh)), donate_argnums=0)

@@ -12,9 +12,10 @@ from flax import struct
 from flax.core import meta
 from jax.sharding import Mesh
 
-from r2rank_jax.config import ModelConfig, OptimizerConfig
+from r2rank_jax.config import ModelConfig, OptimizerConfig, Trained
 from r2rank_jax.model.transformer import initial_params
 from r2rank_jax.sharding import abstract, by_logical_axes
+from r2rank_jax.train.trained import join, split
 from r2rank_jax.types import Array, Params
 
 
@@ -42,7 +43,12 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     """AdamW behind a global norm clip; learning rate warmed up linearly, then a cosine to zero at `steps`."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(learning_rate(config, steps), b2=config.beta2, weight_decay=config.weight_decay),
+        optax.adamw(
+            learning_rate(config, steps),
+            b2=config.beta2,
+            weight_decay=config.weight_decay,
+            mu_dtype=config.moment_dtype,
+        ),
     )
 
 
@@ -52,16 +58,22 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, max(steps, warmup + 1))
 
 
-def fresh_state(mesh: Mesh, model: ModelConfig, config: OptimizerConfig, steps: int, seed: int) -> TrainState:
+def fresh_state(
+    mesh: Mesh, model: ModelConfig, config: OptimizerConfig, steps: int, seed: int, trained: Trained = "all"
+) -> TrainState:
     """A new train state, initialised shard by shard."""
-    boxed = jax.eval_shape(lambda: _fresh(model, config, steps, seed))
-    make = jax.jit(lambda: meta.unbox(_fresh(model, config, steps, seed)), out_shardings=by_logical_axes(mesh, boxed))
+    boxed = jax.eval_shape(lambda: _fresh(model, config, steps, seed, trained))
+    make = jax.jit(
+        lambda: meta.unbox(_fresh(model, config, steps, seed, trained)), out_shardings=by_logical_axes(mesh, boxed)
+    )
     return make()
 
 
-def abstract_state(mesh: Mesh, model: ModelConfig, config: OptimizerConfig, steps: int) -> TrainState:
+def abstract_state(
+    mesh: Mesh, model: ModelConfig, config: OptimizerConfig, steps: int, trained: Trained = "all"
+) -> TrainState:
     """Shapes, types and shardings of a train state."""
-    boxed = jax.eval_shape(lambda: _fresh(model, config, steps, 0))
+    boxed = jax.eval_shape(lambda: _fresh(model, config, steps, 0, trained))
     return abstract(boxed, by_logical_axes(mesh, boxed))
 
 
@@ -72,30 +84,35 @@ def start_from(state: TrainState, params: Params) -> TrainState:
     return replace(state, params=jax.tree.map(jnp.copy, params), average=average)
 
 
-def _fresh(model: ModelConfig, config: OptimizerConfig, steps: int, seed: int) -> TrainState:
+def _fresh(model: ModelConfig, config: OptimizerConfig, steps: int, seed: int, trained: Trained) -> TrainState:
     root = jax.random.key(seed)
     params = initial_params(model, jax.random.fold_in(root, 2**31 - 1))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         root=jax.random.key_data(root),
         params=params,
-        optimizer=make_optimizer(config, steps).init(params),
+        optimizer=make_optimizer(config, steps).init(split(trained, params)[0]),
         average=params if config.ema_decay else None,
     )
 
 
 def apply_gradients(
-    state: TrainState, grads: Params, optimizer: optax.GradientTransformation, ema_decay: float
+    state: TrainState,
+    grads: Params,
+    optimizer: optax.GradientTransformation,
+    ema_decay: float,
+    trained: Trained = "all",
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One update. Gradients that are not finite change nothing but the step, and are counted.
+    """One update of what is trained. Gradients that are not finite change nothing but the step, and are counted.
 
     (`optax.apply_if_finite` is not used: past its limit of consecutive failures it applies the bad update.)
     """
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm)
-    updates, new_optimizer = optimizer.update(grads, state.optimizer, state.params)
+    moved, rest = split(trained, state.params)
+    updates, new_optimizer = optimizer.update(grads, state.optimizer, moved)
     keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)  # noqa: E731
-    params = keep(optax.apply_updates(state.params, updates), state.params)
+    params = join(keep(optax.apply_updates(moved, updates), moved), rest)
     average = state.average
     if average is not None:
         # Young averages forget their start faster, so that short runs are not averages of the initial policy.

@@ -28,6 +28,8 @@ class TextTokenizer(Protocol):
     pad: int
     stop: int
     vocabulary: int
+    opening: Ids  # in front of every prefix
+    closing: Ids  # behind every item
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         """Ids of each text, without special tokens: text is data."""
@@ -43,9 +45,11 @@ class FastTokenizer:
         backend: for transformers, `tokenizer.backend_tokenizer`; it is copied, not changed.
         pad: id of the padding token.
         stop: id of the token that ends a rationale (transformers: `eos_token_id`).
+        opening: in front of every prefix, as the chat template of `data.chat` has it.
+        closing: behind every item.
     """
 
-    def __init__(self, backend: Tokenizer, pad: int, stop: int):
+    def __init__(self, backend: Tokenizer, pad: int, stop: int, opening: Ids = (), closing: Ids = ()):
         self.backend = Tokenizer.from_str(backend.to_str())
         self.backend.no_padding()
         self.backend.no_truncation()
@@ -53,6 +57,7 @@ class FastTokenizer:
         # file, so it has to be made here, every time.
         self.backend.encode_special_tokens = True
         self.pad, self.stop = pad, stop
+        self.opening, self.closing = opening, closing
         self.vocabulary = self.backend.get_vocab_size(with_added_tokens=True)
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
@@ -144,7 +149,7 @@ class Encoder:
         self.tokenizer, self.dataset, self.config = tokenizer, dataset, config
         self.counts: Counter[str] = Counter()
         self._lines: dict[tuple[int, float], Ids] = {}
-        self._instruction = tokenizer.encode([prompts.INSTRUCTION])[0]
+        self._instruction = tokenizer.opening + tokenizer.encode([prompts.INSTRUCTION])[0]
         self._by_line = _splits_at_lines(tokenizer, dataset)
         self._suffix, self._suffix_length = self._encode_suffixes()
 
@@ -233,7 +238,8 @@ class Encoder:
         """int32 [items, S] and [items]; where a suffix is too long, genres and then the title's end go."""
         catalogue, limit = self.dataset.items, self.config.suffix_tokens
         rows = list(zip(catalogue.title, catalogue.year, catalogue.genres))
-        ids = self.tokenizer.encode([prompts.suffix_text(*row) for row in rows])
+        texts = self.tokenizer.encode([prompts.suffix_text(*row) for row in rows])
+        ids = [found + self.tokenizer.closing for found in texts]
         for item, found in enumerate(ids):
             if len(found) > limit:
                 ids[item] = fit_suffix(self.tokenizer, *rows[item], limit, self.counts)
@@ -256,7 +262,10 @@ def fit_prefix(
     """
     prompts.require_history(len(shown))
     return _newest_that_fit(
-        lambda first: tokenizer.encode([prompts.prefix_text(shown[first:])])[0], len(shown), limit, counts
+        lambda first: tokenizer.opening + tokenizer.encode([prompts.prefix_text(shown[first:])])[0],
+        len(shown),
+        limit,
+        counts,
     )
 
 
@@ -270,12 +279,12 @@ def fit_suffix(
     """
     ids: Ids = ()
     for kept in range(len(genres), -1, -1):
-        (ids,) = tokenizer.encode([prompts.suffix_text(title, year, genres[:kept])])
+        ids = tokenizer.encode([prompts.suffix_text(title, year, genres[:kept])])[0] + tokenizer.closing
         if len(ids) <= limit:
             counts["suffixes_without_some_genres"] += kept < len(genres)
             return ids
     for characters in range(min(len(title), prompts.TITLE_CHARACTERS) - 1, 0, -1):
-        (ids,) = tokenizer.encode([prompts.suffix_text(title[:characters], year, ())])
+        ids = tokenizer.encode([prompts.suffix_text(title[:characters], year, ())])[0] + tokenizer.closing
         if len(ids) <= limit:
             counts["suffixes_with_cut_title"] += 1
             return ids

@@ -10,13 +10,14 @@ A dimension that its mesh axis does not divide (two key-value heads on four tens
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
 from flax.core import meta
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from r2rank_jax.config import ConfigError, MeshConfig, ModelConfig
@@ -50,12 +51,27 @@ def make_mesh(config: MeshConfig) -> Mesh:
             f"{jax.process_count()} processes hold {len(available)} devices but the mesh uses {config.devices}; "
             f"set mesh.data so that data x fsdp x tensor = {len(available)}"
         )
-    return jax.make_mesh(
-        (config.data, config.fsdp, config.tensor),
-        ("data", "fsdp", "tensor"),
-        axis_types=(AxisType.Auto,) * 3,
-        devices=available[: config.devices],
-    )
+    shape, names, types = (config.data, config.fsdp, config.tensor), ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3
+    slices = len({getattr(device, "slice_index", 0) for device in available[: config.devices]})
+    if slices == 1:
+        return jax.make_mesh(shape, names, axis_types=types, devices=available[: config.devices])
+    return Mesh(across_slices(shape, slices, available[: config.devices]), names, axis_types=types)
+
+
+def across_slices(shape: tuple[int, int, int], slices: int, devices: Sequence[Any]) -> np.ndarray:
+    """Devices of several TPU slices as [data, fsdp, tensor], so that only the data axis, which has the least to say,
+    crosses the slow network between slices.
+
+    Raises:
+        ConfigError: the data axis cannot be cut into as many parts as there are slices.
+    """
+    data, fsdp, tensor = shape
+    if data % slices:
+        raise ConfigError(
+            f"mesh.data={data} must be a multiple of the {slices} slices that the devices lie in; set it to {slices} "
+            "or a multiple, and mesh.fsdp to what is left inside a slice"
+        )
+    return mesh_utils.create_hybrid_device_mesh((data // slices, fsdp, tensor), (slices, 1, 1), devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

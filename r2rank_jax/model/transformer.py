@@ -276,6 +276,16 @@ def by_layer(layers: Params) -> tuple[Params, ...]:
     return tuple(jax.tree.unflatten(tree, weights) for weights in zip(*split, strict=True))
 
 
+def in_compute_dtype(config: ModelConfig, params: Params) -> Params:
+    """The layers' matrices and biases in the type they are used in; norms, whose scales are used in float32, stay.
+
+    Made once, where the float32 originals would be gathered from other devices, or converted, for every use. The
+    embedding stays float32: its rows' gradients are summed over all tokens, which half a type is too coarse for.
+    """
+    stacked = lambda x: x.astype(config.dtype) if x.ndim > 2 else x  # noqa: E731  a stacked norm has two axes
+    return params | {"layers": jax.tree.map(stacked, params["layers"])}
+
+
 def initial_params(config: ModelConfig, key: Array) -> Params:
     """Random parameters that still carry their logical axes; `flax.core.meta.unbox` takes them off."""
     keys = dict(zip(("embedding", "layers", "lm_head", "score_head"), jax.random.split(key, 4)))

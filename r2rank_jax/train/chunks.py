@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 
 from r2rank_jax.config import ModelConfig, Trained
 from r2rank_jax.model.forward import Judgement, prefix_forward, read_rationales
+from r2rank_jax.model.transformer import in_compute_dtype
 from r2rank_jax.model.transformer import scores as scores_of
 from r2rank_jax.sharding import sum_over_users
 from r2rank_jax.train.trained import join, split
@@ -114,7 +115,8 @@ def gradients(
         (through_prefix,) = pull(jax.tree.map(lambda d, x: d.astype(x.dtype), d_kv, kv))
         return jax.tree.map(jnp.add, total, through_prefix), _join(judged, items)
 
-    return sum_over_users(mesh, on_device)((moved, rest, constants), (rows, by_score))
+    halves = in_compute_dtype(model, moved), in_compute_dtype(model, rest)
+    return sum_over_users(mesh, on_device)((*halves, constants), (rows, by_score))
 
 
 def read_in_chunks(
@@ -131,7 +133,7 @@ def read_in_chunks(
         found = jax.lax.map(lambda here: read(params, constants, prefix, here), _split(rows, (), chunk_items)[0])
         return (), _join(found, items)
 
-    return sum_over_users(mesh, on_device)((params, constants), rows)[1]
+    return sum_over_users(mesh, on_device)((in_compute_dtype(model, params), constants), rows)[1]
 
 
 def _read_scores(model: ModelConfig) -> Read:

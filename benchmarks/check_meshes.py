@@ -15,6 +15,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 
@@ -68,10 +69,10 @@ def configured(mesh: MeshConfig) -> RunConfig:
     )
 
 
-def train(config: RunConfig) -> tuple[TrainState, list[float], list[float]]:
+def train(config: RunConfig, lists: list[Any]) -> tuple[TrainState, list[float], list[float]]:
     """The final state of RL and all losses; RL starts where SFT ended."""
     mesh = make_mesh(config.mesh)
-    batches = [to_mesh(mesh, jax.tree.map(np.asarray, make(SHAPE, seed)[1:])) for seed in range(STEPS)]
+    batches = [to_mesh(mesh, each) for each in lists]
     state = fresh_state(mesh, MODEL, OPTIMIZER, STEPS, seed=0)
     step, sft, rl = make_sft_step(mesh, config), [], []
     for batch, said in batches:
@@ -107,10 +108,11 @@ def comes_back(state: TrainState, elsewhere: MeshConfig, folder: Path) -> bool:
 def main() -> int:
     worst, bitwise = {"sft": 0.0, "rl": 0.0}, True
     expected: tuple[list[float], list[float]] | None = None
+    lists = [jax.tree.map(np.asarray, make(SHAPE, seed)[1:]) for seed in range(STEPS)]
     print(f"{'data x fsdp x tensor':22}{'SFT':>10}{'RL':>10}   restored on the next")
     with tempfile.TemporaryDirectory() as folder:
         for at, mesh in enumerate(MESHES):
-            state, sft, rl = train(configured(mesh))
+            state, sft, rl = train(configured(mesh), lists)
             expected = expected or (sft, rl)
             off = {"sft": difference(sft, expected[0]), "rl": difference(rl, expected[1])}
             same = comes_back(state, MESHES[(at + 1) % len(MESHES)], Path(folder) / str(at))

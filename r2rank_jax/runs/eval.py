@@ -20,11 +20,11 @@ from r2rank_jax.checkpoint import load_policy, sealed_steps
 from r2rank_jax.config import RunConfig, to_json
 from r2rank_jax.data.atomic import replacing_file
 from r2rank_jax.data.dataset import Lists
-from r2rank_jax.data.tokens import read_tokenizer
 from r2rank_jax.evaluation.baselines import item_knn_scores, popularity_scores, random_scores
 from r2rank_jax.evaluation.metrics import per_user_metrics
 from r2rank_jax.evaluation.results import Provenance, build_results, results_table, write_results
 from r2rank_jax.rollout.scoring import make_scorer
+from r2rank_jax.runs.base import read_run_tokenizer
 from r2rank_jax.runs.inputs import Inputs, held_out_metrics, open_inputs
 from r2rank_jax.runs.log import say
 from r2rank_jax.sharding import abstract_params, make_mesh
@@ -43,7 +43,7 @@ PAIRS = (
 def run(config: RunConfig, run_dir: Path) -> None:
     """Evaluate the baselines and every finished phase of `run_dir` on the test lists."""
     mesh = make_mesh(config.mesh)
-    inputs = open_inputs(config, read_tokenizer(run_dir / "tokenizer.json"))
+    inputs = open_inputs(config, read_run_tokenizer(run_dir))
     lists = inputs.dataset.candidate_lists("test")
 
     # -- baselines: training interactions and histories, no labels --------------------------------------------------

@@ -12,8 +12,9 @@ from r2rank_jax.checkpoint import load_policy
 from r2rank_jax.config import ConfigError, RunConfig, to_json
 from r2rank_jax.data.atomic import replacing_file
 from r2rank_jax.data.requests import read_requests, request_batches
-from r2rank_jax.data.tokens import FastTokenizer, read_tokenizer
+from r2rank_jax.data.tokens import FastTokenizer
 from r2rank_jax.rollout.scoring import make_scorer, score_lists
+from r2rank_jax.runs.base import read_run_tokenizer
 from r2rank_jax.runs.log import say
 from r2rank_jax.sharding import abstract_params, make_mesh
 
@@ -32,7 +33,7 @@ def run(config: RunConfig, run_dir: Path, source: Path, out: Path | None, *, pha
         raise ConfigError("`r2rank rank` runs as one process; give it more devices with --mesh.data instead")
     requests = read_requests(source)
     mesh = make_mesh(config.mesh)
-    tokenizer = read_tokenizer(run_dir / "tokenizer.json")
+    tokenizer = read_run_tokenizer(run_dir)
     params, _, _ = load_policy(run_dir / "checkpoints" / phase, abstract_params(mesh, config.model), to_json(config))
 
     users = min(config.evaluation.batch_users, -(-len(requests) // config.mesh.batch_shards) * config.mesh.batch_shards)

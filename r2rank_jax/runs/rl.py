@@ -19,10 +19,10 @@ from jax.sharding import Mesh
 from r2rank_jax.checkpoint import CheckpointError, Checkpoints, load_policy, require_same_configuration
 from r2rank_jax.config import RunConfig, to_json
 from r2rank_jax.data.pipeline import list_batches
-from r2rank_jax.data.tokens import read_tokenizer
 from r2rank_jax.rollout.decoding import Rollout
 from r2rank_jax.rollout.generate import make_rollout
 from r2rank_jax.rollout.scoring import make_scorer
+from r2rank_jax.runs.base import read_run_tokenizer
 from r2rank_jax.runs.inputs import abstract_lists, held_out_metrics, open_inputs, record_config
 from r2rank_jax.runs.log import RunLog, say
 from r2rank_jax.sharding import abstract_params, gather, make_mesh, to_mesh
@@ -45,7 +45,7 @@ def run(config: RunConfig, run_dir: Path) -> None:
     )
 
     # -- data: every training list, with fresh negatives each epoch; rationales are written, not read ---------------
-    inputs = open_inputs(config, read_tokenizer(run_dir / "tokenizer.json"))
+    inputs = open_inputs(config, read_run_tokenizer(run_dir))
     iterator = list_batches(
         inputs.dataset,
         inputs.encoder,

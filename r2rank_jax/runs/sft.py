@@ -17,11 +17,12 @@ from jax.experimental import multihost_utils
 from r2rank_jax.checkpoint import CheckpointError, Checkpoints, load_policy, require_same_configuration
 from r2rank_jax.config import RunConfig, to_json
 from r2rank_jax.data.atomic import replacing_file
-from r2rank_jax.data.dataset import load
+from r2rank_jax.data.dataset import Dataset, load
 from r2rank_jax.data.pipeline import trace_batches
-from r2rank_jax.data.tokens import corpus, read_tokenizer, train_tokenizer
+from r2rank_jax.data.tokens import corpus, train_tokenizer
 from r2rank_jax.data.traces import Traces, read_traces
 from r2rank_jax.rollout.scoring import make_scorer
+from r2rank_jax.runs.base import BASE, adopt, read_run_tokenizer, starting_params
 from r2rank_jax.runs.inputs import held_out_metrics, open_inputs, record_config
 from r2rank_jax.runs.log import RunLog, say
 from r2rank_jax.sharding import abstract_params, make_mesh, to_mesh
@@ -34,17 +35,13 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
     phase = "sft_continued" if continued else "sft"
     mesh = make_mesh(config.mesh)
 
-    # -- data: traces, and a tokenizer that is trained on them once -------------------------------------------------
+    # -- data: traces, and a tokenizer: the imported model's, or one that is trained on them once -------------------
     dataset = load(Path(config.data.directory), config.data.split)
     traces = read_traces(Path(config.data.traces), dataset)
-    vocabulary = run_dir / "tokenizer.json"
-    if not continued and not vocabulary.exists() and jax.process_index() == 0:
-        with replacing_file(vocabulary) as partial:
-            train_tokenizer(corpus(dataset, traces, config.data.history_items), config.model.vocabulary).save(
-                str(partial)
-            )
+    if not continued and jax.process_index() == 0:
+        _provide_tokenizer(config, run_dir, dataset, traces)
     _wait_for_everyone()
-    inputs = open_inputs(config, read_tokenizer(vocabulary))
+    inputs = open_inputs(config, read_run_tokenizer(run_dir))
     seed = config.seed + 1 if continued else config.seed
 
     # -- the control: as many further steps as RL's wall time buys at SFT's own speed -------------------------------
@@ -64,6 +61,8 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
     latest, wall_s = checkpoints.latest(), 0.0
     if latest is None:
         state = fresh_state(mesh, config.model, config.sft.optimizer, steps, seed, config.trained)
+        if start is None and config.pretrained is not None:
+            start = starting_params(mesh, config, state.params)
         if start is not None:
             state = start_from(state, start)
     else:
@@ -119,6 +118,16 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
                     },
                 )
     checkpoints.close()
+
+
+def _provide_tokenizer(config: RunConfig, run_dir: Path, dataset: Dataset, traces: Traces) -> None:
+    """Give a new run directory its tokenizer; one that is there already stays."""
+    if config.pretrained is not None:
+        adopt(Path(config.pretrained), run_dir / BASE)
+    elif not (run_dir / "tokenizer.json").exists():
+        with replacing_file(run_dir / "tokenizer.json") as partial:
+            texts = corpus(dataset, traces, config.data.history_items)
+            train_tokenizer(texts, config.model.vocabulary).save(str(partial))
 
 
 def _require_same_traces(extras: dict[str, Any], traces: Traces, run_dir: Path) -> None:

@@ -13,12 +13,14 @@ import jax
 import numpy as np
 from tokenizers import Tokenizer
 
-from r2rank_jax.checkpoint import CheckpointError, load_policy, sealed_steps
+from r2rank_jax.checkpoint import load_policy, sealed_steps
 from r2rank_jax.config import ConfigError, MeshConfig, ModelConfig, RunConfig, read, to_json
 from r2rank_jax.data.atomic import replacing_folder
 from r2rank_jax.data.tokens import read_tokenizer
 from r2rank_jax.evaluation.results import read_results
+from r2rank_jax.model.adapters import delta, without_adapters
 from r2rank_jax.model.hf_names import SCORE_HEAD, Form, Tensor, config_to_hf, tensors
+from r2rank_jax.pretrained.errors import PretrainedError
 from r2rank_jax.pretrained.folder import CARD, TOKENIZER_FOLDER, Source, load_pretrained, read_model_card
 from r2rank_jax.pretrained.importing import copy_licence, require_free
 from r2rank_jax.pretrained.page import Training, model_page
@@ -31,7 +33,7 @@ from r2rank_jax.pretrained.tokenizer_files import (
 )
 from r2rank_jax.pretrained.weights import SCORE_FILE, StoredDtype, write_file, write_sharded
 from r2rank_jax.sharding import abstract_params, make_mesh
-from r2rank_jax.types import Params
+from r2rank_jax.types import Array, Params
 
 PHASES = ("sft", "sft_continued", "rl")
 
@@ -41,6 +43,7 @@ class Policy:
     """What is exported."""
 
     directory: Path
+    """Where its tokenizer is."""
     config: ModelConfig
     params: Params
     ids: SpecialIds
@@ -74,16 +77,18 @@ def export(
 
     Raises:
         ConfigError: a model that no architecture computes, or a setting that cannot work.
-        CheckpointError: nothing there to export, or damaged files.
+        PretrainedError: nothing there to export, or an imported model that is damaged.
+        CheckpointError: the run's checkpoint is damaged, or was not finished.
     """
     require_free(out)
     if shard_gib <= 0:
         raise ConfigError(f"--shard-gib must be positive, got {shard_gib}; leave it out for 4")
     policy = _imported(source) if (source / CARD).is_file() and not (source / "checkpoints").is_dir() else None
     policy = policy or _trained(source, phase)
-    wanted = tensors(policy.config, language_head=form == "causal-lm", score_head=form == "scorer")
+    config = without_adapters(policy.config)
+    wanted = tensors(config, language_head=form == "causal-lm", score_head=form == "scorer")
     description = config_to_hf(
-        policy.config,
+        config,
         form=form,
         pad=policy.ids.pad,
         stop=policy.ids.stop,
@@ -95,10 +100,10 @@ def export(
         (partial / "config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         _write_tokenizer(policy, partial, form)
         shapes = {tensor.name: tensor.shape for tensor in wanted}
-        write_sharded(partial, shapes, _reader(policy.params, wanted), dtype, int(shard_gib * 2**30))
+        write_sharded(partial, shapes, _reader(policy, wanted), dtype, int(shard_gib * 2**30))
         if form == "causal-lm":
-            head = _score_head(policy.config)
-            write_file(partial / SCORE_FILE, {head.name: head.shape}, _reader(policy.params, [head]), "float32")
+            head = _score_head(config)
+            write_file(partial / SCORE_FILE, {head.name: head.shape}, _reader(policy, [head]), "float32")
         page = model_page(
             name=out.name, config=policy.config, form=form, ids=policy.ids, base=policy.base, training=policy.training
         )
@@ -115,24 +120,25 @@ def _imported(directory: Path) -> Policy:
 
 
 def _trained(run_dir: Path, phase: str) -> Policy:
-    """A run's policy. A run that started from an imported model holds that model's `model.json` and `tokenizer/`."""
+    """A run's policy; where it started from an imported model, with that model's tokenizer."""
     if not (run_dir / "config.json").is_file() or not (run_dir / "checkpoints").is_dir():
-        raise CheckpointError(
+        raise PretrainedError(
             f"what is exported must be a run directory (config.json, checkpoints/) or an imported model ({CARD}), got "
             f"{run_dir}, which is neither"
         )
     there = [name for name in PHASES if sealed_steps(run_dir / "checkpoints" / name)]
     if phase not in there:
-        raise CheckpointError(f"--phase must be one that {run_dir} has trained ({', '.join(there)}), got {phase}")
+        raise PretrainedError(f"--phase must be one that {run_dir} has trained ({', '.join(there)}), got {phase}")
     config = read(run_dir / "config.json")
     like = abstract_params(_all_devices(), config.model)
     params, extras, identity = load_policy(run_dir / "checkpoints" / phase, like, to_json(config))
     results = read_results(run_dir / "results.json") if (run_dir / "results.json").is_file() else None
     training = Training(phase=phase, config=config, extras=extras, identity=identity, results=results)
-    if (run_dir / CARD).is_file():
-        card = read_model_card(run_dir)
+    if config.pretrained is not None:
+        base = Path(config.pretrained)
+        card = read_model_card(base)
         ids = SpecialIds(card.pad, card.stop, card.source.bos)
-        return Policy(run_dir, config.model, params, ids, card.source.positions, card.source, training)
+        return Policy(base, config.model, params, ids, card.source.positions, card.source, training)
     tokenizer = read_tokenizer(run_dir / TOKENIZER)
     ids = SpecialIds(tokenizer.pad, tokenizer.stop, None)
     return Policy(run_dir, config.model, params, ids, _prompt_tokens(config), None, training)
@@ -160,14 +166,21 @@ def _score_head(config: ModelConfig) -> Tensor:
     return next(t for t in tensors(config, language_head=False, score_head=True) if t.name == SCORE_HEAD)
 
 
-def _reader(params: Params, wanted: list[Tensor]) -> Callable[[str], np.ndarray]:
-    """name -> that tensor as theirs, brought to the host when it is asked for."""
+def _reader(policy: Policy, wanted: list[Tensor]) -> Callable[[str], np.ndarray]:
+    """name -> that tensor as theirs, its adapter merged, brought to the host when it is asked for."""
     by_name = {tensor.name: tensor for tensor in wanted}
 
     def value(name: str) -> np.ndarray:
-        tensor, leaf = by_name[name], params
-        for key in tensor.path:
-            leaf = leaf[key]
-        return tensor.to_theirs(np.asarray(leaf if tensor.layer is None else leaf[tensor.layer]))
+        tensor, part = by_name[name], policy.params
+        for key in tensor.path[:-1]:
+            part = part[key]
+        last = tensor.path[-1]
+        a, b = f"{last}_a", f"{last}_b"
+        own = {key: _of_layer(part[key], tensor.layer) for key in (last, a, b) if key in part}
+        return tensor.to_theirs(np.asarray(own[last] + delta(policy.config, own[a], own[b]) if a in own else own[last]))
 
     return value
+
+
+def _of_layer(leaf: Array, layer: int | None) -> Array:
+    return leaf if layer is None else leaf[layer]

@@ -19,9 +19,10 @@ import jax
 import orbax.checkpoint as ocp
 from flax.core import meta
 
-from r2rank_jax.checkpoint import CheckpointError, damage, what_matters
+from r2rank_jax.checkpoint import damage, what_matters
 from r2rank_jax.config import ConfigError, ModelConfig, differences, from_json
 from r2rank_jax.model.transformer import initial_params
+from r2rank_jax.pretrained.errors import PretrainedError
 from r2rank_jax.pretrained.tokenizer_files import read_json
 from r2rank_jax.types import Params
 
@@ -64,11 +65,11 @@ def read_model_card(directory: Path) -> ModelCard:
     """Read `model.json`.
 
     Raises:
-        CheckpointError: there is none, or it cannot be read.
+        PretrainedError: there is none, or it cannot be read.
         ConfigError: a field of the model that this version does not know.
     """
     if not (directory / CARD).is_file():
-        raise CheckpointError(
+        raise PretrainedError(
             f"{directory} must be the folder of an imported model, got no {CARD} in it; run "
             "`r2rank model import HF_DIR --out DIR`"
         )
@@ -77,7 +78,7 @@ def read_model_card(directory: Path) -> ModelCard:
         model = from_json({"name": "imported", "model": values["config"]}).model
         return ModelCard(config=model, pad=values["pad"], stop=values["stop"], source=Source(**values["source"]))
     except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{directory / CARD} is not complete ({error!r}); import the model again") from error
+        raise PretrainedError(f"{directory / CARD} is not complete ({error!r}); import the model again") from error
 
 
 def save_params(directory: Path, params: Params) -> None:
@@ -97,18 +98,18 @@ def load_pretrained(directory: Path, like: Params, config: ModelConfig | None = 
 
     Args:
         directory: that `r2rank model import` wrote.
-        like: abstract parameters with shapes, types and shardings.
-        config: of the model that is to use them; of equal shapes, another model would load all the same. None where
-            it was read from this very folder.
+        like: abstract parameters with shapes, types and shardings, without adapters.
+        config: of the model that is to use them, with adapters or without; of equal shapes, another model would load
+            all the same. None where it was read from this very folder.
 
     Raises:
-        CheckpointError: no model there, or files that do not match their seal.
+        PretrainedError: no model there, or files that do not match their seal.
         ConfigError: the model there is another one.
     """
     card = read_model_card(directory)
     problem = damage(directory)
     if problem is not None:
-        raise CheckpointError(f"the model in {directory} is damaged ({problem}); import it again")
+        raise PretrainedError(f"the model in {directory} is damaged ({problem}); import it again")
     _require_same_model(directory, card.config, card.config if config is None else config, like)
     with ocp.PyTreeCheckpointer() as reader:
         restore_args = ocp.checkpoint_utils.construct_restore_args(like)
@@ -118,7 +119,8 @@ def load_pretrained(directory: Path, like: Params, config: ModelConfig | None = 
 
 
 def _require_same_model(directory: Path, there: ModelConfig, here: ModelConfig, like: Params) -> None:
-    saved, now = (what_matters(dataclasses.asdict(dataclasses.replace(c, dtype="float32"))) for c in (there, here))
+    no_matter = {field: getattr(there, field) for field in ("dtype", "lora_rank", "lora_alpha")}
+    saved, now = (what_matters(dataclasses.asdict(dataclasses.replace(c, **no_matter))) for c in (there, here))
     changed = differences(saved, now, "model.")
     if not changed:
         shapes = meta.unbox(jax.eval_shape(lambda: initial_params(there, jax.random.key(0))))

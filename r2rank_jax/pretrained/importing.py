@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from r2rank_jax.checkpoint import CheckpointError, write_seal
+from r2rank_jax.checkpoint import write_seal
 from r2rank_jax.config import MeshConfig, ModelConfig
 from r2rank_jax.data.atomic import replacing_folder
 from r2rank_jax.model.hf_names import (
@@ -24,6 +24,7 @@ from r2rank_jax.model.hf_names import (
     ignorable,
     tensors,
 )
+from r2rank_jax.pretrained.errors import PretrainedError
 from r2rank_jax.pretrained.folder import TOKENIZER_FOLDER, ModelCard, Source, save_params, write_model_card
 from r2rank_jax.pretrained.tokenizer_files import COPIED, copy_tokenizer, read_json, read_special_ids
 from r2rank_jax.pretrained.weights import DTYPES, INDEX, SCORE_FILE, Stored, read_header, sha256_of, stored_tensors
@@ -46,7 +47,7 @@ def import_model(source: str, out: Path) -> ModelCard:
 
     Raises:
         ConfigError: a model that cannot be computed here, or a tokenizer that is not the model's.
-        CheckpointError: files that are missing, damaged or pickled, or tensors that are not the architecture's.
+        PretrainedError: files that are missing, damaged or pickled, or tensors that are not the architecture's.
     """
     require_free(out)
     folder = locate(source)
@@ -89,19 +90,19 @@ def locate(source: str) -> Path:
     """The directory that `source` names, downloaded where it is a hub id and no directory.
 
     Raises:
-        CheckpointError: no such directory, and nothing that could be downloaded.
+        PretrainedError: no such directory, and nothing that could be downloaded.
     """
     folder = Path(source)
     if folder.is_dir():
         return folder
     if not _HUB_ID.fullmatch(source):
-        raise CheckpointError(f"HF_DIR must be a directory or a hub id (org/name), got {source}, which is neither")
+        raise PretrainedError(f"HF_DIR must be a directory or a hub id (org/name), got {source}, which is neither")
     import huggingface_hub
 
     try:
         return Path(huggingface_hub.snapshot_download(source, allow_patterns=list(_FROM_HUB)))
     except Exception as error:  # connection, name, permission, offline mode: many types of several packages
-        raise CheckpointError(
+        raise PretrainedError(
             f"{source} is no directory here, and as a hub id it could not be downloaded "
             f"({type(error).__name__}: {' '.join(str(error).split())[:300]}); check the name and the network, or copy "
             "the model's files here and name their directory"
@@ -109,16 +110,16 @@ def locate(source: str) -> Path:
 
 
 def require_free(out: Path) -> None:
-    """Raise `CheckpointError` where an output folder holds something already."""
+    """Raise `PretrainedError` where an output folder holds something already."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(f"--out must be a new or empty folder, got {out}, which is in use; choose another")
+        raise PretrainedError(f"--out must be a new or empty folder, got {out}, which is in use; choose another")
 
 
 def require_tensors(wanted: Sequence[Tensor], stored: Mapping[str, Stored], config: ModelConfig) -> None:
     """Check names, shapes and types of a whole checkpoint, from its headers.
 
     Raises:
-        CheckpointError: says what is missing, what is too much, and what has another shape or type.
+        PretrainedError: says what is missing, what is too much, and what has another shape or type.
     """
     by_name = {tensor.name: tensor for tensor in wanted}
     missing = [name for name in by_name if name not in stored]
@@ -134,7 +135,7 @@ def require_tensors(wanted: Sequence[Tensor], stored: Mapping[str, Stored], conf
     remedy = "take the weights that belong to this config.json"
     if missing == [LANGUAGE_HEAD] and SCORE_HEAD in stored:
         remedy = "a scorer whose embeddings are not tied cannot write rationales: import its CausalLM"
-    raise CheckpointError(f"the tensors must be those of config.json; {'; '.join(problems)}. Remedy: {remedy}")
+    raise PretrainedError(f"the tensors must be those of config.json; {'; '.join(problems)}. Remedy: {remedy}")
 
 
 def read_params(wanted: Sequence[Tensor], stored: Mapping[str, Stored], like: Params) -> Params:

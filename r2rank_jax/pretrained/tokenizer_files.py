@@ -11,8 +11,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from r2rank_jax.checkpoint import CheckpointError
 from r2rank_jax.config import ConfigError
+from r2rank_jax.pretrained.errors import PretrainedError
 
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 COPIED = (
@@ -42,16 +42,16 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        CheckpointError: no file, or no object in it.
+        PretrainedError: no file, or no object in it.
     """
     try:
         found = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise CheckpointError(f"{path} must be there, got nothing; download or export the model again") from None
+        raise PretrainedError(f"{path} must be there, got nothing; download or export the model again") from None
     except ValueError as error:
-        raise CheckpointError(f"{path} must hold JSON: {error}; download or export the model again") from error
+        raise PretrainedError(f"{path} must hold JSON: {error}; download or export the model again") from error
     if not isinstance(found, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, got {type(found).__name__}; download the model again")
+        raise PretrainedError(f"{path} must hold a JSON object, got {type(found).__name__}; download the model again")
     return found
 
 
@@ -69,7 +69,7 @@ def read_special_ids(folder: Path, config: Mapping[str, Any], vocabulary: int) -
         vocabulary: rows of the embedding, which may be padded beyond the tokenizer's.
 
     Raises:
-        CheckpointError: no `tokenizer.json`, or one that cannot be read.
+        PretrainedError: no `tokenizer.json`, or one that cannot be read.
         ConfigError: an id that the model has no row for, settings that name code, or no stop token.
     """
     backend = _read_tokenizer(folder)
@@ -143,14 +143,14 @@ def set_padding(folder: Path, pad: int) -> None:
 def _read_tokenizer(folder: Path) -> Tokenizer:
     path = folder / TOKENIZER
     if not path.is_file():
-        raise CheckpointError(
+        raise PretrainedError(
             f"{folder} must hold {TOKENIZER}, got none; write it with transformers: "
             "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
         )
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the package raises plain Exception
-        raise CheckpointError(f"{path} is no tokenizer that can be read ({error}); download it again") from error
+        raise PretrainedError(f"{path} is no tokenizer that can be read ({error}); download it again") from error
 
 
 def _text(token: Any) -> str:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from r2rank_jax.checkpoint import CheckpointError
+from r2rank_jax.pretrained.errors import PretrainedError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SCORE_FILE = "score_head.safetensors"
@@ -55,22 +55,22 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
         folder: with `model.safetensors`, or with `model.safetensors.index.json` and the files that it names.
 
     Raises:
-        CheckpointError: no such files, a pickle instead, or a file that is cut short or not what it says.
+        PretrainedError: no such files, a pickle instead, or a file that is cut short or not what it says.
     """
     if (folder / SINGLE).is_file():
         return read_header(folder / SINGLE)
     if not (folder / INDEX).is_file():
-        raise CheckpointError(_nothing_to_read(folder))
+        raise PretrainedError(_nothing_to_read(folder))
     named = _weight_map(folder / INDEX)
     found: dict[str, Stored] = {}
     for file in sorted(set(named.values())):
         if Path(file).name != file or not (folder / file).is_file():
-            raise CheckpointError(f"{INDEX} names {file}, which is not in {folder}; download the model again")
+            raise PretrainedError(f"{INDEX} names {file}, which is not in {folder}; download the model again")
         found |= read_header(folder / file)
     astray = sorted(name for name, file in named.items() if name not in found or found[name].file.name != file)
     astray += sorted(set(found) - set(named))
     if astray:
-        raise CheckpointError(
+        raise PretrainedError(
             f"{INDEX} and the files it names must agree, but {astray[0]} is not where it says ({len(astray)} in all); "
             "download the model again"
         )
@@ -81,13 +81,13 @@ def read_header(path: Path) -> dict[str, Stored]:
     """The tensors of one safetensors file.
 
     Raises:
-        CheckpointError: the header is damaged, or the file is not as long as the header says.
+        PretrainedError: the header is damaged, or the file is not as long as the header says.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, _LONGEST_HEADER):
-            raise CheckpointError(
+            raise PretrainedError(
                 f"{path} must start with a header of {length if size >= 8 else 8} bytes, got a file of {size}; it is "
                 "cut short or no safetensors file: download it again"
             )
@@ -96,10 +96,10 @@ def read_header(path: Path) -> dict[str, Stored]:
             header.pop("__metadata__", None)
             found = {name: _stored(path, 8 + length, entry) for name, entry in header.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{path} has a header that cannot be read ({error!r}); download it again") from error
+            raise PretrainedError(f"{path} has a header that cannot be read ({error!r}); download it again") from error
     end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if size != end:
-        raise CheckpointError(
+        raise PretrainedError(
             f"{path} must hold {end} bytes by its header, got {size}; it is "
             f"{'cut short' if size < end else 'too long'}: download it again"
         )
@@ -190,7 +190,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     try:
         return {str(name): str(file) for name, file in json.loads(index.read_bytes())["weight_map"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} cannot be read ({error!r}); download it again") from error
+        raise PretrainedError(f"{index} cannot be read ({error!r}); download it again") from error
 
 
 def _nothing_to_read(folder: Path) -> str:

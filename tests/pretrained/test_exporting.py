@@ -1,5 +1,6 @@
 """Export to Hugging Face directories: transformers computes what we compute, and import gives the same bits back."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -9,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r2rank_jax.checkpoint import CheckpointError, Checkpoints
+from r2rank_jax.checkpoint import Checkpoints, load_policy
 from r2rank_jax.cli import main
 from r2rank_jax.config import ConfigError, DataConfig, MeshConfig, OptimizerConfig, RunConfig, to_json
 from r2rank_jax.data.tokens import read_tokenizer, train_tokenizer
 from r2rank_jax.model.forward import read_rationales
 from r2rank_jax.model.transformer import scores
+from r2rank_jax.pretrained.errors import PretrainedError
 from r2rank_jax.pretrained.exporting import export
 from r2rank_jax.pretrained.folder import load_pretrained, read_model_card
 from r2rank_jax.pretrained.importing import import_model
@@ -43,29 +45,31 @@ CONFIG = RunConfig(
 SPOKEN = "1 film by the same hand; likes it: yes"
 
 
-@pytest.fixture(scope="module")
-def run_dir(tmp_path_factory):
+def write_run(folder, config):
     """A run directory as `r2rank sft` and `r2rank rl` leave it, with weights of its own per phase."""
-    folder = tmp_path_factory.mktemp("runs") / "small"
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(to_json(CONFIG)))
+    (folder / "config.json").write_text(json.dumps(to_json(config)))
     train_tokenizer([SPOKEN, "Heat (1995) 4\n"], BASE.vocabulary).save(str(folder / "tokenizer.json"))
-    state = fresh_state(make_mesh(MeshConfig()), BASE, OptimizerConfig(ema_decay=0.9), 5, 0)
+    state = fresh_state(make_mesh(MeshConfig()), config.model, OptimizerConfig(ema_decay=0.9), 5, 0, config.trained)
     rng = np.random.default_rng(0)
     for phase in ("sft", "rl"):
         average = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape, np.float32), state.params)
         checkpoints = Checkpoints(folder / "checkpoints" / phase)
-        extras = {"config": to_json(CONFIG), "steps": 5, "finished": True, "has_average": True, "wall_s": 1.0}
+        extras = {"config": to_json(config), "steps": 5, "finished": True, "has_average": True, "wall_s": 1.0}
         checkpoints.save(5, state.replace(average=average), extras | ({"traces": "f00d"} if phase == "sft" else {}))
         checkpoints.close()
     return folder
 
 
-def policy_of(run_dir, phase="rl"):
-    from r2rank_jax.checkpoint import load_policy
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """Of a run that was trained from scratch; read only."""
+    return write_run(tmp_path_factory.mktemp("runs") / "small", CONFIG)
 
-    like = abstract_params(make_mesh(MeshConfig()), BASE)
-    return load_policy(run_dir / "checkpoints" / phase, like, to_json(CONFIG))[0]
+
+def policy_of(run_dir, phase="rl", config=CONFIG):
+    like = abstract_params(make_mesh(MeshConfig()), config.model)
+    return load_policy(run_dir / "checkpoints" / phase, like, to_json(config))[0]
 
 
 def params_of(folder):
@@ -206,17 +210,31 @@ def test_the_tokenizer_of_an_imported_model_goes_along_unchanged(tmp_path):
     assert tokenizer.pad_token_id == values["pad_token_id"] == PAD != tokenizer.eos_token_id == STOP
 
 
-def test_a_run_that_started_from_an_imported_model_has_its_tokenizer(tmp_path, run_dir):
+def test_a_run_that_started_from_an_imported_model_takes_its_tokenizer(tmp_path, run_dir):
     shutil.copytree(run_dir, tmp_path / "run")
-    for name in ("model.json", "tokenizer"):
-        copy = shutil.copytree if name == "tokenizer" else shutil.copyfile
-        copy(imported("llama") / name, tmp_path / "run" / name)
+    config = dataclasses.replace(CONFIG, pretrained=str(imported("llama")))
+    (tmp_path / "run/config.json").write_text(json.dumps(to_json(config)))
     (tmp_path / "run/tokenizer.json").unlink()
     export(tmp_path / "run", tmp_path / "hf", phase="sft", dtype="float32")
+    wanted = imported("llama") / "tokenizer/tokenizer.json"
+    assert (tmp_path / "hf/tokenizer.json").read_bytes() == wanted.read_bytes()
     import_model(str(tmp_path / "hf"), tmp_path / "again")
     require_equal(params_of(tmp_path / "again"), policy_of(run_dir, "sft"))
     page = (tmp_path / "hf/README.md").read_text()
     assert read_model_card(imported("llama")).source.sha256 in page and "LlamaForCausalLM" in page
+
+
+def test_adapters_are_merged(tmp_path):
+    adapted = dataclasses.replace(BASE, lora_rank=3, lora_alpha=7.0)
+    config = dataclasses.replace(CONFIG, model=adapted, trained="adapters")
+    run_dir = write_run(tmp_path / "run", config)
+    export(run_dir, tmp_path / "hf", dtype="float32")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", attn_implementation="eager").eval()
+    params = policy_of(run_dir, config=config)
+    tokens, real = rows_of_tokens(3, 12)
+    ours, theirs = our_states(adapted, params, tokens, real)[1], their_states(model, tokens, real)[1]
+    assert np.abs(ours - our_states(BASE, params, tokens, real)[1]).max() > 0.1, "the adapters must do something"
+    np.testing.assert_allclose(ours[real], theirs[real], atol=1e-4 * np.abs(theirs).max())
 
 
 def run_page(folder, **names):
@@ -282,9 +300,9 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(tmp_path, run_dir
             export(source, out, **settings)
         assert not list(tmp_path.glob(".hf*")) and not out.exists()
 
-    refused(CheckpointError, r"must be a run directory .* or an imported model .*, got .*nowhere", tmp_path / "nowhere")
+    refused(PretrainedError, r"must be a run directory .* or an imported model .*, got .*nowhere", tmp_path / "nowhere")
     refused(
-        CheckpointError,
+        PretrainedError,
         r"--phase must be one that .* has trained \(sft, rl\), got sft_continued",
         phase="sft_continued",
     )
@@ -292,7 +310,7 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(tmp_path, run_dir
     damaged = tmp_path / "damaged"
     shutil.copytree(imported("llama"), damaged)
     (damaged / "params/extra").write_text("x")
-    refused(CheckpointError, r"damaged \(params/extra does not match its checksum\)", damaged)
+    refused(PretrainedError, r"damaged \(params/extra does not match its checksum\)", damaged)
     broken = tmp_path / "broken"
     shutil.copytree(run_dir, broken)
     (broken / "results.json").write_text("{}")

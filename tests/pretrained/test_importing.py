@@ -9,10 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from r2rank_jax.checkpoint import CheckpointError
 from r2rank_jax.cli import main
 from r2rank_jax.config import ConfigError, MeshConfig
 from r2rank_jax.model.transformer import scores
+from r2rank_jax.pretrained.errors import PretrainedError
 from r2rank_jax.pretrained.folder import load_pretrained, read_model_card
 from r2rank_jax.pretrained.importing import import_model
 from r2rank_jax.sharding import abstract_params, make_mesh
@@ -196,7 +196,7 @@ def test_a_refusal_says_why_and_leaves_nothing(tmp_path, name, capsys):
     change, message = BROKEN[name]
     shutil.copytree(saved("llama")[1], tmp_path / "hf")
     change(tmp_path / "hf")
-    with pytest.raises((ConfigError, CheckpointError), match=message):
+    with pytest.raises((ConfigError, PretrainedError), match=message):
         import_model(str(tmp_path / "hf"), tmp_path / "out")
     assert sorted(f.name for f in tmp_path.iterdir()) == ["hf"], "nothing half-written"
     assert main(["model", "import", str(tmp_path / "hf"), "--out", str(tmp_path / "out")]) == 2
@@ -230,22 +230,22 @@ def test_what_may_be_there_or_not(tmp_path):
 
 def test_an_untied_scorer_is_sent_back_for_its_causal_lm(tmp_path):
     _, folder = saved("llama-untied", scorer=True)
-    with pytest.raises(CheckpointError, match=r"missing: lm_head.weight.*import its CausalLM"):
+    with pytest.raises(PretrainedError, match=r"missing: lm_head.weight.*import its CausalLM"):
         import_model(str(folder), tmp_path / "out")
 
 
 def test_a_folder_in_use_is_left_alone(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine").write_text("x")
-    with pytest.raises(CheckpointError, match=r"--out must be a new or empty folder, got .*out.*choose another"):
+    with pytest.raises(PretrainedError, match=r"--out must be a new or empty folder, got .*out.*choose another"):
         import_model(str(saved("llama")[1]), tmp_path / "out")
     assert [f.name for f in (tmp_path / "out").iterdir()] == ["mine"]
 
 
 def test_a_hub_id_without_a_network(tmp_path):
-    with pytest.raises(CheckpointError, match=r"nobody/nothing is no directory here, and as a hub id.*copy the model"):
+    with pytest.raises(PretrainedError, match=r"nobody/nothing is no directory here, and as a hub id.*copy the model"):
         import_model("nobody/nothing", tmp_path / "out")
-    with pytest.raises(CheckpointError, match=r"must be a directory or a hub id \(org/name\), got no/such/place"):
+    with pytest.raises(PretrainedError, match=r"must be a directory or a hub id \(org/name\), got no/such/place"):
         import_model("no/such/place", tmp_path / "out")
 
 
@@ -285,7 +285,8 @@ def test_damage_and_another_model_are_reported(tmp_path):
     like = abstract_params(make_mesh(MeshConfig()), config)
     with pytest.raises(ConfigError, match=r"model.rope_theta: 5000.0 -> 10000.0\. Take the fields from its model.json"):
         load_pretrained(folder, like, dataclasses.replace(config, rope_theta=10_000.0))
-    load_pretrained(folder, like, dataclasses.replace(config, dtype="bfloat16", attention="einsum", remat="block"))
+    computed = dict(dtype="bfloat16", attention="einsum", remat="block", lora_rank=2, lora_alpha=1.0)
+    load_pretrained(folder, like, dataclasses.replace(config, **computed))
     wider = abstract_params(make_mesh(MeshConfig()), dataclasses.replace(config, mlp_width=48))
     with pytest.raises(ConfigError, match=r"layers.mlp.down: \(3, 40, 32\) -> \(3, 48, 32\)"):
         load_pretrained(folder, wider)
@@ -294,7 +295,7 @@ def test_damage_and_another_model_are_reported(tmp_path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"damaged \(params/.* does not match its checksum\); import it again"):
+    with pytest.raises(PretrainedError, match=r"damaged \(params/.* does not match its checksum\); import it again"):
         load_pretrained(folder, like)
-    with pytest.raises(CheckpointError, match=r"got no model.json in it; run `r2rank model import"):
+    with pytest.raises(PretrainedError, match=r"got no model.json in it; run `r2rank model import"):
         read_model_card(tmp_path)

@@ -9,7 +9,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from r2rank_jax.checkpoint import CheckpointError
+from r2rank_jax.pretrained.errors import PretrainedError
 from r2rank_jax.pretrained.weights import read_header, sha256_of, stored_tensors, write_sharded
 
 SHAPES = {"a": (3, 5), "b": (7,), "c": (2, 3, 4), "nothing": (0, 3), "one": ()}
@@ -86,7 +86,7 @@ def header(text, data=b""):
 def test_a_broken_file_is_refused(tmp_path, content, message):
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=message) as error:
+    with pytest.raises(PretrainedError, match=message) as error:
         read_header(path)
     assert str(path) in str(error.value) and "download it again" in str(error.value)
 
@@ -98,7 +98,7 @@ def test_an_index_that_is_wrong_is_refused(tmp_path):
 
     def refused(message, **weight_map):
         path.write_text(json.dumps({"weight_map": right["weight_map"] | weight_map}))
-        with pytest.raises(CheckpointError, match=message):
+        with pytest.raises(PretrainedError, match=message):
             stored_tensors(tmp_path)
 
     refused(r"a is not where it says \(1 in all\)", a=right["weight_map"]["c"])
@@ -107,15 +107,15 @@ def test_an_index_that_is_wrong_is_refused(tmp_path):
     del right["weight_map"]["b"]
     refused(r"b is not where it says")
     path.write_text("[]")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(PretrainedError, match="cannot be read"):
         stored_tensors(tmp_path)
 
 
 def test_a_folder_without_weights_is_refused(tmp_path):
     with pytest.raises(
-        CheckpointError, match=r"must hold model.safetensors or model.safetensors.index.json, got nothing"
+        PretrainedError, match=r"must hold model.safetensors or model.safetensors.index.json, got nothing"
     ):
         stored_tensors(tmp_path)
     (tmp_path / "pytorch_model-00001-of-00002.bin").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"got pytorch_model-00001-of-00002.bin .*save_pretrained\(NEW_DIR\)"):
+    with pytest.raises(PretrainedError, match=r"got pytorch_model-00001-of-00002.bin .*save_pretrained\(NEW_DIR\)"):
         stored_tensors(tmp_path)

@@ -117,10 +117,7 @@ class Checkpoints:
         self._writer.wait_until_finished()
         if jax.process_index() != 0:
             return
-        folder = self.directory / str(step)
-        partial = folder / f"{SEAL}.partial"
-        partial.write_text(json.dumps(_checksums(folder), indent=0, sort_keys=True), encoding="utf-8")
-        os.replace(partial, folder / SEAL)
+        write_seal(self.directory / str(step))
         for old in sealed_steps(self.directory)[self._keep :]:
             shutil.rmtree(self.directory / str(old))
 
@@ -131,6 +128,13 @@ def sealed_steps(directory: Path) -> list[int]:
         return []
     steps = [int(f.name) for f in directory.iterdir() if f.name.isdigit() and (f / SEAL).exists()]
     return sorted(steps, reverse=True)
+
+
+def write_seal(folder: Path) -> None:
+    """Write the checksums of every file under `folder`; from then on `damage` can tell whether it is whole."""
+    partial = folder / f"{SEAL}.partial"
+    partial.write_text(json.dumps(_checksums(folder), indent=0, sort_keys=True), encoding="utf-8")
+    os.replace(partial, folder / SEAL)
 
 
 def damage(folder: Path) -> str | None:
@@ -159,7 +163,7 @@ def require_same_configuration(extras: dict[str, Any], config: dict[str, Any], p
     Raises:
         CheckpointError: names every field that differs.
     """
-    saved, now = ({p: _what_matters(c.get(p)) for p in parts} for c in (extras["config"], config))
+    saved, now = ({p: what_matters(c.get(p)) for p in parts} for c in (extras["config"], config))
     changed = differences(saved, now)
     if changed:
         raise CheckpointError(
@@ -169,7 +173,7 @@ def require_same_configuration(extras: dict[str, Any], config: dict[str, Any], p
         )
 
 
-def _what_matters(section: Any) -> Any:
+def what_matters(section: Any) -> Any:
     """A section of a configuration without how it is computed, which may differ from machine to machine."""
     return (
         {k: v for k, v in section.items() if k not in ("attention", "remat")} if isinstance(section, dict) else section
@@ -225,4 +229,9 @@ def _wait_for_everyone(name: str) -> None:
 
 def _checksums(folder: Path) -> dict[str, str]:
     files = sorted(f for f in folder.rglob("*") if f.is_file() and not f.name.startswith(SEAL))
-    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+    return {str(f.relative_to(folder)): _sha256(f) for f in files}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

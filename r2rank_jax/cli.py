@@ -4,6 +4,8 @@ r2rank data fetch NAME --out DIR
 r2rank data prepare --source DIR --out DIR [--seed 0] [--candidates 20]
 r2rank data synthesize --data DIR --out FILE [--split leave_one_out] [--lists 4000] [--positives 1] [--seed 0]
 r2rank model fetch NAME --out DIR
+r2rank model import HF_DIR --out DIR
+r2rank export RUN_OR_MODEL_DIR --out HF_DIR [--phase rl] [--form causal-lm] [--dtype bfloat16] [--shard-gib 4]
 r2rank sft | rl | eval | rank --config configs/X.py [--run-dir DIR] [--any.field value]
 r2rank report --run-dir DIR
 """
@@ -38,6 +40,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             _data(known)
         elif known.command == "model":
             _model(known)
+        elif known.command == "export":
+            from r2rank_jax.pretrained.exporting import export
+
+            export(
+                known.source,
+                known.out,
+                phase=known.phase,
+                form=known.form,
+                dtype=known.dtype,
+                shard_gib=known.shard_gib,
+            )
         elif known.command == "report":
             from r2rank_jax.report.build import build
 
@@ -73,10 +86,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     synthesize.add_argument("--seed", type=int, default=0, help="of the choice of lists")
 
-    model = commands.add_parser("model", help="fetch").add_subparsers(dest="action", required=True)
+    model = commands.add_parser("model", help="fetch, import").add_subparsers(dest="action", required=True)
     fetch = model.add_parser("fetch", help="get a pretrained model as a Hugging Face folder", allow_abbrev=False)
     fetch.add_argument("name", help="smollm2-135m-instruct")
     fetch.add_argument("--out", type=Path, required=True, help="new folder to write")
+    imported = model.add_parser("import", help="Hugging Face folder -> parameters", allow_abbrev=False)
+    imported.add_argument("source", metavar="HF_DIR", help="folder with safetensors, or a hub id (org/name)")
+    imported.add_argument("--out", type=Path, required=True, help="new folder to write")
+    _add_export(commands.add_parser("export", help="run or model -> Hugging Face folder", allow_abbrev=False))
 
     about = {
         "sft": "learn from worked rationales",
@@ -108,6 +125,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_export(export: argparse.ArgumentParser) -> None:
+    export.add_argument("source", type=Path, metavar="RUN_OR_MODEL_DIR")
+    export.add_argument("--out", type=Path, required=True, help="directory to write")
+    export.add_argument("--phase", default="rl", choices=("sft", "sft_continued", "rl"), help="of a run directory")
+    export.add_argument(
+        "--form",
+        default="causal-lm",
+        choices=("causal-lm", "scorer"),
+        help="writes rationales, or scores them (sequence classification with one label)",
+    )
+    export.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of the stored weights")
+    export.add_argument("--shard-gib", type=float, default=4.0, help="most that one file may hold")
+
+
 class _Raw(argparse.RawDescriptionHelpFormatter):
     pass
 
@@ -135,9 +166,14 @@ def _data(known: argparse.Namespace) -> None:
 
 
 def _model(known: argparse.Namespace) -> None:
-    from r2rank_jax.pretrained.fetching import fetch
+    if known.action == "fetch":
+        from r2rank_jax.pretrained.fetching import fetch
 
-    fetch(known.name, known.out)
+        fetch(known.name, known.out)
+    else:
+        from r2rank_jax.pretrained.importing import import_model
+
+        import_model(known.source, known.out)
 
 
 def _run(known: argparse.Namespace, overrides: list[str]) -> None:
@@ -233,9 +269,10 @@ def _expected() -> list[type[Exception]]:
     """Errors that explain themselves."""
     from r2rank_jax.checkpoint import CheckpointError
     from r2rank_jax.data.errors import DataError
+    from r2rank_jax.evaluation.results import ResultsError
     from r2rank_jax.pretrained.errors import PretrainedError
 
-    return [ConfigError, DataError, CheckpointError, PretrainedError, _UsageError, FloatingPointError]
+    return [ConfigError, DataError, CheckpointError, ResultsError, PretrainedError, _UsageError, FloatingPointError]
 
 
 if __name__ == "__main__":

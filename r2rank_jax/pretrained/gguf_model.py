@@ -18,6 +18,7 @@ import gguf
 import numpy as np
 
 from r2rank_jax.pretrained.errors import PretrainedError
+from r2rank_jax.pretrained.weights import write_file
 
 _TOP = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -174,24 +175,19 @@ def _names(reader: gguf.GGUFReader, config: dict[str, Any]) -> dict[str, str]:
 
 
 def _write_safetensors(reader: gguf.GGUFReader, names: dict[str, str], config: dict[str, Any], path: Path) -> None:
-    """Tensor by tensor: the `safetensors` package writes a file from all of its tensors at once."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for tensor in reader.tensors:
-        shape = [int(size) for size in reversed(tensor.shape)]  # GGUF states the fastest axis first
-        start, end = end, end + 4 * int(np.prod(shape))
-        header[names[tensor.name]] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the data starts at a multiple of eight bytes
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in reader.tensors:
-            weight = gguf.dequantize(tensor.data, tensor.tensor_type)
-            if tensor.name.endswith("attn_q.weight"):
-                weight = undo_rope_permutation(weight, config["num_attention_heads"])
-            elif tensor.name.endswith("attn_k.weight"):
-                weight = undo_rope_permutation(weight, config["num_key_value_heads"])
-            file.write(np.ascontiguousarray(weight, dtype="<f4").data)
+    by_name = {names[tensor.name]: tensor for tensor in reader.tensors}
+    # GGUF states the fastest axis first.
+    shapes = {name: tuple(int(size) for size in reversed(tensor.shape)) for name, tensor in by_name.items()}
+
+    def value(name: str) -> np.ndarray:
+        weight = gguf.dequantize(by_name[name].data, by_name[name].tensor_type)
+        if name.endswith("q_proj.weight"):
+            return undo_rope_permutation(weight, config["num_attention_heads"])
+        if name.endswith("k_proj.weight"):
+            return undo_rope_permutation(weight, config["num_key_value_heads"])
+        return weight
+
+    write_file(path, shapes, value, "float32")
 
 
 def _shortest(value: float) -> float:

@@ -1,0 +1,186 @@
+"""`r2rank export`: a run's policy or an imported model becomes a Hugging Face directory that transformers reads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tokenizers import Tokenizer
+
+from r2rank_jax.checkpoint import load_policy, sealed_steps
+from r2rank_jax.config import ConfigError, MeshConfig, ModelConfig, RunConfig, read, to_json
+from r2rank_jax.data.atomic import replacing_folder
+from r2rank_jax.data.tokens import read_tokenizer
+from r2rank_jax.evaluation.results import read_results
+from r2rank_jax.model.adapters import delta, without_adapters
+from r2rank_jax.model.hf_names import SCORE_HEAD, Form, Tensor, config_to_hf, tensors
+from r2rank_jax.pretrained.errors import PretrainedError
+from r2rank_jax.pretrained.folder import CARD, TOKENIZER_FOLDER, Source, load_pretrained, read_model_card
+from r2rank_jax.pretrained.importing import copy_licence, require_free
+from r2rank_jax.pretrained.page import Training, model_page
+from r2rank_jax.pretrained.tokenizer_files import (
+    TOKENIZER,
+    SpecialIds,
+    copy_tokenizer,
+    set_padding,
+    write_settings,
+)
+from r2rank_jax.pretrained.weights import SCORE_FILE, StoredDtype, write_file, write_sharded
+from r2rank_jax.sharding import abstract_params, make_mesh
+from r2rank_jax.types import Array, Params
+
+PHASES = ("sft", "sft_continued", "rl")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What is exported."""
+
+    directory: Path
+    """Where its tokenizer is."""
+    config: ModelConfig
+    params: Params
+    ids: SpecialIds
+    positions: int
+    base: Source | None
+    """The model that it is, or that its training started from; None where it was trained from scratch."""
+    training: Training | None
+
+
+def export(
+    source: Path,
+    out: Path,
+    *,
+    phase: str = "rl",
+    form: Form = "causal-lm",
+    dtype: StoredDtype = "bfloat16",
+    shard_gib: float = 4.0,
+) -> None:
+    """Write a Hugging Face directory.
+
+    A CausalLM's scoring head goes into a file of its own, `score_head.safetensors`, which transformers passes over and
+    `r2rank model import` takes up again. A scorer has no language head, unless the embedding is one.
+
+    Args:
+        source: a run directory, or a folder that `r2rank model import` wrote.
+        out: directory to write; it must not exist or be empty, and does not exist after a failure.
+        phase: of a run directory: "sft", "sft_continued" or "rl".
+        form: "causal-lm" or "scorer".
+        dtype: of the stored weights.
+        shard_gib: most that one file may hold.
+
+    Raises:
+        ConfigError: a model that no architecture computes, or a setting that cannot work.
+        PretrainedError: nothing there to export, or an imported model that is damaged.
+        CheckpointError: the run's checkpoint is damaged, or was not finished.
+    """
+    require_free(out)
+    if shard_gib <= 0:
+        raise ConfigError(f"--shard-gib must be positive, got {shard_gib}; leave it out for 4")
+    policy = _imported(source) if (source / CARD).is_file() and not (source / "checkpoints").is_dir() else None
+    policy = policy or _trained(source, phase)
+    config = without_adapters(policy.config)
+    wanted = tensors(config, language_head=form == "causal-lm", score_head=form == "scorer")
+    description = config_to_hf(
+        config,
+        form=form,
+        pad=policy.ids.pad,
+        stop=policy.ids.stop,
+        bos=policy.ids.bos,
+        positions=policy.positions,
+        dtype=dtype,
+    )
+    with replacing_folder(out) as partial:
+        (partial / "config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        _write_tokenizer(policy, partial, form)
+        shapes = {tensor.name: tensor.shape for tensor in wanted}
+        write_sharded(partial, shapes, _reader(policy, wanted), dtype, int(shard_gib * 2**30))
+        if form == "causal-lm":
+            head = _score_head(config)
+            write_file(partial / SCORE_FILE, {head.name: head.shape}, _reader(policy, [head]), "float32")
+        page = model_page(
+            name=out.name, config=policy.config, form=form, ids=policy.ids, base=policy.base, training=policy.training
+        )
+        (partial / "README.md").write_text(page, encoding="utf-8")
+        copy_licence(policy.directory, partial)
+    print(f"{out}: {description['architectures'][0]}, {dtype}")
+
+
+def _imported(directory: Path) -> Policy:
+    card = read_model_card(directory)
+    params = load_pretrained(directory, abstract_params(_all_devices(), card.config))
+    ids = SpecialIds(card.pad, card.stop, card.source.bos)
+    return Policy(directory, card.config, params, ids, card.source.positions, card.source, None)
+
+
+def _trained(run_dir: Path, phase: str) -> Policy:
+    """A run's policy; where it started from an imported model, with that model's tokenizer."""
+    if not (run_dir / "config.json").is_file() or not (run_dir / "checkpoints").is_dir():
+        raise PretrainedError(
+            f"what is exported must be a run directory (config.json, checkpoints/) or an imported model ({CARD}), got "
+            f"{run_dir}, which is neither"
+        )
+    there = [name for name in PHASES if sealed_steps(run_dir / "checkpoints" / name)]
+    if phase not in there:
+        raise PretrainedError(f"--phase must be one that {run_dir} has trained ({', '.join(there)}), got {phase}")
+    config = read(run_dir / "config.json")
+    like = abstract_params(_all_devices(), config.model)
+    params, extras, identity = load_policy(run_dir / "checkpoints" / phase, like, to_json(config))
+    results = read_results(run_dir / "results.json") if (run_dir / "results.json").is_file() else None
+    training = Training(phase=phase, config=config, extras=extras, identity=identity, results=results)
+    if config.pretrained is not None:
+        base = Path(config.pretrained)
+        card = read_model_card(base)
+        ids = SpecialIds(card.pad, card.stop, card.source.bos)
+        return Policy(base, config.model, params, ids, card.source.positions, card.source, training)
+    tokenizer = read_tokenizer(run_dir / TOKENIZER)
+    ids = SpecialIds(tokenizer.pad, tokenizer.stop, None)
+    return Policy(run_dir, config.model, params, ids, _prompt_tokens(config), None, training)
+
+
+def _prompt_tokens(config: RunConfig) -> int:
+    return config.data.prefix_tokens + config.data.suffix_tokens + config.data.rationale_tokens
+
+
+def _all_devices() -> Any:
+    return make_mesh(MeshConfig(fsdp=jax.device_count()))
+
+
+def _write_tokenizer(policy: Policy, target: Path, form: Form) -> None:
+    if policy.base is None:
+        shutil.copyfile(policy.directory / TOKENIZER, target / TOKENIZER)
+        write_settings(target, Tokenizer.from_file(str(target / TOKENIZER)), policy.ids, policy.positions)
+        return
+    copy_tokenizer(policy.directory / TOKENIZER_FOLDER, target)
+    if form == "scorer":
+        set_padding(target, policy.ids.pad)
+
+
+def _score_head(config: ModelConfig) -> Tensor:
+    return next(t for t in tensors(config, language_head=False, score_head=True) if t.name == SCORE_HEAD)
+
+
+def _reader(policy: Policy, wanted: list[Tensor]) -> Callable[[str], np.ndarray]:
+    """name -> that tensor as theirs, its adapter merged, brought to the host when it is asked for."""
+    by_name = {tensor.name: tensor for tensor in wanted}
+
+    def value(name: str) -> np.ndarray:
+        tensor, part = by_name[name], policy.params
+        for key in tensor.path[:-1]:
+            part = part[key]
+        last = tensor.path[-1]
+        a, b = f"{last}_a", f"{last}_b"
+        own = {key: _of_layer(part[key], tensor.layer) for key in (last, a, b) if key in part}
+        return tensor.to_theirs(np.asarray(own[last] + delta(policy.config, own[a], own[b]) if a in own else own[last]))
+
+    return value
+
+
+def _of_layer(leaf: Array, layer: int | None) -> Array:
+    return leaf if layer is None else leaf[layer]

@@ -1,0 +1,207 @@
+"""`r2rank model import`: a Hugging Face directory becomes parameters of ours. Everything is checked before anything is
+written, and nothing in the directory is ever run."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from r2rank_jax.checkpoint import write_seal
+from r2rank_jax.config import MeshConfig, ModelConfig
+from r2rank_jax.data.atomic import replacing_folder
+from r2rank_jax.model.hf_names import (
+    LANGUAGE_HEAD,
+    SCORE_HEAD,
+    Tensor,
+    architecture_of,
+    config_from_hf,
+    ignorable,
+    tensors,
+)
+from r2rank_jax.pretrained.errors import PretrainedError
+from r2rank_jax.pretrained.folder import TOKENIZER_FOLDER, ModelCard, Source, save_params, write_model_card
+from r2rank_jax.pretrained.tokenizer_files import COPIED, copy_tokenizer, read_json, read_special_ids
+from r2rank_jax.pretrained.weights import DTYPES, INDEX, SCORE_FILE, Stored, read_header, sha256_of, stored_tensors
+from r2rank_jax.sharding import abstract_params, make_mesh
+from r2rank_jax.types import Array, Params
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_FROM_HUB = ("config.json", "model*.safetensors", INDEX, SCORE_FILE, *COPIED, "README.md", "LICENSE*")
+
+
+def import_model(source: str, out: Path) -> ModelCard:
+    """Read a Hugging Face directory and write a folder as `pretrained.folder` describes it.
+
+    Args:
+        source: a directory, or a hub id ("org/name") to download through `huggingface_hub`.
+        out: folder to write; it must not exist or be empty, and does not exist after a failure.
+
+    Returns:
+        What was imported.
+
+    Raises:
+        ConfigError: a model that cannot be computed here, or a tokenizer that is not the model's.
+        PretrainedError: files that are missing, damaged or pickled, or tensors that are not the architecture's.
+    """
+    require_free(out)
+    folder = locate(source)
+    values = read_json(folder / "config.json")
+    config = config_from_hf(values)
+    family, form = architecture_of(values)
+    stored = stored_tensors(folder)
+    if form == "causal-lm" and (folder / SCORE_FILE).is_file():
+        stored |= read_header(folder / SCORE_FILE)
+    wanted = tensors(config, language_head=True, score_head=SCORE_HEAD in stored or form == "scorer")
+    require_tensors(wanted, stored, config)
+    special = read_special_ids(folder, values, config.vocabulary)
+    card = ModelCard(
+        config=config,
+        pad=special.pad,
+        stop=special.stop,
+        source=Source(
+            architecture=values["architectures"][0],
+            sha256=sha256_of(stored),
+            positions=int(values.get("max_position_embeddings", 2048)),
+            bos=special.bos,
+            hub_id=None if Path(source).is_dir() else source,
+            licence=licence_of(folder),
+        ),
+    )
+    mesh = make_mesh(MeshConfig(fsdp=jax.device_count()))
+    params = read_params(wanted, stored, abstract_params(mesh, config))
+    with replacing_folder(out) as partial:
+        write_model_card(partial, card)
+        copy_tokenizer(folder, partial / TOKENIZER_FOLDER)
+        copy_licence(folder, partial)
+        save_params(partial, params)
+        write_seal(partial)
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    print(f"{out}: {card.source.architecture}, {size:,} parameters, {family} family")
+    return card
+
+
+def locate(source: str) -> Path:
+    """The directory that `source` names, downloaded where it is a hub id and no directory.
+
+    Raises:
+        PretrainedError: no such directory, and nothing that could be downloaded.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    if not _HUB_ID.fullmatch(source):
+        raise PretrainedError(f"HF_DIR must be a directory or a hub id (org/name), got {source}, which is neither")
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.snapshot_download(source, allow_patterns=list(_FROM_HUB)))
+    except Exception as error:  # connection, name, permission, offline mode: many types of several packages
+        raise PretrainedError(
+            f"{source} is no directory here, and as a hub id it could not be downloaded "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:300]}); check the name and the network, or copy "
+            "the model's files here and name their directory"
+        ) from error
+
+
+def require_free(out: Path) -> None:
+    """Raise `PretrainedError` where an output folder holds something already."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise PretrainedError(f"--out must be a new or empty folder, got {out}, which is in use; choose another")
+
+
+def require_tensors(wanted: Sequence[Tensor], stored: Mapping[str, Stored], config: ModelConfig) -> None:
+    """Check names, shapes and types of a whole checkpoint, from its headers.
+
+    Raises:
+        PretrainedError: says what is missing, what is too much, and what has another shape or type.
+    """
+    by_name = {tensor.name: tensor for tensor in wanted}
+    missing = [name for name in by_name if name not in stored]
+    extra = [name for name in stored if name not in by_name and not ignorable(name, config)]
+    shared = [(tensor, stored[tensor.name]) for tensor in wanted if tensor.name in stored]
+    shapes = [f"{t.name} must be {list(t.shape)}, got {list(s.shape)}" for t, s in shared if t.shape != s.shape]
+    types = [f"{t.name} is {s.dtype}" for t, s in shared if s.dtype not in DTYPES]
+    problems = [f"missing: {_some(missing)}"] * bool(missing) + [f"unknown: {_some(extra)}"] * bool(extra)
+    problems += [f"shapes: {_some(shapes)}"] * bool(shapes)
+    problems += [f"types other than {', '.join(DTYPES)}: {_some(types)}"] * bool(types)
+    if not problems:
+        return
+    remedy = "take the weights that belong to this config.json"
+    if missing == [LANGUAGE_HEAD] and SCORE_HEAD in stored:
+        remedy = "a scorer whose embeddings are not tied cannot write rationales: import its CausalLM"
+    raise PretrainedError(f"the tensors must be those of config.json; {'; '.join(problems)}. Remedy: {remedy}")
+
+
+def read_params(wanted: Sequence[Tensor], stored: Mapping[str, Stored], like: Params) -> Params:
+    """Stream tensors from disk into sharded arrays, one at a time.
+
+    The host holds one tensor in its stored type, the devices one copy of it more than the parameters.
+
+    A scoring head that is not among them starts as zeros: the hidden states of pretrained models differ in size by
+    orders of magnitude, so random numbers of any one size would be no opinion in one model and a firm one in another.
+    At zero every ranking is equally likely, and the head's own gradient is not zero.
+
+    Args:
+        wanted: from `tensors`, checked.
+        stored: from `stored_tensors`.
+        like: abstract parameters with shardings.
+    """
+    leaves: dict[tuple[str, ...], Array] = {}
+    places: dict[tuple[str, ...], jax.ShapeDtypeStruct] = {
+        tuple(part.key for part in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(like)
+    }
+    for path, place in places.items():
+        sources = [tensor for tensor in wanted if tensor.path == path]
+        leaves[path] = _stacked(sources, stored, place) if sources else _zeros(place)
+    return jax.tree_util.tree_map_with_path(lambda path, _: leaves[tuple(part.key for part in path)], like)
+
+
+def _zeros(place: jax.ShapeDtypeStruct) -> Array:
+    return jax.jit(lambda: jnp.zeros(place.shape, place.dtype), out_shardings=place.sharding)()
+
+
+def _stacked(sources: Sequence[Tensor], stored: Mapping[str, Stored], place: jax.ShapeDtypeStruct) -> Array:
+    """One leaf: its layers, if it has them, written into one array in place."""
+    (first, *_), sharding = sources, place.sharding
+    if first.layer is None:
+        piece = jax.device_put(first.to_ours(stored[first.name].read()), sharding)
+        return jax.jit(lambda x: x.astype(place.dtype), out_shardings=sharding)(piece)
+    assert isinstance(sharding, NamedSharding)
+    of_layer = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+
+    def put(whole: Array, piece: Array, layer: Array) -> Array:
+        return jax.lax.dynamic_update_index_in_dim(whole, piece.astype(place.dtype), layer, 0)
+
+    put_in_place = jax.jit(put, donate_argnums=0, out_shardings=sharding)
+    whole = _zeros(place)
+    for tensor in sources:
+        piece = jax.device_put(tensor.to_ours(stored[tensor.name].read()), of_layer)
+        whole = jax.block_until_ready(put_in_place(whole, piece, jnp.int32(tensor.layer)))  # or reading runs ahead
+    return whole
+
+
+def licence_of(folder: Path) -> str | None:
+    """The licence that a model's README names in its first lines (YAML between lines of ---)."""
+    path = folder / "README.md"
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    head = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+    found = re.search(r"^license:[ \t]*(\S+)[ \t]*$", head[1], re.MULTILINE) if head else None
+    return found[1].strip("\"'") if found else None
+
+
+def copy_licence(source: Path, target: Path) -> None:
+    """Copy the text of the base model's licence, which may have to travel with it."""
+    for path in sorted(source.glob("LICENSE*")):
+        if path.is_file():
+            shutil.copyfile(path, target / path.name)
+
+
+def _some(names: Sequence[str]) -> str:
+    rest = len(names) - 8
+    return ", ".join(names[:8]) + (f" and {rest} more" if rest > 0 else "")

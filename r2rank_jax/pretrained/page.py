@@ -1,0 +1,108 @@
+"""The README.md of an exported model: what it is, what it learned from, how well it does, how to call it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from r2rank_jax.config import ModelConfig, RunConfig, to_json
+from r2rank_jax.evaluation.results import results_table
+from r2rank_jax.model.hf_names import Form
+from r2rank_jax.pretrained.folder import Source
+from r2rank_jax.pretrained.tokenizer_files import SpecialIds
+
+_USE: dict[Form, str] = {
+    "causal-lm": """prompt = [i for part in (prefix, item) for i in tokenizer(part, add_special_tokens=False).input_ids]
+ends = dict(eos_token_id={stop}, pad_token_id={pad})
+said = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens={tokens}, **ends)
+rationale = tokenizer.decode(said[0, len(prompt):], skip_special_tokens=True)""",
+    "scorer": """parts = (prefix, item, rationale)
+ids = [i for part in parts for i in tokenizer(part, add_special_tokens=False).input_ids] + [{stop}]
+score = model(torch.tensor([ids])).logits[0, 0]""",
+}
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a run came to its policy."""
+
+    phase: str
+    config: RunConfig
+    extras: Mapping[str, Any]
+    """Of the checkpoint."""
+    identity: str
+    """Of the checkpoint."""
+    results: Mapping[str, Any] | None
+    """Content of `results.json`."""
+
+
+def model_page(
+    *, name: str, config: ModelConfig, form: Form, ids: SpecialIds, base: Source | None, training: Training | None
+) -> str:
+    """The page as Markdown with the YAML head that the hub reads.
+
+    Args:
+        name: of the model.
+        config: of the model.
+        form: of the export.
+        ids: special tokens.
+        base: the model that it is or started from.
+        training: None for a model that was only imported.
+    """
+    about = "writes a rationale for one candidate item" if form == "causal-lm" else "scores one candidate's rationale"
+    parts = [
+        _head(form, base),
+        f"# {name}\n",
+        f"A language model that {about}, trained with r2rank_jax (Reasoning to Rank, after arXiv 2602.12530).\n"
+        if training
+        else "A pretrained model, imported and exported by r2rank_jax and not trained in between.\n",
+        _facts(config, base, training),
+        _usage(form, ids, training),
+    ]
+    if training is not None:
+        if training.results is not None:
+            parts.append(f"## Results\n\n```\n{results_table(training.results)}\n```\n")
+        parts.append(f"## Configuration\n\n```json\n{json.dumps(to_json(training.config), indent=2)}\n```\n")
+    else:
+        parts.append(f"## Configuration\n\n```json\n{json.dumps(asdict(config), indent=2)}\n```\n")
+    return "\n".join(parts)
+
+
+def _head(form: Form, base: Source | None) -> str:
+    lines = ["library_name: transformers"]
+    lines.append(f"pipeline_tag: {'text-generation' if form == 'causal-lm' else 'text-classification'}")
+    lines.append("tags: [recommendation, reranking]")
+    if base is not None and base.licence:
+        lines.append(f"license: {base.licence}")
+    if base is not None and base.hub_id:
+        lines.append(f"base_model: {base.hub_id}")
+    return "\n".join(["---", *lines, "---\n"])
+
+
+def _facts(config: ModelConfig, base: Source | None, training: Training | None) -> str:
+    rows = [("layers, width, vocabulary", f"{config.layers}, {config.width}, {config.vocabulary}")]
+    if base is not None:
+        rows.append(("base model", f"{base.hub_id or base.architecture}, weights with SHA-256 {base.sha256}"))
+        rows.append(("licence of the base model", base.licence or "not known here; see where it came from"))
+    if training is not None:
+        results = training.results or {}
+        missing = "not recorded: `r2rank eval` had not been run"
+        rows.append(("phase", f"{training.phase}, {training.extras['steps']} steps"))
+        rows.append(("checkpoint", training.identity))
+        rows.append(("training data, SHA-256 of the interactions", results.get("data_hash", missing)))
+        if "traces" in training.extras:
+            rows.append(("worked rationales, SHA-256", training.extras["traces"]))
+        rows.append(("commit of the code", results.get("commit", missing)))
+    return "\n".join(["| | |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows), ""])
+
+
+def _usage(form: Form, ids: SpecialIds, training: Training | None) -> str:
+    tokens = training.config.data.rationale_tokens if training else 128
+    code = _USE[form].format(stop=ids.stop, pad=ids.pad, tokens=tokens)
+    return (
+        "## Use\n\nThe user's history, the candidate and the rationale (`r2rank_jax.data.prompts` has their words) are "
+        "turned into ids apart, without\nspecial tokens, and joined; a rationale ends with its stop token.\n\n"
+        f"```python\n{code}\n```\n"
+    )

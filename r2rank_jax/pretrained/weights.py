@@ -1,0 +1,205 @@
+"""Safetensors files, one tensor at a time.
+
+The format is a length (8 bytes, little-endian), that many bytes of JSON (name -> dtype, shape, [start, end) in the
+data), then the data. The `safetensors` package maps whole files into memory and writes from a dictionary that holds a
+whole file; a model that fills the accelerators may not fit into the host's memory even once, so here tensors pass
+singly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from r2rank_jax.pretrained.errors import PretrainedError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SCORE_FILE = "score_head.safetensors"
+"""Beside a CausalLM that was exported here: its scoring head, for which transformers has no place there."""
+DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(jnp.bfloat16), "F16": np.dtype(np.float16)}
+StoredDtype = Literal["float32", "bfloat16"]
+
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_LONGEST_HEADER = 100_000_000  # bytes; the limit of the format's own reader
+_BYTES_AT_ONCE = 1 << 24
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a tensor lies."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    """Byte of the file."""
+
+    def read(self) -> np.ndarray:
+        """The tensor in its own type."""
+        kind = DTYPES[self.dtype]
+        return np.fromfile(self.file, kind, math.prod(self.shape), offset=self.start).reshape(self.shape)
+
+
+def stored_tensors(folder: Path) -> dict[str, Stored]:
+    """Every tensor of a checkpoint, found from the files' headers alone.
+
+    Args:
+        folder: with `model.safetensors`, or with `model.safetensors.index.json` and the files that it names.
+
+    Raises:
+        PretrainedError: no such files, a pickle instead, or a file that is cut short or not what it says.
+    """
+    if (folder / SINGLE).is_file():
+        return read_header(folder / SINGLE)
+    if not (folder / INDEX).is_file():
+        raise PretrainedError(_nothing_to_read(folder))
+    named = _weight_map(folder / INDEX)
+    found: dict[str, Stored] = {}
+    for file in sorted(set(named.values())):
+        if Path(file).name != file or not (folder / file).is_file():
+            raise PretrainedError(f"{INDEX} names {file}, which is not in {folder}; download the model again")
+        found |= read_header(folder / file)
+    astray = sorted(name for name, file in named.items() if name not in found or found[name].file.name != file)
+    astray += sorted(set(found) - set(named))
+    if astray:
+        raise PretrainedError(
+            f"{INDEX} and the files it names must agree, but {astray[0]} is not where it says ({len(astray)} in all); "
+            "download the model again"
+        )
+    return found
+
+
+def read_header(path: Path) -> dict[str, Stored]:
+    """The tensors of one safetensors file.
+
+    Raises:
+        PretrainedError: the header is damaged, or the file is not as long as the header says.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, _LONGEST_HEADER):
+            raise PretrainedError(
+                f"{path} must start with a header of {length if size >= 8 else 8} bytes, got a file of {size}; it is "
+                "cut short or no safetensors file: download it again"
+            )
+        try:
+            header = json.loads(file.read(length))
+            header.pop("__metadata__", None)
+            found = {name: _stored(path, 8 + length, entry) for name, entry in header.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise PretrainedError(f"{path} has a header that cannot be read ({error!r}); download it again") from error
+    end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if size != end:
+        raise PretrainedError(
+            f"{path} must hold {end} bytes by its header, got {size}; it is "
+            f"{'cut short' if size < end else 'too long'}: download it again"
+        )
+    return found
+
+
+def sha256_of(stored: Mapping[str, Stored]) -> str:
+    """The digest of the files' bytes, one file after the other by name: `cat *.safetensors | sha256sum`."""
+    digest = hashlib.sha256()
+    for path in sorted({tensor.file for tensor in stored.values()}):
+        with path.open("rb") as file:
+            while block := file.read(_BYTES_AT_ONCE):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def write_sharded(
+    folder: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    value: Callable[[str], Any],
+    dtype: StoredDtype,
+    shard_bytes: int,
+) -> None:
+    """Write `model.safetensors`, or several files and their index.
+
+    Args:
+        folder: to write to.
+        shapes: name -> shape, in the order of writing.
+        value: gives a tensor when its turn comes.
+        dtype: of the file.
+        shard_bytes: a file holds no more, unless a single tensor does.
+    """
+    width = np.dtype(dtype).itemsize
+    shards: list[list[str]] = [[]]
+    room = shard_bytes
+    for name, shape in shapes.items():
+        needed = math.prod(shape) * width
+        if needed > room and shards[-1]:
+            shards.append([])
+            room = shard_bytes
+        shards[-1].append(name)
+        room -= needed
+    if len(shards) == 1:
+        write_file(folder / SINGLE, shapes, value, dtype)
+        return
+    files = [f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
+    for file, names in zip(files, shards, strict=True):
+        write_file(folder / file, {name: shapes[name] for name in names}, value, dtype)
+    index = {
+        "metadata": {"total_size": sum(math.prod(shape) for shape in shapes.values()) * width},
+        "weight_map": {name: file for file, names in zip(files, shards, strict=True) for name in names},
+    }
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def write_file(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], value: Callable[[str], Any], dtype: StoredDtype
+) -> None:
+    """Write one safetensors file; arguments as of `write_sharded`."""
+    kind = np.dtype(dtype)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for it
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + math.prod(shape) * kind.itemsize
+        code = next(code for code, known in DTYPES.items() if known == kind)
+        header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the data starts aligned
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for name, shape in shapes.items():
+            array = np.asarray(value(name), dtype=kind, order="C")
+            if array.shape != shape:
+                raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
+            array.tofile(file)
+
+
+def _stored(path: Path, data: int, entry: dict[str, Any]) -> Stored:
+    start, end = entry["data_offsets"]
+    shape, dtype = tuple(int(n) for n in entry["shape"]), str(entry["dtype"])
+    if dtype in DTYPES and end - start != math.prod(shape) * DTYPES[dtype].itemsize:
+        raise ValueError(f"{dtype} of shape {list(shape)} in {end - start} bytes")
+    return Stored(path, dtype, shape, data + start)
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        return {str(name): str(file) for name, file in json.loads(index.read_bytes())["weight_map"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PretrainedError(f"{index} cannot be read ({error!r}); download it again") from error
+
+
+def _nothing_to_read(folder: Path) -> str:
+    pickles: Sequence[str] = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
+    if pickles:
+        return (
+            f"weights must be safetensors, got {', '.join(pickles)} in {folder}: reading a pickle can run code that "
+            "somebody put into it. Take a revision of the model that has safetensors, or, where you trust the file, "
+            "convert it with transformers: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)"
+        )
+    here = ", ".join(sorted(file.name for file in folder.iterdir())[:10]) or "nothing"
+    return f"{folder} must hold {SINGLE} or {INDEX}, got {here}; download the model again"

@@ -1,0 +1,328 @@
+"""Export to Hugging Face directories: transformers computes what we compute, and import gives the same bits back."""
+
+import dataclasses
+import json
+import re
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from r2rank_jax.checkpoint import Checkpoints, load_policy
+from r2rank_jax.cli import main
+from r2rank_jax.config import ConfigError, DataConfig, MeshConfig, OptimizerConfig, RunConfig, to_json
+from r2rank_jax.data.tokens import read_tokenizer, train_tokenizer
+from r2rank_jax.model.forward import read_rationales
+from r2rank_jax.model.transformer import scores
+from r2rank_jax.pretrained.errors import PretrainedError
+from r2rank_jax.pretrained.exporting import export
+from r2rank_jax.pretrained.folder import load_pretrained, read_model_card
+from r2rank_jax.pretrained.importing import import_model
+from r2rank_jax.sharding import abstract_params, make_mesh
+from r2rank_jax.train.state import fresh_state
+from r2rank_jax.types import ListBatch, Rationales
+from tests.pretrained.models import (
+    BASE,
+    MODELS,
+    PAD,
+    STOP,
+    add_tokenizer,
+    imported,
+    load,
+    our_states,
+    rows_of_tokens,
+    their_states,
+)
+
+torch = pytest.importorskip("torch")
+import transformers  # noqa: E402
+
+CONFIG = RunConfig(
+    name="small", model=BASE, data=DataConfig(prefix_tokens=60, suffix_tokens=30, rationale_tokens=20)
+)  # of a run that was trained from scratch
+SPOKEN = "1 film by the same hand; likes it: yes"
+
+
+def write_run(folder, config):
+    """A run directory as `r2rank sft` and `r2rank rl` leave it, with weights of its own per phase."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(to_json(config)))
+    train_tokenizer([SPOKEN, "Heat (1995) 4\n"], BASE.vocabulary).save(str(folder / "tokenizer.json"))
+    state = fresh_state(make_mesh(MeshConfig()), config.model, OptimizerConfig(ema_decay=0.9), 5, 0, config.trained)
+    rng = np.random.default_rng(0)
+    for phase in ("sft", "rl"):
+        average = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape, np.float32), state.params)
+        checkpoints = Checkpoints(folder / "checkpoints" / phase)
+        extras = {"config": to_json(config), "steps": 5, "finished": True, "has_average": True, "wall_s": 1.0}
+        checkpoints.save(5, state.replace(average=average), extras | ({"traces": "f00d"} if phase == "sft" else {}))
+        checkpoints.close()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """Of a run that was trained from scratch; read only."""
+    return write_run(tmp_path_factory.mktemp("runs") / "small", CONFIG)
+
+
+def policy_of(run_dir, phase="rl", config=CONFIG):
+    like = abstract_params(make_mesh(MeshConfig()), config.model)
+    return load_policy(run_dir / "checkpoints" / phase, like, to_json(config))[0]
+
+
+def params_of(folder):
+    return load(folder)[1]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_transformers_finds_the_same_logits(tmp_path, name):
+    export(imported(name), tmp_path / "hf", dtype="float32", shard_gib=20 / 2**20)
+    assert len(list(tmp_path.glob("hf/model-*.safetensors"))) > 3, "the test must write several files"
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", attn_implementation="eager").eval()
+    family = {"qwen2": "Qwen2", "qwen3": "Qwen3"}.get(name, "Llama")
+    assert type(model).__name__ == f"{family}ForCausalLM" and model.dtype == torch.float32
+    config, params = load(imported(name))
+    for rows, length in ((2, 7), (3, 12)):
+        tokens, real = rows_of_tokens(rows, length)
+        ours, theirs = our_states(config, params, tokens, real)[1], their_states(model, tokens, real)[1]
+        np.testing.assert_allclose(ours[real], theirs[real], atol=1e-5 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_import_of_an_export_gives_the_same_bits(tmp_path, name):
+    export(imported(name), tmp_path / "hf", dtype="float32", shard_gib=20 / 2**20)
+    import_model(str(tmp_path / "hf"), tmp_path / "again")
+    before, after = read_model_card(imported(name)), read_model_card(tmp_path / "again")
+    assert (after.config, after.pad, after.stop) == (before.config, before.pad, before.stop)
+    require_equal(params_of(tmp_path / "again"), params_of(imported(name)))
+
+
+def require_equal(found, wanted):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+@pytest.mark.parametrize("form", ["causal-lm", "scorer"])
+def test_both_forms_of_a_run_carry_its_scoring_head(tmp_path, run_dir, form):
+    export(run_dir, tmp_path / "hf", form=form, dtype="float32")
+    import_model(str(tmp_path / "hf"), tmp_path / "again")
+    assert np.abs(np.asarray(policy_of(run_dir)["score_head"])).max() > 0.05
+    require_equal(params_of(tmp_path / "again"), policy_of(run_dir))
+
+
+def test_bfloat16_rounds_to_the_nearest(tmp_path, run_dir):
+    export(run_dir, tmp_path / "hf")
+    import_model(str(tmp_path / "hf"), tmp_path / "again")
+    assert transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype="auto").dtype == torch.bfloat16
+    wanted = policy_of(run_dir)
+    rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), wanted)
+    require_equal(params_of(tmp_path / "again"), rounded | {"score_head": wanted["score_head"]})
+
+
+def some_lists():
+    """Two users with two items, every part padded, and one rationale each that ends with the stop token."""
+    rng = np.random.default_rng(0)
+
+    def part(*shape):
+        tokens = rng.integers(2, 258, shape)
+        length = rng.integers(2, shape[-1], shape[:-1])
+        return np.where(np.arange(shape[-1]) < length[..., None], tokens, PAD).astype(np.int32), length.astype(np.int32)
+
+    prefix, prefix_length = part(2, 9)
+    suffix, suffix_length = part(2, 2, 6)
+    said, said_length = part(2, 2, 1, 7)
+    np.put_along_axis(said, said_length[..., None] - 1, STOP, axis=-1)
+    ones = np.ones((2, 2), bool)
+    batch = ListBatch(
+        user=np.arange(2), items=np.zeros((2, 2), np.int32), prefix=prefix, prefix_length=prefix_length, suffix=suffix,
+        suffix_length=suffix_length, labels=np.zeros((2, 2), np.float32), mask=ones,
+    )  # fmt: skip
+    return jax.tree.map(jnp.asarray, (batch, Rationales(tokens=said, length=said_length, stopped=ones[..., None])))
+
+
+def joined(batch, rationales):
+    """Prefix, item and rationale of each of the four as one right-padded row."""
+    rows = []
+    for u in range(2):
+        for n in range(2):
+            parts = (
+                batch.prefix[u, : batch.prefix_length[u]],
+                batch.suffix[u, n, : batch.suffix_length[u, n]],
+                rationales.tokens[u, n, 0, : rationales.length[u, n, 0]],
+            )
+            rows.append(np.concatenate(parts).tolist())
+    width = max(map(len, rows))
+    assert len({len(row) for row in rows}) > 1, "the test must pad"
+    return np.array([row + [PAD] * (width - len(row)) for row in rows])
+
+
+def test_a_scorer_gives_a_rationale_our_score(tmp_path, run_dir):
+    export(run_dir, tmp_path / "hf", form="scorer", dtype="float32")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf").eval()
+    assert type(model).__name__ == "LlamaForSequenceClassification" and model.config.num_labels == 1
+    batch, rationales = some_lists()
+    params = policy_of(run_dir)
+    read = jax.jit(lambda *given: scores(given[0], read_rationales(BASE, *given).last))
+    ours = np.asarray(read(params, batch, rationales)).ravel()
+    tokens = joined(batch, rationales)
+    with torch.no_grad():
+        mask = torch.from_numpy((tokens != PAD).astype(np.int64))
+        theirs = model(torch.from_numpy(tokens), attention_mask=mask).logits[:, 0].numpy()
+    assert np.ptp(theirs) > 0.1
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_the_tokenizer_of_a_run_is_the_same_in_transformers(tmp_path, run_dir):
+    export(run_dir, tmp_path / "hf")
+    ours, theirs = (
+        read_tokenizer(run_dir / "tokenizer.json"),
+        transformers.AutoTokenizer.from_pretrained(tmp_path / "hf"),
+    )
+    (ids,) = ours.encode([SPOKEN])
+    assert theirs(SPOKEN, add_special_tokens=False).input_ids == list(ids) and len(ids) > 1
+    assert theirs.decode(ids) == SPOKEN == ours.decode(ids)
+    assert (theirs.pad_token_id, theirs.eos_token_id, theirs.model_max_length) == (ours.pad, ours.stop, 110)
+    generation = transformers.GenerationConfig.from_pretrained(tmp_path / "hf")
+    assert (generation.pad_token_id, generation.eos_token_id) == (ours.pad, ours.stop)
+
+
+def test_the_tokenizer_of_an_imported_model_goes_along_unchanged(tmp_path):
+    from tests.pretrained.models import saved
+
+    source = tmp_path / "source"
+    shutil.copytree(saved("llama")[1], source)
+    add_tokenizer(source, pad_token="<stop>", note="é")
+    (source / "chat_template.jinja").write_text("{{ messages }}")
+    (source / "LICENSE").write_text("Do as you like.")
+    (source / "README.md").write_text("---\nlicense: apache-2.0\ntags: [x]\n---\n# A model\n")
+    import_model(str(source), tmp_path / "model")
+    export(tmp_path / "model", tmp_path / "hf")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "LICENSE"):
+        assert (tmp_path / "hf" / name).read_bytes() == (source / name).read_bytes(), name
+    assert "license: apache-2.0" in (tmp_path / "hf/README.md").read_text()
+
+    # A scorer pools at the last token that is not config.json's padding: its tokenizer must pad with the same.
+    export(tmp_path / "model", tmp_path / "scorer", form="scorer")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "scorer")
+    values = json.loads((tmp_path / "scorer/config.json").read_text())
+    assert tokenizer.pad_token_id == values["pad_token_id"] == PAD != tokenizer.eos_token_id == STOP
+
+
+def test_a_run_that_started_from_an_imported_model_takes_its_tokenizer(tmp_path, run_dir):
+    shutil.copytree(run_dir, tmp_path / "run")
+    config = dataclasses.replace(CONFIG, pretrained=str(imported("llama")))
+    (tmp_path / "run/config.json").write_text(json.dumps(to_json(config)))
+    (tmp_path / "run/tokenizer.json").unlink()
+    export(tmp_path / "run", tmp_path / "hf", phase="sft", dtype="float32")
+    wanted = imported("llama") / "tokenizer/tokenizer.json"
+    assert (tmp_path / "hf/tokenizer.json").read_bytes() == wanted.read_bytes()
+    import_model(str(tmp_path / "hf"), tmp_path / "again")
+    require_equal(params_of(tmp_path / "again"), policy_of(run_dir, "sft"))
+    page = (tmp_path / "hf/README.md").read_text()
+    assert read_model_card(imported("llama")).source.sha256 in page and "LlamaForCausalLM" in page
+
+
+def test_adapters_are_merged(tmp_path):
+    adapted = dataclasses.replace(BASE, lora_rank=3, lora_alpha=7.0)
+    config = dataclasses.replace(CONFIG, model=adapted, trained="adapters")
+    run_dir = write_run(tmp_path / "run", config)
+    export(run_dir, tmp_path / "hf", dtype="float32")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", attn_implementation="eager").eval()
+    params = policy_of(run_dir, config=config)
+    tokens, real = rows_of_tokens(3, 12)
+    ours, theirs = our_states(adapted, params, tokens, real)[1], their_states(model, tokens, real)[1]
+    assert np.abs(ours - our_states(BASE, params, tokens, real)[1]).max() > 0.1, "the adapters must do something"
+    np.testing.assert_allclose(ours[real], theirs[real], atol=1e-4 * np.abs(theirs).max())
+
+
+def run_page(folder, **names):
+    """Run the code on an exported model's page."""
+    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
+    names |= {"torch": torch, "tokenizer": transformers.AutoTokenizer.from_pretrained(folder)}
+    exec(code, names)
+    return names
+
+
+def test_the_code_on_the_page_works(tmp_path, run_dir):
+    said = {"prefix": "Heat (1995) 4\n", "item": "Emma", "rationale": SPOKEN}
+    ours = read_tokenizer(run_dir / "tokenizer.json").encode(list(said.values()))
+    tokens = np.array([[*sum(ours, ()), STOP]])
+    params = policy_of(run_dir)
+    hidden, logits = our_states(BASE, params, tokens, np.ones_like(tokens, bool))
+
+    export(run_dir, tmp_path / "scorer", form="scorer", dtype="float32")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "scorer")
+    score = run_page(tmp_path / "scorer", model=model, **said)["score"]
+    assert score.item() == pytest.approx(float(scores(params, hidden[0, -1])), abs=1e-4)
+
+    export(run_dir, tmp_path / "lm", dtype="float32")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "lm")
+    found = run_page(tmp_path / "lm", model=model, prefix=said["prefix"], item=said["item"])
+    start = len(ours[0]) + len(ours[1])
+    assert found["prompt"] == tokens[0, :start].tolist()
+    assert int(found["said"][0, start]) == logits[0, start - 1].argmax(), "the first token is our greedy one"
+
+
+RESULTS = {
+    "schema": 1,
+    "systems": {"rl": {"ndcg@10": {"mean": 0.5454, "ci95": [0.526, 0.566], "n": 943}}},
+    "comparisons": [],
+    "analytic_random": {},
+    "data_hash": "d47a",
+    "commit": "c0ffee",
+    "training": {},
+    "machine": {},
+}
+
+
+def test_the_page_says_what_it_is(tmp_path, run_dir):
+    export(run_dir, tmp_path / "one", phase="sft")
+    page = (tmp_path / "one/README.md").read_text()
+    for part in ("# one", "sft, 5 steps", "f00d", "not recorded: `r2rank eval` had not been run", '"name": "small"'):
+        assert part in page, part
+    assert "license" not in page and "Results" not in page
+
+    shutil.copytree(run_dir, tmp_path / "run")
+    (tmp_path / "run/results.json").write_text(json.dumps(RESULTS))
+    export(tmp_path / "run", tmp_path / "two", form="scorer")
+    page = (tmp_path / "two/README.md").read_text()
+    for part in ("text-classification", "rl, 5 steps", "d47a", "c0ffee", "0.545 [0.526, 0.566]", f"+ [{STOP}]"):
+        assert part in page, part
+
+
+def test_what_cannot_be_exported_is_refused_and_leaves_nothing(tmp_path, run_dir, capsys):
+    out = tmp_path / "hf"
+
+    def refused(error, message, source=run_dir, **settings):
+        with pytest.raises(error, match=message):
+            export(source, out, **settings)
+        assert not list(tmp_path.glob(".hf*")) and not out.exists()
+
+    refused(PretrainedError, r"must be a run directory .* or an imported model .*, got .*nowhere", tmp_path / "nowhere")
+    refused(
+        PretrainedError,
+        r"--phase must be one that .* has trained \(sft, rl\), got sft_continued",
+        phase="sft_continued",
+    )
+    refused(ConfigError, r"--shard-gib must be positive, got 0", shard_gib=0)
+    damaged = tmp_path / "damaged"
+    shutil.copytree(imported("llama"), damaged)
+    (damaged / "params/extra").write_text("x")
+    refused(PretrainedError, r"damaged \(params/extra does not match its checksum\)", damaged)
+    broken = tmp_path / "broken"
+    shutil.copytree(run_dir, broken)
+    (broken / "results.json").write_text("{}")
+    assert main(["export", str(broken), "--out", str(out)]) == 2
+    assert "results must hold 'systems'" in capsys.readouterr().err and not out.exists()
+    assert main(["export", str(run_dir), "--out", str(damaged)]) == 2
+    assert "--out must be a new or empty folder" in capsys.readouterr().err
+
+
+def test_the_command(tmp_path, run_dir):
+    options = ["--phase", "sft", "--form", "scorer", "--dtype", "float32", "--shard-gib", "1"]
+    assert main(["export", str(run_dir), "--out", str(tmp_path / "hf"), *options]) == 0
+    assert main(["model", "import", str(tmp_path / "hf"), "--out", str(tmp_path / "model")]) == 0
+    like = abstract_params(make_mesh(MeshConfig(fsdp=2)), BASE)
+    require_equal(load_pretrained(tmp_path / "model", like, BASE), policy_of(run_dir, "sft"))

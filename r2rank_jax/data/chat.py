@@ -7,6 +7,7 @@ closes every item; both may hold special tokens. The words between, which come f
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
@@ -32,7 +33,7 @@ def read_chat_tokenizer(folder: Path, *, pad: int, stop: int) -> FastTokenizer:
         raise DataError(
             f"a tokenizer must be at {folder}, got no tokenizer.json there; `r2rank model import` copies it"
         )
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     opening: Ids = ()
     closing: Ids = ()
     if tokenizer.chat_template:

@@ -21,7 +21,7 @@ from r2rank_jax.evaluation.results import read_results
 from r2rank_jax.model.adapters import delta, without_adapters
 from r2rank_jax.model.hf_names import SCORE_HEAD, Form, Tensor, config_to_hf, tensors
 from r2rank_jax.pretrained.errors import PretrainedError
-from r2rank_jax.pretrained.folder import CARD, TOKENIZER_FOLDER, Source, load_pretrained, read_model_card
+from r2rank_jax.pretrained.folder import BASE, CARD, TOKENIZER_FOLDER, Source, load_pretrained, read_model_card
 from r2rank_jax.pretrained.importing import copy_licence, require_free
 from r2rank_jax.pretrained.page import Training, model_page
 from r2rank_jax.pretrained.tokenizer_files import (
@@ -135,7 +135,7 @@ def _trained(run_dir: Path, phase: str) -> Policy:
     results = read_results(run_dir / "results.json") if (run_dir / "results.json").is_file() else None
     training = Training(phase=phase, config=config, extras=extras, identity=identity, results=results)
     if config.pretrained is not None:
-        base = Path(config.pretrained)
+        base = run_dir / BASE  # the folder that config.pretrained names may be gone
         card = read_model_card(base)
         ids = SpecialIds(card.pad, card.stop, card.source.bos)
         return Policy(base, config.model, params, ids, card.source.positions, card.source, training)

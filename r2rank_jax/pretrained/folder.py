@@ -27,6 +27,8 @@ from r2rank_jax.pretrained.tokenizer_files import read_json
 from r2rank_jax.types import Params
 
 CARD, PARAMS, TOKENIZER_FOLDER = "model.json", "params", "tokenizer"
+BASE = "base"
+"""Inside a run directory: `model.json` and `tokenizer/` of the imported model that the run started from."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -212,9 +212,10 @@ def test_the_tokenizer_of_an_imported_model_goes_along_unchanged(tmp_path):
 
 def test_a_run_that_started_from_an_imported_model_takes_its_tokenizer(tmp_path, run_dir):
     shutil.copytree(run_dir, tmp_path / "run")
-    config = dataclasses.replace(CONFIG, pretrained=str(imported("llama")))
+    config = dataclasses.replace(CONFIG, pretrained="a folder that is gone")
     (tmp_path / "run/config.json").write_text(json.dumps(to_json(config)))
     (tmp_path / "run/tokenizer.json").unlink()
+    shutil.copytree(imported("llama"), tmp_path / "run/base", ignore=shutil.ignore_patterns("params"))
     export(tmp_path / "run", tmp_path / "hf", phase="sft", dtype="float32")
     wanted = imported("llama") / "tokenizer/tokenizer.json"
     assert (tmp_path / "hf/tokenizer.json").read_bytes() == wanted.read_bytes()

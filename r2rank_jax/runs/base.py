@@ -12,27 +12,24 @@ from r2rank_jax.checkpoint import CheckpointError
 from r2rank_jax.config import RunConfig
 from r2rank_jax.data.tokens import FastTokenizer, read_tokenizer
 from r2rank_jax.model.adapters import without_adapters
-from r2rank_jax.pretrained.folder import CARD, TOKENIZER_FOLDER, load_pretrained, read_model_card
+from r2rank_jax.pretrained.folder import BASE, CARD, TOKENIZER_FOLDER, load_pretrained, read_model_card
 from r2rank_jax.sharding import abstract_params
 from r2rank_jax.types import Params
 
-# Inside a run directory: `model.json` and `tokenizer/` of the imported model.
-BASE = "base"
 
-
-def adopt(directory: Path, base: Path) -> None:
+def adopt(directory: Path, run_dir: Path) -> None:
     """Note in a run directory which imported model it starts from, and keep that model's tokenizer; whole or not at
     all.
 
     Raises:
         CheckpointError: no imported model there, or the run started from another one.
     """
-    card = read_model_card(directory)
+    card, base = read_model_card(directory), run_dir / BASE
     if base.is_dir():
         found = read_model_card(base)
         if found.source != card.source:
             raise CheckpointError(
-                f"the run in {base.parent} started from weights with SHA-256 {found.source.sha256[:12]}, the model in "
+                f"the run in {run_dir} started from weights with SHA-256 {found.source.sha256[:12]}, the model in "
                 f"{directory} has {card.source.sha256[:12]}; name that model, or choose another --run-dir"
             )
         return

@@ -22,7 +22,7 @@ from r2rank_jax.data.pipeline import trace_batches
 from r2rank_jax.data.tokens import corpus, train_tokenizer
 from r2rank_jax.data.traces import Traces, read_traces
 from r2rank_jax.rollout.scoring import make_scorer
-from r2rank_jax.runs.base import BASE, adopt, read_run_tokenizer, starting_params
+from r2rank_jax.runs.base import adopt, read_run_tokenizer, starting_params
 from r2rank_jax.runs.inputs import held_out_metrics, open_inputs, record_config
 from r2rank_jax.runs.log import RunLog, say
 from r2rank_jax.sharding import abstract_params, make_mesh, to_mesh
@@ -123,7 +123,7 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
 def _provide_tokenizer(config: RunConfig, run_dir: Path, dataset: Dataset, traces: Traces) -> None:
     """Give a new run directory its tokenizer; one that is there already stays."""
     if config.pretrained is not None:
-        adopt(Path(config.pretrained), run_dir / BASE)
+        adopt(Path(config.pretrained), run_dir)
     elif not (run_dir / "tokenizer.json").exists():
         with replacing_file(run_dir / "tokenizer.json") as partial:
             texts = corpus(dataset, traces, config.data.history_items)

@@ -5,12 +5,16 @@ import shutil
 import numpy as np
 import pytest
 
+from r2rank_jax.config import MeshConfig
 from r2rank_jax.data.errors import DataError
 from r2rank_jax.pretrained.exporting import export
 from r2rank_jax.pretrained.fetching import fetch
 from r2rank_jax.pretrained.folder import read_model_card
 from r2rank_jax.pretrained.importing import import_model
 from r2rank_jax.pretrained.weights import stored_tensors
+from r2rank_jax.rollout.generate import Generator
+from r2rank_jax.sharding import make_mesh
+from r2rank_jax.types import ListBatch
 from tests.pretrained.models import load, our_states, their_states
 
 pytestmark = pytest.mark.slow
@@ -46,6 +50,43 @@ def test_logits_are_those_of_transformers(folders):
     theirs, ours = their_states(model, tokens, real)[1], our_states(*load(folder), tokens, real)[1]
     np.testing.assert_allclose(ours[real], theirs[real], atol=1e-3)
     assert tokenizer.decode(ours[1, len(ids[1]) - 1].argmax()) == " Paris"
+
+
+PROMPTS = (
+    "What is the capital of France?",
+    "Name three films by Ridley Scott.",
+    "Someone rated Alien 5 and Emma 2. Would they like Heat? Answer in one sentence.",
+    "Write a haiku about rain.",
+    "Count from 1 to 12.",
+)
+
+
+def test_greedy_continuations_are_those_of_transformers_token_for_token(folders):
+    source, folder = folders
+    config, params = load(folder)
+    card = read_model_card(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    chats = [[{"role": "user", "content": text}] for text in PROMPTS]
+    ids = [tokenizer.apply_chat_template(c, add_generation_prompt=True, return_dict=False) for c in chats]
+    model = transformers.AutoModelForCausalLM.from_pretrained(source).eval()
+    # Prompt by prompt as users: all but the last token as prefix, that one as the item.
+    width = max(map(len, ids)) - 1
+    batch = ListBatch(
+        user=np.arange(5, dtype=np.int32),
+        items=np.zeros((5, 1), np.int32),
+        prefix=np.array([row[:-1] + [0] * (width + 1 - len(row)) for row in ids], np.int32),
+        prefix_length=np.array([len(row) - 1 for row in ids], np.int32),
+        suffix=np.array([[row[-1:]] for row in ids], np.int32),
+        suffix_length=np.ones((5, 1), np.int32),
+        labels=np.zeros((5, 1), np.float32),
+        mask=np.ones((5, 1), bool),
+    )
+    settings = {"rationales": 1, "max_tokens": 32, "stop_token": card.stop, "wave_tokens": 32}
+    found = Generator(make_mesh(MeshConfig()), config, **settings)(params, batch, None).rationales
+    for row, prompt in enumerate(ids):
+        theirs = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=32)[0, len(prompt) :].tolist()
+        assert np.asarray(found.tokens)[row, 0, 0, : int(found.length[row, 0, 0])].tolist() == theirs, PROMPTS[row]
+    assert int(found.length.sum()) > 100, "most answers must be long"
 
 
 def test_export_writes_every_tensor_back(folders, tmp_path):

@@ -14,9 +14,9 @@ LAUNCH = Path(__file__).parents[2] / "launch/local.sh"
 LIMIT_S = 240
 
 
-def launch(*args: object) -> str:
+def launch(*args: object, **settings: str) -> str:
     """Run `launch/local.sh 2 ARGS`, require success, return what it printed. The launcher ends its own processes."""
-    settings = {"R2RANK_COMMAND": " ".join(COMMAND), "R2RANK_TIMEOUT_S": str(LIMIT_S), "R2RANK_GRACE_S": "2"}
+    settings |= {"R2RANK_COMMAND": " ".join(COMMAND), "R2RANK_TIMEOUT_S": str(LIMIT_S), "R2RANK_GRACE_S": "2"}
     done = subprocess.run(
         [str(LAUNCH), "2", *map(str, args)],
         env=environment(**settings),
@@ -61,9 +61,11 @@ def test_two_processes_learn_what_one_learns_in_sft(tiny, sft_run, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(LIMIT_S + 60)
-def test_two_processes_learn_what_one_learns_in_rl(tiny, sft_run, rl_run, tmp_path):
+def test_two_processes_of_two_devices_learn_what_one_learns_in_rl(tiny, sft_run, rl_run, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(sft_run, run_dir)  # committed by one process
-    launch("rl", "--config", tiny.config, "--run-dir", run_dir, "--mesh.data", "2")
+    mesh = ("--mesh.data", "2", "--mesh.fsdp", "2")
+    devices = "--xla_force_host_platform_device_count=2"
+    launch("rl", "--config", tiny.config, "--run-dir", run_dir, *mesh, XLA_FLAGS=devices)
     require_same_learning(rl_run, run_dir, "rl", ("loss", "reward", "value"))
     assert sealed_steps(run_dir / "checkpoints/rl") == [10, 9]

@@ -213,8 +213,9 @@ def _rl_steps(held: _Held, plan: Plan) -> dict[str, Use]:
     beside = dict(state)
     if rl.updates > 1:  # the policy is read too
         assess[WEIGHTS] = beside.pop(WEIGHTS)
-    if plan.chunk_items < config.data.candidate_items and config.mesh.fsdp > 1:  # gathered before the loop
-        assess[REFERENCE] += held.tree
+    if config.mesh.fsdp > 1:  # gathered: before a loop over chunks as they are, else in the type of the computation
+        chunks = plan.chunk_items < config.data.candidate_items
+        assess[REFERENCE] += held.tree if chunks else decoding_weights(held)
     update = (
         state | {REFERENCE: reference, BATCH: batch + known} | _update(held, plan, rl.batch_users, rl.rationales, 3)
     )

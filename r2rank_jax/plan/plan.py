@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from r2rank_jax.config import RunConfig
 from r2rank_jax.model.counting import Lists, decode_bytes, forward_flops, parameters, update_flops
@@ -39,21 +39,43 @@ def run(config: RunConfig, topology_name: str, backend: Backend, compiler: Path 
     """
     topology = parse_topology(topology_name)
     require_mesh(config.mesh, topology)
-    found = estimate(config, topology)
+    found, memory = estimate(config, topology), topology.device.memory_bytes
     work = _work(found.config, topology)
     _print_estimate(found, topology, work)
     measured: list[Measured] = []
     note = None
     if backend == "compile":
         measured, note = _compile(found, topology, compiler)
-    peak = max([found.peak, *(_compiled_total(m, found.programs[m.name]) for m in measured if not m.error)])
-    refused = [m for m in measured if m.error]
-    fits = peak <= topology.device.memory_bytes and not refused
-    remedy = None if found.peak <= topology.device.memory_bytes else nearest_remedy(found, topology)
-    message = None if fits else _message(peak, refused, remedy, topology)
-    print(f"fits: {'yes' if fits else 'no'}, {_gib(peak)} of {_gib(topology.device.memory_bytes)} GiB on each device")
-    print(json.dumps(_as_json(found, topology, work, measured, note, peak, fits, remedy, backend)))
-    return message
+    verdict = _judge(found, topology, measured)
+    print(f"fits: {'yes' if verdict.fits else 'no'}, {_gib(verdict.peak_bytes)} of {_gib(memory)} GiB on each device")
+    print(json.dumps(_as_json(found, topology, work, measured, note, verdict, backend)))
+    return None if verdict.fits else _message(verdict, topology)
+
+
+class Verdict(NamedTuple):
+    """Whether a run fits, and what would."""
+
+    fits: bool
+    peak_bytes: int
+    refusal: str | None  # the compiler's
+    remedy: Remedy | None
+
+
+def _judge(found: Estimate, topology: Topology, measured: list[Measured]) -> Verdict:
+    """What was compiled counts, and for the rest the estimate. A remedy is an estimate: where the compiler found more
+    than was estimated, it has as much less memory."""
+    memory = topology.device.memory_bytes
+    totals = {name: use.total for name, use in found.programs.items()}
+    totals |= {one.name: _compiled_total(one, found.programs[one.name]) for one in measured if not one.error}
+    peak = max(totals.values())
+    refusal = next((f"{one.name}: {one.error}" for one in measured if one.error), None)
+    if peak <= memory and refusal is None:
+        return Verdict(True, peak, None, None)
+    limit = min(memory, memory * found.peak / peak)
+    if refusal is not None:
+        limit = min(limit, 0.9 * found.peak)
+    smaller = topology._replace(device=topology.device._replace(memory_bytes=int(limit)))
+    return Verdict(False, peak, refusal, nearest_remedy(found, smaller))
 
 
 def _compile(found: Estimate, topology: Topology, folder: Path | None) -> tuple[list[Measured], str | None]:
@@ -141,20 +163,24 @@ def _print_estimate(found: Estimate, topology: Topology, work: dict[str, dict[st
             print(f"{kind:18}" + "  ".join((_gib(n) if n else "").rjust(width) for n in cells))
 
 
-def _message(peak: int, refused: list[Measured], remedy: Remedy | None, topology: Topology) -> str:
+def _message(verdict: Verdict, topology: Topology) -> str:
     """Requirement, what came, remedy."""
-    memory = topology.device.memory_bytes
-    asked = f"the run needs {_gib(peak)} GiB on each device"
-    if refused and peak <= memory:
-        asked = f"the compiler refused {refused[0].name} ({refused[0].error})"
+    memory, remedy = topology.device.memory_bytes, verdict.remedy
+    asked = f"the run needs {_gib(verdict.peak_bytes)} GiB on each device"
+    if verdict.refusal is not None:
+        asked = f"the compiler refused {verdict.refusal}"
     text = f"a device of {topology.name} has {_gib(memory)} GiB for programs, {asked}; "
     if remedy is None:
         return text + "no change of at most three settings fits: take a topology of more or larger devices"
-    flags = " ".join(f"{flag} {value}" for flag, value in remedy.flags.items())
-    short = " ".join(f"{flag} {value}" for flag, value in remedy.short_flags.items()) or "as it is"
+    short = _typed(remedy.short_flags) or "as it is"
     return text + (
-        f"set {flags}, estimated at {_gib(remedy.peak_bytes)} GiB ({short}: {_gib(remedy.short_peak_bytes)} GiB)"
+        f"set {_typed(remedy.flags)}, estimated at {_gib(remedy.peak_bytes)} GiB "
+        f"({short}: {_gib(remedy.short_peak_bytes)} GiB)"
     )
+
+
+def _typed(flags: dict[str, str]) -> str:
+    return " ".join(f"{flag} {value}" for flag, value in flags.items())
 
 
 def _as_json(
@@ -163,9 +189,7 @@ def _as_json(
     work: dict[str, dict[str, float]],
     measured: list[Measured],
     note: str | None,
-    peak: int,
-    fits: bool,
-    remedy: Remedy | None,
+    verdict: Verdict,
     backend: Backend,
 ) -> dict[str, Any]:
     compiled = {
@@ -179,6 +203,19 @@ def _as_json(
         }
         for one in measured
     }
+    estimated = {
+        name: {
+            "bytes": use.total,
+            "program_bytes": sum(use.program.values()),
+            "kinds": {kind: use.of(kind) for kind in KINDS if use.of(kind)},
+        }
+        for name, use in found.programs.items()
+    }
+    remedy = None
+    if verdict.remedy is not None:
+        flags, peak, _, short_flags, short_peak = verdict.remedy
+        remedy = {"flags": flags, "peak_bytes": peak}
+        remedy["one_step_less"] = {"flags": short_flags, "peak_bytes": short_peak}
     return {
         "name": found.config.name,
         "topology": topology.name,
@@ -186,25 +223,15 @@ def _as_json(
         "backend": backend,
         "parameters": parameters(found.config.model),
         "memory_bytes": topology.device.memory_bytes,
-        "peak_bytes": peak,
-        "fits": fits,
+        "peak_bytes": verdict.peak_bytes,
+        "fits": verdict.fits,
         "work": work,
         "chunk_items": {"sft": found.sft.chunk_items, "rl": found.rl.chunk_items},
         "remat": {"sft": found.sft.model.remat, "rl": found.rl.model.remat},
-        "estimated": {
-            name: {"bytes": use.total, "program_bytes": sum(use.program.values())}
-            | {"kinds": {kind: use.of(kind) for kind in KINDS if use.of(kind)}}
-            for name, use in found.programs.items()
-        },
+        "estimated": estimated,
         "compiled": compiled,
         "not_compiled": note,
-        "remedy": None
-        if remedy is None
-        else {
-            "flags": remedy.flags,
-            "peak_bytes": remedy.peak_bytes,
-            "one_step_less": {"flags": remedy.short_flags, "peak_bytes": remedy.short_peak_bytes},
-        },
+        "remedy": remedy,
     }
 
 

@@ -20,6 +20,8 @@ import numpy as np
 from flax.core import meta
 
 from r2rank_jax.config import DataConfig, ModelConfig, RLConfig, RunConfig
+from r2rank_jax.model.counting import Lists, forward_flops, update_flops
+from r2rank_jax.model.presets import QWEN2_5_1_5B
 from r2rank_jax.model.transformer import initial_params
 from r2rank_jax.rollout.generate import Generator
 from r2rank_jax.rollout.sampling import row_keys
@@ -61,23 +63,7 @@ REFERENCE = Shape(
     )
 )
 # Qwen2.5-1.5B's, for one accelerator; random weights cost what trained ones do.
-QWEN_1_5B = Shape(
-    ModelConfig(
-        vocabulary=151_936,
-        width=1536,
-        layers=28,
-        heads=12,
-        kv_heads=2,
-        head_size=128,
-        mlp_width=8960,
-        attention_bias=True,
-        rope_theta=1e6,
-        dtype="bfloat16",
-    ),
-    prefix=1000,
-    suffix=100,
-    length=256,
-)
+QWEN_1_5B = Shape(QWEN2_5_1_5B, prefix=1000, suffix=100, length=256)
 # To see within a minute that a benchmark runs; its figures say nothing.
 SMOKE = dataclasses.replace(
     REFERENCE,
@@ -150,28 +136,15 @@ def that_fit(shape: Shape, alone: ListBatch, said: Rationales) -> int:
 def flops(shape: Shape) -> dict[str, float]:
     """Floating point operations of one pass of each kind, counted as in docs/performance.md.
 
-    Matrix products only: 2 per weight and token, 4 · heads · head size per query-key pair and layer (causal pairs
-    once), 2 · V · D per logit row.
+    Of those that share nothing too: every rationale with its own copy of the prompt.
     """
-    c = shape.model
-    attention = (2 * c.heads + 2 * c.kv_heads) * c.head_size * c.width
-    per_token = 2.0 * c.layers * (attention + 3 * c.width * c.mlp_width)
-    per_pair = 4.0 * c.layers * c.heads * c.head_size
-    logits = 2.0 * c.vocabulary * c.width
-    p, s, t, n, m = shape.prefix, shape.suffix, shape.length, shape.items, shape.items * shape.rationales
-    shared_tokens = p + n * s + m * t
-    shared_pairs = p * p / 2 + n * (s * p + s * s / 2) + m * (t * (p + s) + t * t / 2)
-    whole = p + s + t
-    alone_tokens, alone_pairs = m * whole, m * whole * whole / 2
-    u = shape.users
-    forward = u * (per_token * shared_tokens + per_pair * shared_pairs + logits * m * t)
-    forward_alone = u * (per_token * alone_tokens + per_pair * alone_pairs + logits * m * t)
+    c, lists = shape.model, Lists(shape.users, shape.prefix, shape.suffix, shape.length, shape.items, shape.rationales)
     return {
-        "update": 3 * forward,
-        "update_independent": 3 * forward_alone,
-        "logits": u * logits * m * t,
-        "rollout": forward,
-        "rollout_independent": forward_alone,
+        "update": update_flops(c, lists),
+        "update_independent": update_flops(c, lists, shared=False),
+        "logits": forward_flops(c, lists) - forward_flops(c, lists, logits=False),
+        "rollout": forward_flops(c, lists),
+        "rollout_independent": forward_flops(c, lists, shared=False),
     }
 
 

@@ -7,6 +7,7 @@ r2rank model fetch NAME --out DIR
 r2rank model import HF_DIR --out DIR
 r2rank export RUN_OR_MODEL_DIR --out HF_DIR [--phase rl] [--form causal-lm] [--dtype bfloat16] [--shard-gib 4]
 r2rank sft | rl | eval | rank --config configs/X.py [--run-dir DIR] [--any.field value]
+r2rank plan --config configs/X.py --topology v5p:4x4x8 | v6e:2x4 | h200:8 | cpu:8 [--backend abstract | compile]
 r2rank report --run-dir DIR
 """
 
@@ -55,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from r2rank_jax.report.build import build
 
             print(build(_existing_run(known.run_dir)))
+        elif known.command == "plan":
+            return _plan(known, overrides)
         else:
             _run(known, overrides)
     except tuple(_expected()) as error:
@@ -100,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         "rl": "learn from NDCG",
         "eval": "compare all systems on the held-out test lists",
         "rank": "rank your own candidates, with rationales",
+        "plan": "what a run would need of a machine that need not be there",
     }
     for name, text in about.items():
         command = commands.add_parser(
@@ -111,7 +115,8 @@ def _parser() -> argparse.ArgumentParser:
             description=f"{text}; any field of the configuration can be overridden",
         )
         command.add_argument("--config", type=Path, help="file with `config() -> RunConfig`")
-        command.add_argument("--run-dir", type=Path, help="default: runs/NAME")
+        if name != "plan":
+            command.add_argument("--run-dir", type=Path, help="default: runs/NAME")
         command.add_argument("-h", "--help", action="store_true")
         if name == "sft":
             command.add_argument("--continued", action="store_true", help="RL's control: go on for RL's wall time")
@@ -119,6 +124,19 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--input", type=Path, help="JSONL: history, candidates (see README)")
             command.add_argument("--output", type=Path, help="JSONL to write; default: print")
             command.add_argument("--phase", default="rl", choices=("sft", "sft_continued", "rl"))
+        if name == "plan":
+            command.add_argument("--topology", help="KIND:SIZE, as v5p:4x4x8, v6e:2x4, h200:8 or cpu:8")
+            command.add_argument(
+                "--backend",
+                default="abstract",
+                choices=("abstract", "compile"),
+                help="estimate, in seconds; or compile the real programs too, in minutes",
+            )
+            command.add_argument(
+                "--compiler",
+                type=Path,
+                help="folder with libtpu or the CUDA plugin; default: compilers/tpu, compilers/cuda",
+            )
         command.set_defaults(parser=command)
     report = commands.add_parser("report", help="run directory -> one HTML file", allow_abbrev=False)
     report.add_argument("--run-dir", type=Path, required=True)
@@ -176,20 +194,38 @@ def _model(known: argparse.Namespace) -> None:
         import_model(known.source, known.out)
 
 
-def _run(known: argparse.Namespace, overrides: list[str]) -> None:
+def _configuration(known: argparse.Namespace, overrides: list[str]) -> RunConfig:
+    """What the file says, with the fields that the command line overrides."""
     if known.help:
         known.parser.print_help()
         overrides = [*overrides, "--help"]
     elif known.config is None:
         raise _UsageError(f"`r2rank {known.command}` needs --config FILE, for instance configs/quickstart.py")
     defaults = _load(known.config) if known.config else RunConfig(name="any")
-    config = tyro.cli(
+    return tyro.cli(
         RunConfig,
         default=defaults,
         args=overrides,
         prog=f"r2rank {known.command} --config {known.config or 'FILE'}",
         config=(tyro.conf.AvoidSubcommands,),
     )
+
+
+def _plan(known: argparse.Namespace, overrides: list[str]) -> int:
+    """Exit code 1 where the run does not fit."""
+    from r2rank_jax.plan import plan
+
+    config = _configuration(known, overrides)
+    if known.topology is None:
+        raise _UsageError("`r2rank plan` needs --topology KIND:SIZE, for instance v5p:2x2x2, h200:8 or cpu:8")
+    message = plan.run(config, known.topology, known.backend, known.compiler)
+    if message is not None:
+        print(f"r2rank: {message}", file=sys.stderr)
+    return 0 if message is None else 1
+
+
+def _run(known: argparse.Namespace, overrides: list[str]) -> None:
+    config = _configuration(known, overrides)
     run_dir = known.run_dir or Path("runs") / config.name
     _join_processes()
     _keep_compiled_programs()

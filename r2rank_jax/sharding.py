@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from flax.core import meta
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from r2rank_jax.config import ConfigError, MeshConfig, ModelConfig
 from r2rank_jax.model.adapters import merged, without_adapters
@@ -34,24 +34,31 @@ LOGICAL_TO_MESH = {
 }
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
+MESH_AXES = ("data", "fsdp", "tensor")
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh over the first `data x fsdp x tensor` devices of all processes.
+
+    Args:
+        config: sizes of the axes.
+        devices: others than this machine's: those of a topology that programs are compiled for.
 
     Raises:
         ConfigError: fewer devices than the mesh needs, or a process that would hold none of them.
     """
-    available = jax.devices()
+    available = jax.devices() if devices is None else devices
     if config.devices > len(available):
         raise ConfigError(
             f"mesh data={config.data} x fsdp={config.fsdp} x tensor={config.tensor} needs {config.devices} devices, "
             f"found {len(available)}; lower a mesh axis, or start more processes with launch/local.sh"
         )
-    if jax.process_count() > 1 and config.devices != len(available):
+    if devices is None and jax.process_count() > 1 and config.devices != len(available):
         raise ConfigError(
             f"{jax.process_count()} processes hold {len(available)} devices but the mesh uses {config.devices}; "
             f"set mesh.data so that data x fsdp x tensor = {len(available)}"
         )
-    shape, names, types = (config.data, config.fsdp, config.tensor), ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3
+    shape, names, types = (config.data, config.fsdp, config.tensor), MESH_AXES, (AxisType.Auto,) * 3
     slices = len({getattr(device, "slice_index", 0) for device in available[: config.devices]})
     if slices == 1:
         return jax.make_mesh(shape, names, axis_types=types, devices=available[: config.devices])
@@ -72,6 +79,11 @@ def across_slices(shape: tuple[int, int, int], slices: int, devices: Sequence[An
             "or a multiple, and mesh.fsdp to what is left inside a slice"
         )
     return mesh_utils.create_hybrid_device_mesh((data // slices, fsdp, tensor), (slices, 1, 1), devices)
+
+
+def mesh_of_shapes(config: MeshConfig) -> AbstractMesh:
+    """A mesh without devices: it splits shapes, and nothing runs on it."""
+    return AbstractMesh((config.data, config.fsdp, config.tensor), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -22,6 +22,7 @@ ORDER = [
     "pretrained",
     "report",
     "runs",
+    "plan",
     "cli",
 ]
 

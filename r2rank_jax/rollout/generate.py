@@ -170,11 +170,7 @@ class Generator:
         Returns:
             The number of programs that are ready.
         """
-        weights = jax.eval_shape(self._weights, params) if _is_abstract(params) else self._weights(params)
-        keys = None
-        if sampled:
-            keys = jax.eval_shape(self._row_keys, jax.random.key(0), batch)
-            keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=users(self._mesh))
+        weights, keys = self._abstract_inputs(params, batch, sampled=sampled)
         wanted: dict[Any, tuple[Any, ...]] = {}
 
         def want(f: Callable[..., Any], *args: Any, **static: int) -> Any:
@@ -198,6 +194,34 @@ class Generator:
             list(pool.map(lambda each: self._program(*each), wanted.values()))
         return len(self._programs)
 
+    def lower_largest(self, params: Params, batch: ListBatch) -> dict[str, jax.stages.Lowered]:
+        """The programs of a sampled rollout that need most memory: all rows live to the end.
+
+        Args:
+            params: abstract leaves of the policy.
+            batch: abstract leaves of the prompts.
+
+        Returns:
+            The start, the last merge and the last wave at full width (as far as there are any), and the end.
+        """
+        weights, keys = self._abstract_inputs(params, batch, sampled=True)
+        before, lanes, _ = self._abstract(self._begin, (weights, batch, keys), {})
+        found = {"rollout start": self._lower(self._begin, (weights, batch, keys), {})}
+        for past in self._pasts[1:]:
+            found["rollout merge"] = self._lower(merge, (lanes,), {"past_tokens": past})
+            lanes = self._abstract(merge, (lanes,), {"past_tokens": past})
+        if self._max_tokens:
+            found["rollout wave"] = self._lower(self._wave, (weights, before, lanes), {})
+        return found | {"rollout finish": self._lower(finish, (weights, lanes.said), {"items": batch.items.shape[1]})}
+
+    def _abstract_inputs(self, params: Params, batch: ListBatch, *, sampled: bool) -> tuple[Params, Any]:
+        """Weights and keys of a rollout without their values, if `params` has none."""
+        weights = jax.eval_shape(self._weights, params) if _is_abstract(params) else self._weights(params)
+        if not sampled:
+            return weights, None
+        keys = jax.eval_shape(self._row_keys, jax.random.key(0), batch)
+        return weights, jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=users(self._mesh))
+
     def _run(self, f: Callable[..., Any], *args: Any, **static: int) -> Any:
         return self._program(f, args, static)(*args)
 
@@ -205,12 +229,14 @@ class Generator:
         """`f` compiled for these shapes, now or before."""
         name = _name(f, args, static)
         if name not in self._programs:
-            out = jax.tree.map(lambda x: x.sharding, self._abstract(f, args, static))
-            # A wave's caches become the next ones; nobody else looks at them.
-            donated = 2 if f is self._wave else ()
-            jitted = jax.jit(partial(f, **static), out_shardings=out, donate_argnums=donated)
-            self._programs[name] = jitted.lower(*args).compile()
+            self._programs[name] = self._lower(f, args, static).compile()
         return self._programs[name]
+
+    def _lower(self, f: Callable[..., Any], args: tuple[Any, ...], static: dict[str, int]) -> jax.stages.Lowered:
+        out = jax.tree.map(lambda x: x.sharding, self._abstract(f, args, static))
+        # A wave's caches become the next ones; nobody else looks at them.
+        donated = 2 if f is self._wave else ()
+        return jax.jit(partial(f, **static), out_shardings=out, donate_argnums=donated).lower(*args)
 
     def _abstract(self, f: Callable[..., Any], args: tuple[Any, ...], static: dict[str, int]) -> Any:
         """Shapes, types and shardings of what `f` returns."""

@@ -20,10 +20,9 @@ from jax.sharding import Mesh
 
 from r2rank_jax.config import ConfigError, RunConfig
 from r2rank_jax.model.attention import Segment, attend, unsupported
-from r2rank_jax.model.transformer import initial_params
 from r2rank_jax.runs.log import say
 from r2rank_jax.sharding import make_mesh, sum_over_users, users
-from r2rank_jax.train.memory import GIB
+from r2rank_jax.train.memory import GIB, held_bytes, update_budget
 from r2rank_jax.types import Array
 
 RUNS = 7  # timed, after one that compiles
@@ -89,11 +88,9 @@ def choose_budget(config: RunConfig) -> RunConfig:
     free = float(np.min(multihost_utils.process_allgather(here)))
     if free <= 0:
         return config
-    shapes = jax.eval_shape(lambda: initial_params(config.model, jax.random.key(0)))
-    tree = 4 * sum(leaf.size for leaf in jax.tree.leaves(shapes)) / config.mesh.tensor
-    # Policy, its average, two moments and the reference stay split; an update gathers the policy and adds up two trees.
-    held = tree * (5 / config.mesh.fsdp + 3)
-    budget = max((free - held) / 2, 0.01 * free)
+    platform = jax.default_backend()
+    held = held_bytes(config.model, config.mesh, platform)
+    budget = update_budget(config.model, config.mesh, platform, free)
     say(f"memory: {free / GIB:.1f} GiB free, {held / GIB:.1f} for the model, {budget / GIB:.1f} for activations")
     return dataclasses.replace(config, compute=dataclasses.replace(config.compute, update_gib=budget / GIB))
 

@@ -219,7 +219,15 @@ def token_loss(
 
 
 def _plan(config: RunConfig, batch: ListBatch, said: Rationales) -> Plan:
-    return plan_update(config.model, config.compute, batch, said, batch_shards=config.mesh.batch_shards)
+    return plan_update(
+        config.model,
+        config.compute,
+        batch,
+        said,
+        batch_shards=config.mesh.batch_shards,
+        tensor=config.mesh.tensor,
+        trained=config.trained,
+    )
 
 
 def _lengths(batch: ListBatch, said: Rationales) -> dict[str, Array]:

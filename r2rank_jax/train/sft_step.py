@@ -29,7 +29,15 @@ def sft_gradients(
     Returns:
         The gradient; the loss and its two parts, in nats per token and nats per list.
     """
-    plan = plan_update(config.model, config.compute, batch, rationales, batch_shards=config.mesh.batch_shards)
+    plan = plan_update(
+        config.model,
+        config.compute,
+        batch,
+        rationales,
+        batch_shards=config.mesh.batch_shards,
+        tensor=config.mesh.tensor,
+        trained=config.trained,
+    )
     tokens = jnp.maximum(jnp.sum(real_tokens(batch, rationales)), 1).astype(jnp.float32)
     rows = Rows(batch=batch, said=rationales)
 

@@ -17,6 +17,7 @@ from r2rank_jax.runs import kernels
 from r2rank_jax.runs.inputs import record_config
 from r2rank_jax.runs.kernels import choose_budget, fastest
 from r2rank_jax.sharding import make_mesh
+from r2rank_jax.train.memory import TREES
 
 
 def make_config(attention="auto", **mesh):
@@ -117,7 +118,11 @@ def test_the_budget_is_half_of_what_model_and_optimizer_leave(monkeypatch, capsy
     device = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 9 * 2**30, "bytes_in_use": 2**30})
     monkeypatch.setattr(kernels.jax, "local_devices", lambda: [device])
     shapes = jax.tree.leaves(jax.eval_shape(lambda: initial_params(config.model, jax.random.key(0))))
-    held = 8 * 4 * sum(leaf.size for leaf in shapes) / 2**30
+    tree, vocabulary = sum(leaf.size for leaf in shapes), config.model.vocabulary * config.model.width
+    copies = TREES["cpu"][0].chunks  # two layers are written out
+    # Five trees are policy, its average, two moments and the reference.
+    numbers = 5 * tree + copies.layers * (tree - vocabulary) + copies.vocabulary * vocabulary
+    held = 4 * numbers / 2**30
     chosen = choose_budget(config)
     np.testing.assert_allclose(chosen.compute.update_gib, (8 - held) / 2)
     assert re.search(r"memory: 8.0 GiB free, \d+\.\d for the model, \d\.\d for activations", capsys.readouterr().out)

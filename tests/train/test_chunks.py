@@ -127,7 +127,7 @@ def test_chunks_are_filled_up_with_as_little_as_can_be():
     """A chunk of 19 of 20 items would read 38."""
     batch, said = make_batch(QWEN3, users=1, items=20, groups=1)
     sizes = set()
-    for kib in range(100, 900, 5):
+    for kib in range(20, 600, 5):
         plan = plan_update(QWEN3, ComputeConfig(update_gib=kib / 2**20), batch, said, batch_shards=1)
         chunks = -(-20 // plan.chunk_items)
         assert chunks * plan.chunk_items - 20 < chunks
@@ -135,24 +135,29 @@ def test_chunks_are_filled_up_with_as_little_as_can_be():
     assert {1, 2, 7, 10, 20} <= sizes, sizes
 
 
-def test_a_smaller_budget_gives_smaller_chunks_and_then_recomputes(monkeypatch):
-    monkeypatch.setattr("r2rank_jax.train.memory.recomputing_helps", lambda: True)
-    batch, said = make_batch(QWEN3, users=2, items=20, groups=4, prefix=200, suffix=50, said=100)
-    budget = lambda gib: plan_update(QWEN3, ComputeConfig(update_gib=gib), batch, said, batch_shards=1)  # noqa: E731
-    plans = [budget(gib) for gib in (10, 0.2, 0.1, 0.05, 0.03, 1e-6)]
+def test_a_smaller_budget_gives_smaller_chunks_and_then_recomputes():
+    deep = dataclasses.replace(QWEN3, layers=4)
+    batch, said = make_batch(deep, users=2, items=20, groups=4, prefix=200, suffix=50, said=100)
+    rows = {"batch_shards": 1, "platform": "gpu"}
+    budget = lambda gib: plan_update(deep, ComputeConfig(update_gib=gib), batch, said, **rows)  # noqa: E731
+    gibs = (10, 0.4, 0.2, 0.1, 0.05, 0.02, 1e-6)
+    plans = [budget(gib) for gib in gibs]
     assert plans[0].chunk_items == 20 and not recomputes(plans[0])
     chunks = [plan.chunk_items for plan in plans if not recomputes(plan)]
     assert chunks == sorted(chunks, reverse=True) and len(set(chunks)) > 1
     assert any(recomputes(plan) and plan.chunk_items > 1 for plan in plans), plans
     assert plans[-1].chunk_items == 1, "what does not fit is tried one item at a time"
-    for plan, gib in zip(plans[:-1], (10, 0.2, 0.1, 0.05, 0.03)):
+    for plan, gib in zip(plans[:-1], gibs):
         assert plan.activation_bytes <= gib * GIB
-    forced = dataclasses.replace(QWEN3, remat="block")
+    forced = dataclasses.replace(deep, remat="block")
     assert recomputes(plan_update(forced, ComputeConfig(update_gib=10), batch, said, batch_shards=1))
+    # XLA for CPU recomputes in a loop over layers only.
+    on_cpu = lambda model: plan_update(model, ComputeConfig(update_gib=0.05), batch, said, batch_shards=1)  # noqa: E731
+    assert not recomputes(on_cpu(deep)) and recomputes(on_cpu(dataclasses.replace(deep, layers=8)))
 
 
 def test_the_estimate_is_near_what_xla_allocates():
-    """Within a quarter, where activations and not parameters fill the memory; two items at a time."""
+    """Within an eighth, where activations and not parameters fill the memory; two items at a time."""
     gib = 0.04
     sizes = {"width": 64, "layers": 6, "heads": 4, "kv_heads": 2, "head_size": 16, "mlp_width": 192, "vocabulary": 64}
     config = configured(model=dataclasses.replace(QWEN3, **sizes))
@@ -162,4 +167,4 @@ def test_the_estimate_is_near_what_xla_allocates():
     step = jax.jit(lambda p: sft_gradients(make_mesh(config.mesh), config, p, batch, said)[0])
     allocated = step.lower(make_params(config.model)).compile().memory_analysis().temp_size_in_bytes
     assert plan.chunk_items == 2 and not recomputes(plan)
-    assert 0.75 < plan.activation_bytes / allocated < 1.33, (plan, allocated)
+    assert 0.875 < plan.activation_bytes / allocated < 1.125, (plan, allocated)

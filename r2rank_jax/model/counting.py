@@ -1,0 +1,92 @@
+"""Parameters, floating point operations and cache bytes by formula, as docs/performance.md derives them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from r2rank_jax.config import ModelConfig, Trained
+
+
+class Lists(NamedTuple):
+    """A batch of prompts and rationales, all segments full."""
+
+    users: int  # U
+    prefix: int  # P
+    suffix: int  # S
+    length: int  # T
+    items: int  # N
+    rationales: int  # G
+
+    @property
+    def rows(self) -> int:
+        return self.users * self.items * self.rationales
+
+
+def parameters(model: ModelConfig) -> int:
+    """Numbers that are trained, the scoring head included."""
+    heads = 2 * model.heads + 2 * model.kv_heads  # queries and outputs; keys and values
+    layer = heads * model.head_size * model.width + 3 * model.width * model.mlp_width + 2 * model.width
+    if model.attention_bias:
+        layer += (model.heads + 2 * model.kv_heads) * model.head_size
+    if model.qk_norm:
+        layer += 2 * model.head_size
+    layer += model.lora_rank * _adapted_axes(model)
+    matrices = 1 if model.tied_embeddings else 2
+    return model.layers * layer + matrices * model.vocabulary * model.width + 2 * model.width
+
+
+def _adapted_axes(model: ModelConfig) -> int:
+    """Inputs and outputs of a layer's seven matrices, added up: what one rank of its adapters costs."""
+    attention = 4 * model.width + (2 * model.heads + 2 * model.kv_heads) * model.head_size
+    return attention + 3 * (model.width + model.mlp_width)
+
+
+def forward_flops(model: ModelConfig, lists: Lists, *, shared: bool = True, logits: bool = True) -> float:
+    """Floating point operations of one forward pass.
+
+    Matrix products only: 2 per weight and token, 4 · heads · head size per query-key pair and layer (causal pairs
+    once), 2 · V · D per logit row.
+
+    Args:
+        model: its shape.
+        lists: the batch.
+        shared: False = every rationale with its own copy of the prompt.
+        logits: False = hidden states only.
+    """
+    attention = (2 * model.heads + 2 * model.kv_heads) * model.head_size * model.width
+    weights = attention + 3 * model.width * model.mlp_width + model.lora_rank * _adapted_axes(model)
+    per_token = 2.0 * model.layers * weights
+    per_pair = 4.0 * model.layers * model.heads * model.head_size
+    users, p, s, t, n, g = lists
+    m = n * g
+    if shared:
+        tokens = p + n * s + m * t
+        pairs = p * p / 2 + n * (s * p + s * s / 2) + m * (t * (p + s) + t * t / 2)
+    else:
+        tokens, pairs = m * (p + s + t), m * (p + s + t) ** 2 / 2
+    of_logits = 2.0 * model.vocabulary * model.width * m * t if logits else 0.0
+    return users * (per_token * tokens + per_pair * pairs + of_logits)
+
+
+def update_flops(model: ModelConfig, lists: Lists, *, shared: bool = True, trained: Trained = "all") -> float:
+    """Forward and backward of one update; recomputation, which a machine may add, is not counted.
+
+    A backward pass costs one forward for the derivatives of what was read and one for those of the matrices, which a
+    frozen backbone saves; the head alone needs neither.
+    """
+    return {"all": 3, "adapters": 2, "head": 1}[trained] * forward_flops(model, lists, shared=shared)
+
+
+def cache_bytes(model: ModelConfig, tokens: int) -> int:
+    """Keys and values of some tokens in all layers, in the type of the computation."""
+    return tokens * model.layers * 2 * model.kv_heads * model.head_size * jnp.dtype(model.dtype).itemsize
+
+
+def decode_bytes(model: ModelConfig, lists: Lists) -> float:
+    """Memory that a rollout has to read: all weights once a token, and the keys and values that are there by then."""
+    weights = jnp.dtype(model.dtype).itemsize * parameters(model)
+    shared = lists.users * (lists.prefix + lists.items * lists.suffix)
+    own = lists.rows * (lists.length - 1) / 2  # on average
+    return lists.length * (weights + cache_bytes(model, 1) * (shared + own))

@@ -1,0 +1,178 @@
+"""Programs compiled for a machine that is not there, each process with the compiler of one platform.
+
+    cpu     JAX itself, on as many fake devices as are asked for
+    tpu     pip install --target compilers/tpu --no-deps 'libtpu==0.0.42.*'          (what jax 0.10.2 was released with)
+    gpu     pip install --target compilers/cuda --no-deps jax-cuda13-plugin jax-cuda13-pjrt          (jax's own version)
+
+The folder is put on the path of a process of its own, `python -m r2rank_jax.plan.compiled`: it reads a request from
+stdin and prints one line of JSON for each program.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from r2rank_jax.config import RunConfig, from_json, to_json
+from r2rank_jax.plan.collectives import Collectives, count_collectives
+from r2rank_jax.plan.devices import Topology, parse_topology, target_config
+from r2rank_jax.plan.programs import lowered_rl, lowered_sft
+from r2rank_jax.sharding import make_mesh
+
+DEFAULT_FOLDER = {"tpu": Path("compilers/tpu"), "gpu": Path("compilers/cuda")}
+INSTALL = {
+    "tpu": "pip install --target {folder} --no-deps 'libtpu==0.0.42.*'",
+    "gpu": "pip install --target {folder} --no-deps jax-cuda13-plugin=={jax} jax-cuda13-pjrt=={jax}",
+}
+CONTENT = {"tpu": "libtpu", "gpu": "jax_plugins"}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What XLA says of one program on one device."""
+
+    name: str
+    bytes: int = 0  # arguments, results and temporaries at the fullest moment
+    temporary_bytes: int = 0
+    seconds: float = 0.0  # of compiling
+    collectives: dict[str, Collectives] = field(default_factory=dict)
+    error: str | None = None  # the compiler's, where it refused
+
+
+def missing_compiler(topology: Topology, folder: Path | None) -> str | None:
+    """Why programs cannot be compiled for a topology here, and the remedy; None where they can."""
+    platform = topology.device.platform
+    if topology.kind == "v4":
+        return "the compiler knows single cores of a v4, JAX runs on pairs; --backend abstract is all there is for it"
+    if platform == "cpu":
+        return None
+    folder = folder or DEFAULT_FOLDER[platform]
+    if (folder / CONTENT[platform]).is_dir():
+        return None
+    command = INSTALL[platform].format(folder=folder, jax=jax.__version__)
+    return f"compiling for {topology.name} needs {CONTENT[platform]} in {folder}, which is not there; run: {command}"
+
+
+def compile_programs(
+    phases: dict[str, RunConfig], topology: Topology, folder: Path | None, *, heard: Callable[[Measured], None]
+) -> tuple[list[Measured], str | None]:
+    """Compile the programs of "sft" and "rl".
+
+    Args:
+        phases: a configuration for each, with nothing left to be decided on the machine.
+        topology: to compile for.
+        folder: with the compiler; None = the default one.
+        heard: is told of each program as it comes.
+
+    Returns:
+        The programs; and why there are no more, where the process failed.
+    """
+    request = {"topology": topology.name, "phases": {name: to_json(config) for name, config in phases.items()}}
+    command = [sys.executable, "-m", "r2rank_jax.plan.compiled"]
+    found = []
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=_environment(topology, folder),
+    ) as process:
+        assert process.stdin and process.stdout and process.stderr
+        process.stdin.write(json.dumps(request))
+        process.stdin.close()
+        for line in process.stdout:
+            if line.startswith("{"):
+                found.append(_measured(json.loads(line)))
+                heard(found[-1])
+        said = process.stderr.read().strip().splitlines()
+    return found, None if process.returncode == 0 else (said[-1] if said else f"exit code {process.returncode}")
+
+
+def _environment(topology: Topology, folder: Path | None) -> dict[str, str]:
+    platform = topology.device.platform
+    environment = dict(os.environ) | {"JAX_PLATFORMS": "cpu"}
+    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    if platform == "cpu":
+        flag = f"--xla_force_host_platform_device_count={topology.devices}"
+        environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+    else:
+        paths.insert(0, str((folder or DEFAULT_FOLDER[platform]).resolve()))
+    if platform == "tpu":
+        environment |= {
+            # libtpu asks the cloud for what it is told here.
+            "TPU_SKIP_MDS_QUERY": "1",
+            "TPU_WORKER_HOSTNAMES": "localhost",
+            "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+            # A quarter of the time (32 s for 127), and up to a seventh more memory: what is found is an upper bound.
+            "JAX_EXEC_TIME_OPTIMIZATION_EFFORT": os.environ.get("JAX_EXEC_TIME_OPTIMIZATION_EFFORT", "-1.0"),
+        }
+    if platform == "gpu":
+        environment["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
+    return environment | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+
+
+def _measured(line: dict[str, Any]) -> Measured:
+    collectives = {kind: Collectives(*values) for kind, values in line.pop("collectives").items()}
+    return Measured(collectives=collectives, **line)
+
+
+def devices_of(topology: Topology) -> list[jax.Device]:
+    """Devices that can be compiled for, and nothing else."""
+    from jax.experimental import topologies
+
+    if topology.device.platform == "cpu":
+        return jax.devices()
+    if topology.device.platform == "tpu":
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology.name).devices
+    return topologies.get_topology_desc(
+        platform="cuda",
+        topology_name=topology.kind,
+        topology=f"1x1x{topology.devices}",
+        target_config=target_config(topology),
+    ).devices
+
+
+def _serve(request: dict[str, Any]) -> None:
+    topology = parse_topology(request["topology"])
+    devices = devices_of(topology)
+    for phase, lowered in (("sft", lowered_sft), ("rl", lowered_rl)):
+        if phase not in request["phases"]:
+            continue
+        config = from_json(request["phases"][phase])
+        for name, program in lowered(make_mesh(config.mesh, devices), config):
+            print(json.dumps(asdict(_compile(name, program, topology.device.platform))), flush=True)
+
+
+def _compile(name: str, program: jax.stages.Lowered, platform: str) -> Measured:
+    began = time.monotonic()
+    try:
+        compiled = program.compile()
+    except jax.errors.JaxRuntimeError as error:  # too large for the device, or a defect of the compiler
+        return Measured(name, error=str(error).strip().splitlines()[0], seconds=time.monotonic() - began)
+    memory = compiled.memory_analysis()
+    assert memory is not None
+    whole = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    whole += memory.temp_size_in_bytes
+    # Temporaries may take the place of donated arguments; XLA for CPU does not say what the fullest moment is.
+    peak = whole if platform == "cpu" else memory.peak_memory_in_bytes or whole
+    return Measured(
+        name,
+        bytes=peak,
+        temporary_bytes=memory.temp_size_in_bytes,
+        seconds=time.monotonic() - began,
+        collectives=count_collectives(compiled.as_text() or ""),
+    )
+
+
+if __name__ == "__main__":
+    _serve(json.load(sys.stdin))

@@ -150,8 +150,8 @@ def _add_export(export: argparse.ArgumentParser) -> None:
     export.add_argument(
         "--form",
         default="causal-lm",
-        choices=("causal-lm", "scorer"),
-        help="writes rationales, or scores them (sequence classification with one label)",
+        choices=("causal-lm", "scorer", "adapters"),
+        help="writes rationales; scores them (sequence classification with one label); adapters as PEFT reads them",
     )
     export.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of the stored weights")
     export.add_argument("--shard-gib", type=float, default=4.0, help="most that one file may hold")

@@ -1,9 +1,10 @@
 """Hugging Face checkpoints and ours: which tensor is which, how it is laid out, and what config.json means.
 
-One table serves both directions. An axis is a letter of `r2rank_jax.types` (F is the MLP's width, K stands for KV, 1
-for an axis of one); letters written together are one axis of theirs, the later letter running faster. Theirs are torch
-Linear weights [out, in], ours the transposed [in, out] with heads taken apart, and every layer of ours lies in one
-array whose leading axis is the layer. RoPE rotates halves in both, so no row has to change its place.
+One table serves both directions. An axis is a letter of `r2rank_jax.types` (F is the MLP's width, K stands for KV, R
+for the rank of an adapter, 1 for an axis of one); letters written together are one axis of theirs, the later letter
+running faster. Theirs are torch Linear weights [out, in], ours the transposed [in, out] with heads taken apart, and
+every layer of ours lies in one array whose leading axis is the layer. RoPE rotates halves in both, so no row has to
+change its place.
 """
 
 from __future__ import annotations
@@ -105,6 +106,38 @@ def tensors(config: ModelConfig, *, language_head: bool, score_head: bool) -> li
     return found[:1] + layers + found[1:]
 
 
+def adapter_tensors(config: ModelConfig) -> list[Tensor]:
+    """Every tensor of the adapters as PEFT names and lays them out: lora_A [r, in] and lora_B [out, r]."""
+    rows: list[tuple[str, str, str, str, Any]] = []
+    for name, theirs, path, _, _ in _TABLE:
+        if name.endswith("_proj.weight"):
+            stem, (out, into) = "base_model.model." + name.removesuffix(".weight"), theirs.split()
+            rows.append((f"{stem}.lora_A.weight", f"R {into}", f"{path}_a", f"{' '.join(into)} R", _always))
+            rows.append((f"{stem}.lora_B.weight", f"{out} R", f"{path}_b", f"R {' '.join(out)}", _always))
+    return [_tensor(config, row, n) for n in range(config.layers) for row in rows]
+
+
+def adapter_config(config: ModelConfig, base: str) -> dict[str, Any]:
+    """PEFT's `adapter_config.json`.
+
+    Args:
+        config: of the model, with adapters.
+        base: hub id or folder of the model they belong to; may be empty.
+    """
+    names = [name.split(".")[-2] for name, *_ in _TABLE if name.endswith("_proj.weight")]
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "inference_mode": True,
+        "r": config.lora_rank,
+        "lora_alpha": config.lora_alpha,  # PEFT, too, multiplies by lora_alpha / r
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": names,
+    }
+
+
 def ignorable(name: str, config: ModelConfig) -> bool:
     """Whether a tensor that nothing asks for may be there: it repeats what is known already."""
     return bool(_IGNORED.fullmatch(name)) or (name == LANGUAGE_HEAD and config.tied_embeddings)
@@ -119,6 +152,7 @@ def _tensor(config: ModelConfig, row: tuple[str, str, str, str, Any], layer: int
         "H": config.head_size,
         "K": config.kv_heads,
         "Q": config.heads,
+        "R": config.lora_rank,
         "V": config.vocabulary,
     }
     letters = theirs.replace(" ", "").replace("1", "")

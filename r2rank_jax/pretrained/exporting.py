@@ -19,11 +19,20 @@ from r2rank_jax.data.atomic import replacing_folder
 from r2rank_jax.data.tokens import read_tokenizer
 from r2rank_jax.evaluation.results import read_results
 from r2rank_jax.model.adapters import delta, without_adapters
-from r2rank_jax.model.hf_names import SCORE_HEAD, Form, Tensor, config_to_hf, tensors
+from r2rank_jax.model.hf_names import (
+    SCORE_HEAD,
+    Form,
+    Tensor,
+    adapter_config,
+    adapter_tensors,
+    config_to_hf,
+    family_of,
+    tensors,
+)
 from r2rank_jax.pretrained.errors import PretrainedError
 from r2rank_jax.pretrained.folder import BASE, CARD, TOKENIZER_FOLDER, Source, load_pretrained, read_model_card
 from r2rank_jax.pretrained.importing import copy_licence, require_free
-from r2rank_jax.pretrained.page import Training, model_page
+from r2rank_jax.pretrained.page import ExportForm, Training, model_page
 from r2rank_jax.pretrained.tokenizer_files import (
     TOKENIZER,
     SpecialIds,
@@ -58,20 +67,21 @@ def export(
     out: Path,
     *,
     phase: str = "rl",
-    form: Form = "causal-lm",
+    form: ExportForm = "causal-lm",
     dtype: StoredDtype = "bfloat16",
     shard_gib: float = 4.0,
 ) -> None:
     """Write a Hugging Face directory.
 
     A CausalLM's scoring head goes into a file of its own, `score_head.safetensors`, which transformers passes over and
-    `r2rank model import` takes up again. A scorer has no language head, unless the embedding is one.
+    `r2rank model import` takes up again; likewise that of adapters. A scorer has no language head, unless the embedding
+    is one. Both have their adapters merged.
 
     Args:
         source: a run directory, or a folder that `r2rank model import` wrote.
         out: directory to write; it must not exist or be empty, and does not exist after a failure.
         phase: of a run directory: "sft", "sft_continued" or "rl".
-        form: "causal-lm" or "scorer".
+        form: "causal-lm", "scorer", or "adapters" alone, as PEFT reads them.
         dtype: of the stored weights.
         shard_gib: most that one file may hold.
 
@@ -85,6 +95,24 @@ def export(
         raise ConfigError(f"--shard-gib must be positive, got {shard_gib}; leave it out for 4")
     policy = _imported(source) if (source / CARD).is_file() and not (source / "checkpoints").is_dir() else None
     policy = policy or _trained(source, phase)
+    head = _score_head(policy.config)
+    with replacing_folder(out) as partial:
+        if form == "adapters":
+            _write_adapters(policy, partial, dtype)
+        else:
+            _write_model(policy, partial, form, dtype, int(shard_gib * 2**30))
+        if form != "scorer":
+            write_file(partial / SCORE_FILE, {head.name: head.shape}, _reader(policy, [head]), "float32")
+        _write_tokenizer(policy, partial, form)
+        page = model_page(
+            name=out.name, config=policy.config, form=form, ids=policy.ids, base=policy.base, training=policy.training
+        )
+        (partial / "README.md").write_text(page, encoding="utf-8")
+        copy_licence(policy.directory, partial)
+    print(f"{out}: {family_of(without_adapters(policy.config))}, {form}, {dtype}")
+
+
+def _write_model(policy: Policy, folder: Path, form: Form, dtype: StoredDtype, shard_bytes: int) -> None:
     config = without_adapters(policy.config)
     wanted = tensors(config, language_head=form == "causal-lm", score_head=form == "scorer")
     description = config_to_hf(
@@ -96,20 +124,23 @@ def export(
         positions=policy.positions,
         dtype=dtype,
     )
-    with replacing_folder(out) as partial:
-        (partial / "config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-        _write_tokenizer(policy, partial, form)
-        shapes = {tensor.name: tensor.shape for tensor in wanted}
-        write_sharded(partial, shapes, _reader(policy, wanted), dtype, int(shard_gib * 2**30))
-        if form == "causal-lm":
-            head = _score_head(config)
-            write_file(partial / SCORE_FILE, {head.name: head.shape}, _reader(policy, [head]), "float32")
-        page = model_page(
-            name=out.name, config=policy.config, form=form, ids=policy.ids, base=policy.base, training=policy.training
+    (folder / "config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    shapes = {tensor.name: tensor.shape for tensor in wanted}
+    write_sharded(folder, shapes, _reader(policy, wanted), dtype, shard_bytes)
+
+
+def _write_adapters(policy: Policy, folder: Path, dtype: StoredDtype) -> None:
+    if not policy.config.lora_rank:
+        raise ConfigError(
+            "--form adapters needs a policy that was trained with trained=adapters, got one with model.lora_rank=0; "
+            "export it as causal-lm or scorer"
         )
-        (partial / "README.md").write_text(page, encoding="utf-8")
-        copy_licence(policy.directory, partial)
-    print(f"{out}: {description['architectures'][0]}, {dtype}")
+    wanted = adapter_tensors(policy.config)
+    base = policy.base.hub_id if policy.base is not None else None
+    description = adapter_config(policy.config, base or "")
+    (folder / "adapter_config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    shapes = {tensor.name: tensor.shape for tensor in wanted}
+    write_file(folder / "adapter_model.safetensors", shapes, _reader(policy, wanted), dtype)
 
 
 def _imported(directory: Path) -> Policy:
@@ -152,7 +183,7 @@ def _all_devices() -> Any:
     return make_mesh(MeshConfig(fsdp=jax.device_count()))
 
 
-def _write_tokenizer(policy: Policy, target: Path, form: Form) -> None:
+def _write_tokenizer(policy: Policy, target: Path, form: ExportForm) -> None:
     if policy.base is None:
         shutil.copyfile(policy.directory / TOKENIZER, target / TOKENIZER)
         write_settings(target, Tokenizer.from_file(str(target / TOKENIZER)), policy.ids, policy.positions)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from r2rank_jax.config import ModelConfig, RunConfig, to_json
 from r2rank_jax.evaluation.results import results_table
@@ -13,7 +13,10 @@ from r2rank_jax.model.hf_names import Form
 from r2rank_jax.pretrained.folder import Source
 from r2rank_jax.pretrained.tokenizer_files import SpecialIds
 
-_USE: dict[Form, str] = {
+ExportForm = Literal[Form, "adapters"]
+"""A whole model of either form, or the adapters that make one of its base model."""
+
+_USE: dict[ExportForm, str] = {
     "causal-lm": """prompt = [i for part in (prefix, item) for i in tokenizer(part, add_special_tokens=False).input_ids]
 ends = dict(eos_token_id={stop}, pad_token_id={pad})
 said = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens={tokens}, **ends)
@@ -22,6 +25,7 @@ rationale = tokenizer.decode(said[0, len(prompt):], skip_special_tokens=True)"""
 ids = [i for part in parts for i in tokenizer(part, add_special_tokens=False).input_ids] + [{stop}]
 score = model(torch.tensor([ids])).logits[0, 0]""",
 }
+_USE["adapters"] = f"model = peft.PeftModel.from_pretrained(base_model, folder)\n{_USE['causal-lm']}"
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Training:
 
 
 def model_page(
-    *, name: str, config: ModelConfig, form: Form, ids: SpecialIds, base: Source | None, training: Training | None
+    *, name: str, config: ModelConfig, form: ExportForm, ids: SpecialIds, base: Source | None, training: Training | None
 ) -> str:
     """The page as Markdown with the YAML head that the hub reads.
 
@@ -51,7 +55,7 @@ def model_page(
         base: the model that it is or started from.
         training: None for a model that was only imported.
     """
-    about = "writes a rationale for one candidate item" if form == "causal-lm" else "scores one candidate's rationale"
+    about = "scores one candidate's rationale" if form == "scorer" else "writes a rationale for one candidate item"
     parts = [
         _head(form, base),
         f"# {name}\n",
@@ -70,9 +74,9 @@ def model_page(
     return "\n".join(parts)
 
 
-def _head(form: Form, base: Source | None) -> str:
-    lines = ["library_name: transformers"]
-    lines.append(f"pipeline_tag: {'text-generation' if form == 'causal-lm' else 'text-classification'}")
+def _head(form: ExportForm, base: Source | None) -> str:
+    lines = [f"library_name: {'peft' if form == 'adapters' else 'transformers'}"]
+    lines.append(f"pipeline_tag: {'text-classification' if form == 'scorer' else 'text-generation'}")
     lines.append("tags: [recommendation, reranking]")
     if base is not None and base.licence:
         lines.append(f"license: {base.licence}")
@@ -98,7 +102,7 @@ def _facts(config: ModelConfig, base: Source | None, training: Training | None) 
     return "\n".join(["| | |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows), ""])
 
 
-def _usage(form: Form, ids: SpecialIds, training: Training | None) -> str:
+def _usage(form: ExportForm, ids: SpecialIds, training: Training | None) -> str:
     tokens = training.config.data.rationale_tokens if training else 128
     code = _USE[form].format(stop=ids.stop, pad=ids.pad, tokens=tokens)
     return (

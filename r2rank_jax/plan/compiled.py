@@ -133,7 +133,10 @@ def devices_of(topology: Topology) -> list[jax.Device]:
     if topology.device.platform == "cpu":
         return jax.devices()
     if topology.device.platform == "tpu":
-        return topologies.get_topology_desc(platform="tpu", topology_name=topology.name).devices
+        hosts = (*(min(size, 2) for size in topology.shape[:2]), 1)  # 2 x 2 chips each, where there are as many
+        return topologies.get_topology_desc(
+            platform="tpu", topology_name=topology.name, chips_per_host_bounds=hosts
+        ).devices
     return topologies.get_topology_desc(
         platform="cuda",
         topology_name=topology.kind,

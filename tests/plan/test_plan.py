@@ -19,7 +19,8 @@ from r2rank_jax.config import (
     SFTConfig,
     to_json,
 )
-from r2rank_jax.plan.compiled import missing_compiler
+from r2rank_jax.plan import plan
+from r2rank_jax.plan.compiled import Measured, missing_compiler
 from r2rank_jax.plan.devices import DEVICES, parse_topology, require_mesh
 from r2rank_jax.plan.estimate import bytes_on_device, estimate
 from r2rank_jax.plan.programs import lowered_rl, lowered_sft
@@ -160,6 +161,26 @@ def test_where_nothing_helps_no_change_is_named():
     topology = parse_topology("h100:1")
     tiny = topology._replace(device=topology.device._replace(memory_bytes=1000))
     assert nearest_remedy(estimate(configured(), tiny), tiny) is None
+
+
+def test_what_was_compiled_counts_and_makes_remedies_stricter():
+    config = dataclasses.replace(
+        configured(model=dataclasses.replace(MODEL, layers=8, remat="none")), compute=ComputeConfig(update_gib=10)
+    )
+    topology = parse_topology("h100:1")
+    peak = estimate(config, topology).peak
+    topology = topology._replace(device=topology.device._replace(memory_bytes=int(1.5 * peak)))
+    found = estimate(config, topology)
+    assert plan._judge(found, topology, []).fits
+    twice = Measured("rl update", bytes=2 * peak)
+    verdict = plan._judge(found, topology, [twice])
+    assert not verdict.fits and verdict.peak_bytes == 2 * peak
+    assert verdict.remedy is not None and verdict.remedy.peak_bytes <= 0.75 * peak < verdict.remedy.short_peak_bytes
+    half = [Measured(name, bytes=1) for name in found.programs]
+    assert plan._judge(found, topology, half).peak_bytes < peak
+    refused = plan._judge(found, topology, [Measured("rl update", error="Ran out of memory")])
+    assert not refused.fits and refused.remedy is not None
+    assert "the compiler refused rl update: Ran out of memory; set --" in plan._message(refused, topology)
 
 
 # -- the command ------------------------------------------------------------------------------------------------------

@@ -7,11 +7,13 @@ b starts at zero, so a fresh adapter changes nothing.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from r2rank_jax.config import ModelConfig
+from r2rank_jax.model.hf_names import adapter_tensors
 from r2rank_jax.types import Array, Params
 
 # The matrices that are adapted, and how many axes of each, in one layer, are its input's.
@@ -56,3 +58,23 @@ def delta(config: ModelConfig, a: Array, b: Array) -> Array:
 def without_adapters(config: ModelConfig) -> ModelConfig:
     """The shape of the model that `merged` gives parameters of."""
     return dataclasses.replace(config, lora_rank=0)
+
+
+def adapter_config(config: ModelConfig, base: str) -> dict[str, Any]:
+    """PEFT's `adapter_config.json`.
+
+    Args:
+        config: of the model, with adapters.
+        base: hub id or folder of the model they belong to; may be empty.
+    """
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "inference_mode": True,
+        "r": config.lora_rank,
+        "lora_alpha": config.lora_alpha,  # PEFT, too, multiplies by lora_alpha / r
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": list(dict.fromkeys(tensor.name.split(".")[-3] for tensor in adapter_tensors(config))),
+    }

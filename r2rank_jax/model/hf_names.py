@@ -117,27 +117,6 @@ def adapter_tensors(config: ModelConfig) -> list[Tensor]:
     return [_tensor(config, row, n) for n in range(config.layers) for row in rows]
 
 
-def adapter_config(config: ModelConfig, base: str) -> dict[str, Any]:
-    """PEFT's `adapter_config.json`.
-
-    Args:
-        config: of the model, with adapters.
-        base: hub id or folder of the model they belong to; may be empty.
-    """
-    names = [name.split(".")[-2] for name, *_ in _TABLE if name.endswith("_proj.weight")]
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "inference_mode": True,
-        "r": config.lora_rank,
-        "lora_alpha": config.lora_alpha,  # PEFT, too, multiplies by lora_alpha / r
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "target_modules": names,
-    }
-
-
 def ignorable(name: str, config: ModelConfig) -> bool:
     """Whether a tensor that nothing asks for may be there: it repeats what is known already."""
     return bool(_IGNORED.fullmatch(name)) or (name == LANGUAGE_HEAD and config.tied_embeddings)

@@ -18,12 +18,11 @@ from r2rank_jax.config import ConfigError, MeshConfig, ModelConfig, RunConfig, r
 from r2rank_jax.data.atomic import replacing_folder
 from r2rank_jax.data.tokens import read_tokenizer
 from r2rank_jax.evaluation.results import read_results
-from r2rank_jax.model.adapters import delta, without_adapters
+from r2rank_jax.model.adapters import adapter_config, delta, without_adapters
 from r2rank_jax.model.hf_names import (
     SCORE_HEAD,
     Form,
     Tensor,
-    adapter_config,
     adapter_tensors,
     config_to_hf,
     family_of,

@@ -4,39 +4,56 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from r2rank_jax.checkpoint import Checkpoints
-from r2rank_jax.config import ConfigError, DataConfig, RunConfig, to_json
+from r2rank_jax.cli import main
+from r2rank_jax.config import ConfigError, DataConfig, MeshConfig, RunConfig, to_json
 from r2rank_jax.model.adapters import is_adapter
 from r2rank_jax.model.hf_names import adapter_tensors
 from r2rank_jax.pretrained.exporting import export
+from r2rank_jax.pretrained.weights import read_header
 from r2rank_jax.runs.base import adopt
-from tests.model.test_forward import make_params
-from tests.pretrained.models import MODELS, imported, load, our_states, rows_of_tokens, their_states
+from r2rank_jax.sharding import abstract_params, make_mesh
+from tests.pretrained.models import MODELS, imported, load, our_states, rows_of_tokens, saved, their_states
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 import transformers  # noqa: E402
 
+from tests.pretrained.test_exporting import run_page  # noqa: E402
+
+BASE_ID = "someone/some-model"
+
+
+def adapted(name):
+    return dataclasses.replace(MODELS[name], lora_rank=3, lora_alpha=5.0)
+
+
+def shapes(model):
+    return jax.tree.leaves_with_path(abstract_params(make_mesh(MeshConfig()), model))
+
 
 def adapted_run(folder, name):
-    """A finished RL phase of an imported model with adapters that are far from zero."""
-    model = dataclasses.replace(MODELS[name], lora_rank=3, lora_alpha=5.0)
+    """A finished RL phase of an imported model with adapters and a head that are far from zero."""
+    model, rng = adapted(name), np.random.default_rng(0)
     config = RunConfig(
         name="adapted", pretrained=str(imported(name)), model=model, trained="adapters",
         data=DataConfig(prefix_tokens=8, suffix_tokens=4, rationale_tokens=4),
     )  # fmt: skip
-    base = load(imported(name))[1]
-    drawn = make_params(model)
-    layers = {
-        part: {key: drawn["layers"][part][key] if is_adapter(key) else base["layers"][part][key] for key in weights}
-        for part, weights in drawn["layers"].items()
-    }
-    params = base | {"layers": layers, "score_head": drawn["score_head"]}
+    params = load(imported(name))[1]
+    params["score_head"] = rng.standard_normal(model.width, np.float32)
+    for path, leaf in shapes(model):
+        if is_adapter(path[-1].key):
+            drawn = 0.3 * rng.standard_normal(leaf.shape, np.float32)
+            params["layers"][path[1].key][path[2].key] = jnp.asarray(drawn)
     adopt(imported(name), folder)
     (folder / "config.json").write_text(json.dumps(to_json(config)))
+    card = json.loads((folder / "base/model.json").read_text())
+    card["source"]["hub_id"] = BASE_ID
+    (folder / "base/model.json").write_text(json.dumps(card))
     checkpoints = Checkpoints(folder / "checkpoints/rl")
     extras = {"phase": "rl", "config": to_json(config), "steps": 5, "finished": True, "has_average": False}
     checkpoints.save(5, {"params": params, "average": None}, extras)
@@ -44,40 +61,55 @@ def adapted_run(folder, name):
     return model, params
 
 
+def of_transformers(folder):
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+
+
 @pytest.mark.parametrize("name", ["llama", "qwen2"])
 def test_peft_computes_what_we_compute(tmp_path, name):
     model, params = adapted_run(tmp_path / "run", name)
     tokens, real = rows_of_tokens(3, 9)
     ours = our_states(model, params, tokens, real)[1]
-    plain = our_states(MODELS[name], load(imported(name))[1], tokens, real)[1]
-    assert np.abs(ours - plain)[real].max() > 0.1, "the adapters must matter"
+    base = of_transformers(saved(name)[1])
+    assert np.abs(ours - their_states(base, tokens, real)[1])[real].max() > 0.1, "the adapters must matter"
+    near = {"rtol": 0, "atol": 1e-5 * np.abs(ours).max()}
 
-    export(imported(name), tmp_path / "base", dtype="float32")
-    export(tmp_path / "run", tmp_path / "adapters", form="adapters", dtype="float32")
-    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", attn_implementation="eager").eval()
-    loaded = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapters")).eval()
-    near = {"atol": 2e-5 * np.abs(ours).max()}
+    options = ["--out", str(tmp_path / "hf"), "--form", "adapters", "--dtype", "float32"]
+    assert main(["export", str(tmp_path / "run"), *options]) == 0
+    loaded = peft.PeftModel.from_pretrained(base, str(tmp_path / "hf")).eval()
     np.testing.assert_allclose(their_states(loaded, tokens, real)[1][real], ours[real], **near)
 
-    merged = loaded.merge_and_unload()
-    np.testing.assert_allclose(their_states(merged, tokens, real)[1][real], ours[real], **near)
     export(tmp_path / "run", tmp_path / "merged", dtype="float32")
-    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged", attn_implementation="eager").eval()
-    np.testing.assert_allclose(their_states(again, tokens, real)[1][real], ours[real], **near)
-    assert {"score_head.safetensors", "tokenizer.json", "README.md"} <= {
-        f.name for f in (tmp_path / "adapters").iterdir()
-    }
+    wanted = their_states(of_transformers(tmp_path / "merged"), tokens, real)[1]
+    np.testing.assert_allclose(their_states(loaded.merge_and_unload(), tokens, real)[1][real], wanted[real], **near)
+
+    settings = peft.PeftConfig.from_pretrained(str(tmp_path / "hf"))
+    modules = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert (settings.r, settings.lora_alpha, settings.target_modules) == (3, 5.0, modules)
+    assert (settings.base_model_name_or_path, settings.task_type, settings.bias) == (BASE_ID, "CAUSAL_LM", "none")
+    (head,) = read_header(tmp_path / "hf/score_head.safetensors").values()
+    np.testing.assert_array_equal(head.read()[0], params["score_head"])
+
+
+def test_the_code_on_the_page_of_adapters_works(tmp_path):
+    adapted_run(tmp_path / "run", "llama")
+    export(tmp_path / "run", tmp_path / "hf", form="adapters", dtype="float32")
+    head = (tmp_path / "hf/README.md").read_text().split("---")[1]
+    assert "library_name: peft" in head and f"base_model: {BASE_ID}" in head
+    names = {"base_model": of_transformers(saved("llama")[1]), "folder": str(tmp_path / "hf"), "peft": peft}
+    found = run_page(tmp_path / "hf", **names, prefix="Heat (1995) 4", item="Emma")
+    export(tmp_path / "run", tmp_path / "merged", dtype="float32")
+    merged = run_page(
+        tmp_path / "merged", model=of_transformers(tmp_path / "merged"), prefix="Heat (1995) 4", item="Emma"
+    )
+    assert isinstance(found["model"], peft.PeftModel) and found["said"].tolist() == merged["said"].tolist()
 
 
 def test_every_adapter_is_written_once():
-    model = dataclasses.replace(MODELS["qwen2"], lora_rank=3)
-    found = {(tensor.path, tensor.layer) for tensor in adapter_tensors(model)}
-    ours = {
-        tuple(key.key for key in path)
-        for path, _ in jax.tree.leaves_with_path(make_params(model))
-        if is_adapter(path[-1].key)
-    }
-    assert found == {(path, layer) for path in ours for layer in range(model.layers)} and len(ours) == 14
+    model = adapted("qwen2")
+    found = [(tensor.path, tensor.layer) for tensor in adapter_tensors(model)]
+    ours = {tuple(key.key for key in path) for path, _ in shapes(model) if is_adapter(path[-1].key)}
+    assert sorted(found) == sorted((path, layer) for path in ours for layer in range(model.layers)) and len(ours) == 14
 
 
 def test_a_policy_without_adapters_has_none_to_export(tmp_path):

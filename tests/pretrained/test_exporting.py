@@ -238,7 +238,7 @@ def test_adapters_are_merged(tmp_path):
     np.testing.assert_allclose(ours[real], theirs[real], atol=1e-4 * np.abs(theirs).max())
 
 
-def run_page(folder, **names):
+def run_page(folder, /, **names):
     """Run the code on an exported model's page."""
     code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
     names |= {"torch": torch, "tokenizer": transformers.AutoTokenizer.from_pretrained(folder)}

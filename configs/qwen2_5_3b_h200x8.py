@@ -28,7 +28,7 @@ from r2rank_jax.model.presets import QWEN2_5_3B
 def config() -> RunConfig:
     """SFT and RL of all parameters."""
     return RunConfig(
-        name="qwen2.5-3b",
+        name="qwen2_5_3b_h200x8",
         pretrained="models/qwen2.5-3b",
         data=DataConfig(
             directory="data/ml-100k",

@@ -25,7 +25,7 @@ from r2rank_jax.model.presets import QWEN3_8B
 def config() -> RunConfig:
     """SFT and RL of all parameters."""
     return RunConfig(
-        name="qwen3-8b",
+        name="qwen3_8b",
         pretrained="models/qwen3-8b",
         data=DataConfig(
             directory="data/ml-100k",

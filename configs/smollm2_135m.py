@@ -25,7 +25,7 @@ from r2rank_jax.model.presets import SMOLLM2_135M
 def config() -> RunConfig:
     """SFT and RL of all parameters."""
     return RunConfig(
-        name="smollm2-135m",
+        name="smollm2_135m",
         pretrained="models/smollm2-135m",
         data=DataConfig(
             directory="data/ml-100k",

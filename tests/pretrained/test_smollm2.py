@@ -53,11 +53,12 @@ LLAMA_CPP_PROMPT = [
 ]
 LLAMA_CPP_LOGITS = {504: 25.325, 60: 25.243, 15319: 24.942, 2219: 24.402, 7026: 24.315, 198: 15.033, 30000: 6.230}
 # fmt: on
+# VmHWM and not ru_maxrss: that one starts from what the process that forked this one held.
 FETCH = """
-import resource, sys
+import sys
 from r2rank_jax.cli import main
 code = main(["model", "fetch", *sys.argv[1:]])
-print("peak_kib", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print("peak_kib", next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 sys.exit(code)
 """
 

@@ -17,8 +17,8 @@ Cost: not run, for want of the machine. What `plan` said (jax 0.10.2, compiled o
     fits: yes, 41.6 of 105.8 GiB on each device
 
 `compute.update_gib=4` asks for chunks, before whose loop parameters are gathered once. Left to itself the run would
-read all items at once, for which there is room, and XLA for GPUs would then add up activations of parameters that are split
-along fsdp: 1,306 all-reduces of 1,009 GiB in one RL update.
+read all items at once, for which there is room, and XLA for GPUs would then add up activations of parameters that are
+split along fsdp: 1,306 all-reduces of 1,009 GiB in one RL update.
 """
 
 from r2rank_jax.config import (

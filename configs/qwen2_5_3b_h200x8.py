@@ -4,24 +4,33 @@
     r2rank plan --config configs/qwen2_5_3b_h200x8.py --topology h200:8 --backend compile
     r2rank sft --config configs/qwen2_5_3b_h200x8.py     and so on, as in the README
 
-Cost: not run, for want of the machine. What `plan` said (jax 0.10.2, compiled on two CPU cores in a minute):
+Cost: not run, for want of the machine. What `plan` said (jax 0.10.2, compiled on two busy CPU cores in two minutes):
 
     parameters: 3,085,940,736, computing in bfloat16
+    sft update: 10 of 20 items at once, layers recomputed
+    rl update: 3 of 20 items at once, layers recomputed
     rl rollout: 1.74e+15 FLOPs, at least 0.275 s
     rl update: 5.22e+15 FLOPs, at least 0.66 s
-    compiled sft step in 11 s: 18.9 GiB (estimated 18.9) ... all-reduce 1,301 times, 328.9 GiB
-    compiled rollout merge in 0 s: 13.5 GiB (estimated 13.5)
-    compiled rl update in 14 s: 49.8 GiB (estimated 30.5) ... all-reduce 1,306 times, 1,009.3 GiB
-    fits: yes, 49.8 of 105.8 GiB on each device
+    compiled sft step in 28 s: 38.7 GiB (estimated 39.6) ... all-gather 8 times, 11.5 GiB; all-reduce 10 times, 11.5 GiB
+    compiled rollout merge in 1 s: 13.5 GiB (estimated 13.5)
+    compiled rl update in 33 s: 41.6 GiB (estimated 41.2) ... all-reduce 16 times, 11.5 GiB
+    fits: yes, 41.6 of 105.8 GiB on each device
 
-A terabyte of sums over activations per update is what XLA for GPUs makes of parameters that are split along fsdp where
-all items are read at once. In chunks parameters are gathered once; `--compute.update-gib 8` asks for them:
-
-    rl update: 10 of 20 items at once, layers recomputed
-    compiled rl update in 36 s: 64.6 GiB ... all-gather 13 times, 12.7 GiB; all-reduce 16 times, 11.5 GiB
+`compute.update_gib=4` asks for chunks, before whose loop parameters are gathered once. Left to itself the run would
+read all items at once, for which there is room, and XLA for GPUs would then add up activations of parameters that are
+split along fsdp: 1,306 all-reduces of 1,009 GiB in one RL update.
 """
 
-from r2rank_jax.config import DataConfig, EvaluationConfig, MeshConfig, OptimizerConfig, RLConfig, RunConfig, SFTConfig
+from r2rank_jax.config import (
+    ComputeConfig,
+    DataConfig,
+    EvaluationConfig,
+    MeshConfig,
+    OptimizerConfig,
+    RLConfig,
+    RunConfig,
+    SFTConfig,
+)
 from r2rank_jax.model.presets import QWEN2_5_3B
 
 
@@ -40,6 +49,7 @@ def config() -> RunConfig:
         ),
         model=QWEN2_5_3B,
         mesh=MeshConfig(fsdp=8),
+        compute=ComputeConfig(update_gib=4),
         sft=SFTConfig(batch_users=16, optimizer=OptimizerConfig(learning_rate=1e-5)),
         rl=RLConfig(
             batch_users=16,

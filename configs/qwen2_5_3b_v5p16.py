@@ -4,15 +4,16 @@
     r2rank plan --config configs/qwen2_5_3b_v5p16.py --topology v5p:2x2x2 --backend compile
     r2rank sft --config configs/qwen2_5_3b_v5p16.py     and so on, as in the README
 
-Cost: not run, for want of the machine. What `plan` said (jax 0.10.2, libtpu 0.0.42.1, compiled on two CPU cores in two
-and a half minutes):
+Cost: not run, for want of the machine. What `plan` said (jax 0.10.2, libtpu 0.0.42.1, compiled on two busy CPU cores in
+two and a half minutes):
 
     parameters: 3,085,940,736, computing in bfloat16
+    rl update: 20 of 20 items at once, layers recomputed
     rl rollout: 1.74e+15 FLOPs, at least 0.477 s
     rl update: 5.22e+15 FLOPs, at least 1.42 s
-    compiled sft step in 40 s: 14.0 GiB (estimated 18.3) ... all-reduce 55 times, 10.6 GiB
-    compiled rollout wave in 15 s: 13.3 GiB (estimated 12.9)
-    compiled rl update in 47 s: 31.7 GiB (estimated 29.8) ... all-reduce 62 times, 32.3 GiB
+    compiled sft step in 36 s: 14.0 GiB (estimated 18.3) ... all-reduce 55 times, 10.6 GiB
+    compiled rollout wave in 11 s: 13.3 GiB (estimated 12.9)
+    compiled rl update in 64 s: 31.7 GiB (estimated 29.8) ... all-reduce 62 times, 32.3 GiB
     fits: yes, 31.7 of 95.7 GiB on each device
 """
 

@@ -4,17 +4,17 @@
     r2rank plan --config configs/smollm2_135m.py --topology h100:1 --backend compile
     r2rank sft --config configs/smollm2_135m.py     and so on, as in the README
 
-Cost: not run, for want of the machine. What `plan` said (jax 0.10.2, compiled on two CPU cores in a minute):
+Cost: not run, for want of the machine. What `plan` said (jax 0.10.2, compiled on two busy CPU cores in 71 and 77 s):
 
     parameters: 134,515,584, computing in bfloat16
     h100:1      rl rollout: 1.36e+13 FLOPs, at least 0.0172 s      rl update: 4.07e+13 FLOPs, at least 0.0411 s
-        compiled sft step in 9 s: 29.8 GiB (estimated 28.6), temporaries 28.3; no collectives
+        compiled sft step in 15 s: 29.8 GiB (estimated 28.8), temporaries 28.3; no collectives
         compiled rollout merge in 0 s: 4.45 GiB (estimated 4.45)
-        compiled rl update in 20 s: 24.3 GiB (estimated 24.5)
+        compiled rl update in 18 s: 24.3 GiB (estimated 24.3)
         fits: yes, 29.8 of 59.3 GiB on each device
     v5e:1x1     layers recomputed
         compiled rollout merge in 1 s: 5.99 GiB (estimated 4.45): heads of 64 are padded to tiles of 128
-        compiled rl update in 32 s: 7.16 GiB (estimated 8.33)
+        compiled rl update in 31 s: 7.16 GiB (estimated 8.14)
         fits: yes, 7.16 of 15.8 GiB on each device
 """
 

@@ -151,6 +151,8 @@ def sum_over_users(mesh: Mesh, each: Callable[[Any, Any], tuple[Any, Any]]) -> C
     gathered before, and their gradients reduced after.
     """
     batch_axes = ("data", "fsdp")
+    if mesh.size == mesh.shape["tensor"] > 1:  # nothing to add up, which XLA refuses to do beside an axis of its own
+        return each
     # An axis of one device is taken along: kernels that XLA cannot split by itself compile then.
     manual = {*batch_axes, "tensor"} if mesh.shape["tensor"] == 1 else {*batch_axes}
 

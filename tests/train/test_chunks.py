@@ -9,7 +9,7 @@ import pytest
 
 from r2rank_jax.config import ComputeConfig, MeshConfig, RLConfig, RunConfig, SFTConfig
 from r2rank_jax.rollout.generate import make_rollout
-from r2rank_jax.sharding import make_mesh, replicated, to_mesh
+from r2rank_jax.sharding import abstract_params, make_mesh, replicated, to_mesh
 from r2rank_jax.train.memory import GIB, Plan, plan_update
 from r2rank_jax.train.rl_step import assess, rl_gradients
 from r2rank_jax.train.sft_step import sft_gradients
@@ -117,6 +117,23 @@ def test_chunks_on_eight_devices_equal_all_at_once_on_one(monkeypatch):
     split = to_mesh(devices, jax.tree.map(np.asarray, batch))
     whole = [jax.device_put(p, replicated(devices)) for p in (params, reference)]
     assert_same(rl_update(configured(mesh=mesh, model=model), *whole, split), expected)
+
+
+def test_chunks_on_a_tensor_axis_alone_equal_all_at_once_on_one_device(monkeypatch):
+    """No other axis: there are no sums over users."""
+    model = dataclasses.replace(QWEN3, vocabulary=48)
+    params, (batch, said) = make_params(model), inputs(configured(model=model), users=2, groups=1)
+    batch = dataclasses.replace(batch, prefix=batch.prefix % 48, suffix=batch.suffix % 48)
+    said = dataclasses.replace(said, tokens=said.tokens % 48)
+
+    def step(config):
+        mesh = make_mesh(config.mesh)
+        split = jax.tree.map(lambda x: x.sharding, abstract_params(mesh, model))
+        return jax.jit(lambda p: sft_gradients(mesh, config, p, batch, said))(jax.device_put(params, split))
+
+    expected = step(configured(model=model))
+    at_once(monkeypatch, 2)
+    assert_same(step(configured(mesh=MeshConfig(tensor=2), model=model)), expected)
 
 
 def recomputes(plan):

@@ -1,6 +1,7 @@
 """SmolLM2-135M on one accelerator: SFT and RL of all parameters.
 
-    r2rank model import DOWNLOADED_FOLDER --out models/smollm2-135m
+    r2rank model fetch smollm2-135m-instruct --out models/smollm2-hf
+    r2rank model import models/smollm2-hf --out models/smollm2-135m
     r2rank plan --config configs/smollm2_135m.py --topology h100:1 --backend compile
     r2rank sft --config configs/smollm2_135m.py     and so on, as in the README
 

@@ -21,8 +21,8 @@ from r2rank_jax.config import ModelConfig
 from r2rank_jax.model.attention import Segment, attend
 from r2rank_jax.types import Array, KeyValues, Params
 
-# From so many layers on, many tokens are read in one loop over the layers: written out, compiling takes as many times
-# longer as there are layers. Fewer are written out, which runs faster on CPU (docs/performance.md).
+# From so many layers on, many tokens are read in one loop over the layers, so that a program does not grow with depth.
+# Fewer are written out. Where the border lies is a guess: neither time nor memory was measured against it.
 LOOPED_LAYERS = 8
 
 

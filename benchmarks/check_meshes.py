@@ -1,6 +1,7 @@
 """Every mesh of 1, 2, 4 and 8 devices learns what one device learns, and restores what any other saved.
 
     python benchmarks/check_meshes.py                      about 10 minutes on 2 cores: 8 fake devices, 20 meshes
+    python benchmarks/check_meshes.py --processes 2        2 processes of 2 devices each over loopback: 6 meshes
 
 A tiny Qwen3 (QK-norm, untied embeddings; 4 heads over 2 key-value heads, which 4 and 8 devices along `tensor` do not
 divide, so that they are copied) takes 20 steps of SFT and 20 of RL on each. Prints the largest relative difference of a
@@ -10,14 +11,21 @@ status 1 if a loss differs by more than 1e-5 or a bit does.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+# One of several processes, which launch/local.sh started, has two.
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} "
+    f"--xla_force_host_platform_device_count={2 if 'R2RANK_COORDINATOR' in os.environ else 8}"
+)
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +33,7 @@ import numpy as np
 from workload import Shape, make
 
 from r2rank_jax.checkpoint import Checkpoints
+from r2rank_jax.cli import join_processes
 from r2rank_jax.config import (
     DataConfig,
     EvaluationConfig,
@@ -36,7 +45,7 @@ from r2rank_jax.config import (
     SFTConfig,
 )
 from r2rank_jax.rollout.generate import make_rollout
-from r2rank_jax.sharding import make_mesh, to_mesh
+from r2rank_jax.sharding import gather, make_mesh, part_of_batch, to_mesh
 from r2rank_jax.train.rl_step import make_rl_steps
 from r2rank_jax.train.sft_step import make_sft_step
 from r2rank_jax.train.state import TrainState, abstract_state, fresh_state
@@ -48,13 +57,28 @@ MODEL = ModelConfig(
 )  # fmt: skip
 SHAPE = Shape(MODEL, users=8, prefix=8, suffix=4, length=6, items=5, rationales=2)
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3, warmup_steps=2, ema_decay=0.9)
-MESHES = [
-    MeshConfig(data=data, fsdp=fsdp, tensor=devices // data // fsdp)
-    for devices in (1, 2, 4, 8)
-    for data in (1, 2, 4, 8)
-    for fsdp in (1, 2, 4, 8)
-    if devices % (data * fsdp) == 0
-]
+LAUNCH = Path(__file__).parent.parent / "launch/local.sh"
+LIMIT_S = 1200  # of several processes
+
+
+def meshes_of(*numbers: int) -> list[MeshConfig]:
+    """Every mesh of so many devices."""
+    return [
+        MeshConfig(data=data, fsdp=fsdp, tensor=devices // data // fsdp)
+        for devices in numbers
+        for data in (1, 2, 4, 8)
+        for fsdp in (1, 2, 4, 8)
+        if devices % (data * fsdp) == 0
+    ]
+
+
+class Learned(NamedTuple):
+    """What came out on one mesh."""
+
+    mesh: str
+    sft: list[float]  # losses
+    rl: list[float]
+    restored: bool  # bit for bit on the next mesh
 
 
 def configured(mesh: MeshConfig) -> RunConfig:
@@ -72,7 +96,10 @@ def configured(mesh: MeshConfig) -> RunConfig:
 def train(config: RunConfig, lists: list[Any]) -> tuple[TrainState, list[float], list[float]]:
     """The final state of RL and all losses; RL starts where SFT ended."""
     mesh = make_mesh(config.mesh)
-    batches = [to_mesh(mesh, each) for each in lists]
+    part = part_of_batch(mesh)
+    rows = SHAPE.users // part.parts
+    mine = jax.tree.map(lambda x: x[part.place * rows : (part.place + 1) * rows], lists)
+    batches = [to_mesh(mesh, each) for each in mine]
     state = fresh_state(mesh, MODEL, OPTIMIZER, STEPS, seed=0)
     step, sft, rl = make_sft_step(mesh, config), [], []
     for batch, said in batches:
@@ -92,39 +119,74 @@ def difference(found: list[float], expected: list[float]) -> float:
     return float(np.max(np.abs(np.subtract(found, expected)) / np.abs(expected)))
 
 
-def comes_back(state: TrainState, elsewhere: MeshConfig, folder: Path) -> bool:
+def comes_back(state: TrainState, here: MeshConfig, elsewhere: MeshConfig, folder: Path) -> bool:
     """Whether a state that is saved where it lies is the same, to the bit, on another mesh."""
     checkpoints = Checkpoints(folder)
     checkpoints.save(1, state, {})
     checkpoints.wait()
-    like = abstract_state(make_mesh(elsewhere), MODEL, OPTIMIZER, STEPS)
+    there = make_mesh(elsewhere)
+    like = abstract_state(there, MODEL, OPTIMIZER, STEPS)
     restored, _ = checkpoints.restore(1, like)
     checkpoints.close()
-    pairs = zip(jax.tree.leaves(state), jax.tree.leaves(restored), strict=True)
     placed = all(a.sharding == b.sharding for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(like)))
-    return placed and all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in pairs)
+    pairs = zip(jax.tree.leaves(gather(make_mesh(here), state)), jax.tree.leaves(gather(there, restored)), strict=True)
+    return placed and all(np.array_equal(a, b) for a, b in pairs)
+
+
+def learn(meshes: list[MeshConfig], folder: Path) -> Iterator[Learned]:
+    """Train on each mesh; in several processes, all of them call this."""
+    lists = [jax.tree.map(np.asarray, make(SHAPE, seed)[1:]) for seed in range(STEPS)]
+    for at, mesh in enumerate(meshes):
+        state, sft, rl = train(configured(mesh), lists)
+        restored = comes_back(state, mesh, meshes[(at + 1) % len(meshes)], folder / str(at))
+        yield Learned(f"{mesh.data} x {mesh.fsdp} x {mesh.tensor}", sft, rl, restored)
+
+
+def learn_together(processes: int, folder: str) -> Iterator[Learned]:
+    """The same in several processes, of which the first tells."""
+    command = [str(LAUNCH), str(processes), str(Path(__file__).resolve()), "--folder", folder]
+    environment = os.environ | {"R2RANK_COMMAND": sys.executable, "R2RANK_TIMEOUT_S": str(LIMIT_S)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as launched:
+        assert launched.stdout is not None
+        for line in launched.stdout:
+            if line.startswith("[0] {"):
+                yield Learned(**json.loads(line.removeprefix("[0] ")))
+    if launched.returncode:
+        raise SystemExit(f"{processes} processes: launch/local.sh ended with {launched.returncode}")
+
+
+def compare(expected: Learned, found: Iterator[Learned]) -> int:
+    """Print the table and the JSON line; the exit status."""
+    print(f"{'data x fsdp x tensor':22}{'SFT':>10}{'RL':>10}   restored on the next")
+    worst, bitwise, meshes = {"sft": 0.0, "rl": 0.0}, True, 0
+    for each in found:
+        off = {"sft": difference(each.sft, expected.sft), "rl": difference(each.rl, expected.rl)}
+        worst, bitwise = {name: max(worst[name], off[name]) for name in worst}, bitwise and each.restored
+        meshes += 1
+        restored = "bit for bit" if each.restored else "DIFFERS"
+        print(f"{each.mesh:22}{off['sft']:10.1e}{off['rl']:10.1e}   {restored}", flush=True)
+    largest = {f"{name}_rel": float(f"{value:.3g}") for name, value in worst.items()}
+    print(json.dumps({"meshes": meshes, **largest, "bitwise": bitwise}))
+    return int(max(worst.values()) > TOLERANCE or not bitwise)
 
 
 def main() -> int:
-    worst, bitwise = {"sft": 0.0, "rl": 0.0}, True
-    expected: tuple[list[float], list[float]] | None = None
-    lists = [jax.tree.map(np.asarray, make(SHAPE, seed)[1:]) for seed in range(STEPS)]
-    print(f"{'data x fsdp x tensor':22}{'SFT':>10}{'RL':>10}   restored on the next")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, default=1, help="of two fake devices each, if more than one")
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # for the processes that this one starts
+    given = parser.parse_args()
+    if "R2RANK_COORDINATOR" in os.environ:
+        join_processes()
+        for each in learn(meshes_of(jax.device_count()), given.folder):
+            if jax.process_index() == 0:
+                print(json.dumps(each._asdict()), flush=True)
+        return 0
     with tempfile.TemporaryDirectory() as folder:
-        for at, mesh in enumerate(MESHES):
-            state, sft, rl = train(configured(mesh), lists)
-            expected = expected or (sft, rl)
-            off = {"sft": difference(sft, expected[0]), "rl": difference(rl, expected[1])}
-            same = comes_back(state, MESHES[(at + 1) % len(MESHES)], Path(folder) / str(at))
-            worst, bitwise = {name: max(worst[name], off[name]) for name in worst}, bitwise and same
-            name = f"{mesh.data} x {mesh.fsdp} x {mesh.tensor}"
-            print(f"{name:22}{off['sft']:10.1e}{off['rl']:10.1e}   {'bit for bit' if same else 'DIFFERS'}", flush=True)
-    print(
-        json.dumps(
-            {"meshes": len(MESHES), **{f"{k}_rel": float(f"{v:.3g}") for k, v in worst.items()}} | {"bitwise": bitwise}
-        )
-    )
-    return int(max(worst.values()) > TOLERANCE or not bitwise)
+        alone, rest = meshes_of(1), meshes_of(2, 4, 8)
+        (expected,) = learn(alone, Path(folder) / "alone")
+        if given.processes > 1:
+            return compare(expected, learn_together(given.processes, folder))
+        return compare(expected, learn([*alone, *rest], Path(folder)))
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ def measure(shape: Shape, rounds: int) -> tuple[float, float, float]:
     params, batch, said = make(shape)
     weights = jax.random.normal(jax.random.key(1), said.length.shape)
     line, _ = bench_update.measure("", shape, Rows(batch, said, weights), params, flops(shape)["update"], rounds)
+    jax.clear_caches()  # programs and their memory would pile up from point to point
     return *prefill_and_decode_seconds(shape, rounds), line.seconds
 
 

@@ -154,7 +154,7 @@ def _add_export(export: argparse.ArgumentParser) -> None:
         help="writes rationales; scores them (sequence classification with one label); adapters as PEFT reads them",
     )
     export.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of the stored weights")
-    export.add_argument("--shard-gib", type=float, default=4.0, help="most that one file may hold")
+    export.add_argument("--shard-gib", type=float, default=4.0, help="most that one file of a whole model may hold")
 
 
 class _Raw(argparse.RawDescriptionHelpFormatter):
@@ -227,7 +227,7 @@ def _plan(known: argparse.Namespace, overrides: list[str]) -> int:
 def _run(known: argparse.Namespace, overrides: list[str]) -> None:
     config = _configuration(known, overrides)
     run_dir = known.run_dir or Path("runs") / config.name
-    _join_processes()
+    join_processes()
     _keep_compiled_programs()
     from r2rank_jax.runs.kernels import choose_attention, choose_budget
 
@@ -275,7 +275,7 @@ def _existing_run(run_dir: Path) -> Path:
     return run_dir
 
 
-def _join_processes() -> None:
+def join_processes() -> None:
     """Become one of several processes where a launcher says so (see launch/)."""
     address = os.environ.get("R2RANK_COORDINATOR")
     if address is None:

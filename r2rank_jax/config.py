@@ -101,9 +101,10 @@ class ModelConfig:
     """An adapter's product is multiplied by lora_alpha / lora_rank."""
     attention: Literal["auto", "einsum", "cudnn", "splash"] = "auto"
     """How attention is computed; "auto" measures what this machine has. Not part of what a checkpoint is."""
-    remat: Literal["auto", "none", "block"] = "auto"
-    """"block" keeps only each layer's input for the backward pass and computes the rest again; "auto" does so where
-    `compute.update_gib` asks for it. Not part of what a checkpoint is."""
+    remat: Literal["auto", "none", "dots", "block"] = "auto"
+    """What the backward pass computes again: "none" nothing; "dots" all but products with weights; "block" all but each
+    layer's input. "auto" is "none", and "block" where `compute.update_gib` asks for it. Not part of what a checkpoint
+    is."""
 
     def __post_init__(self) -> None:
         _require(

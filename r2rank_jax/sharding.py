@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -133,12 +133,43 @@ def abstract_params(mesh: Mesh, config: ModelConfig) -> Params:
     return abstract(boxed, by_logical_axes(mesh, boxed))
 
 
+class Part(NamedTuple):
+    """One of several equal parts."""
+
+    place: int
+    parts: int
+
+
+def part_of_batch(mesh: Mesh) -> Part:
+    """Which rows of every batch this process has to bring: those that its devices hold.
+
+    Processes whose devices differ along the tensor axis only hold the same users, and bring the same rows.
+
+    Raises:
+        ConfigError: the devices of a process do not hold neighbouring users, or hold other numbers of them than those
+            of another process.
+    """
+    columns = mesh.devices.reshape(-1, mesh.shape["tensor"])  # [data x fsdp, tensor]
+    processes = {device.process_index for device in mesh.devices.flat}
+    held = {p: [at for at, column in enumerate(columns) if p in {d.process_index for d in column}] for p in processes}
+    mine = held[jax.process_index()]
+    parts = {(rows[0], len(rows)) for rows in held.values()}
+    whole = sum(size for _, size in parts) == len(columns) and len({size for _, size in parts}) == 1
+    if not whole or any(rows != list(range(rows[0], rows[0] + len(rows))) for rows in held.values()):
+        raise ConfigError(
+            f"every process must hold the same number of neighbouring users, got data x fsdp places {held} by process "
+            f"on mesh data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']} x tensor={mesh.shape['tensor']}; make "
+            "mesh.tensor a divisor or a multiple of the devices of one process"
+        )
+    return Part(mine[0] // len(mine), len(columns) // len(mine))
+
+
 def to_mesh(mesh: Mesh, local: Any) -> Any:
     """Global arrays, split over users, from the rows of the batch that this process holds.
 
     Args:
         mesh: from `make_mesh`.
-        local: pytree of NumPy arrays [U / processes, ...].
+        local: pytree of NumPy arrays, the rows that `part_of_batch` names.
     """
     split = users(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split, np.asarray(x)), local)

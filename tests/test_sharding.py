@@ -1,12 +1,13 @@
 """Where devices go in a mesh."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from r2rank_jax.config import ConfigError
-from r2rank_jax.sharding import across_slices
+from r2rank_jax.sharding import MESH_AXES, across_slices, part_of_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,3 +32,35 @@ def test_only_the_data_axis_crosses_slices(shape):
 def test_slices_must_divide_the_data_axis():
     with pytest.raises(ConfigError, match=r"mesh\.data=1 must be a multiple of the 2 slices"):
         across_slices((1, 8, 1), 2, [Device(id=i, slice_index=i // 4) for i in range(8)])
+
+
+def mesh_of_processes(shape, processes):
+    """A mesh whose devices belong to these processes, in order."""
+    devices = np.array([Device(id=i, slice_index=0, process_index=p) for i, p in enumerate(processes)], object)
+    return SimpleNamespace(devices=devices.reshape(shape), shape=dict(zip(MESH_AXES, shape)), size=len(processes))
+
+
+@pytest.mark.parametrize(
+    ("shape", "processes", "parts"),
+    [
+        ((1, 1, 1), [0], [0]),
+        ((4, 1, 1), [0, 0, 1, 1], [0, 1]),
+        ((1, 4, 1), [0, 0, 1, 1], [0, 1]),
+        ((2, 1, 2), [0, 0, 1, 1], [0, 1]),
+        ((1, 1, 4), [0, 0, 1, 1], [0, 0]),  # heads are split over both processes, which read the same users
+        ((2, 1, 2), [0, 1, 0, 1], [0, 0]),
+        ((2, 1, 4), [0, 0, 1, 1, 2, 2, 3, 3], [0, 0, 1, 1]),
+    ],
+)
+def test_a_process_reads_the_users_of_its_devices(monkeypatch, shape, processes, parts):
+    found = []
+    for process in range(max(processes) + 1):
+        monkeypatch.setattr("jax.process_index", lambda: process)  # noqa: B023
+        found.append(part_of_batch(mesh_of_processes(shape, processes)))
+    assert found == [(part, max(parts) + 1) for part in parts]
+
+
+@pytest.mark.parametrize("processes", [[0, 1, 0, 1], [0, 0, 0, 1]])
+def test_users_of_a_process_must_be_neighbours_and_as_many_as_those_of_another(processes):
+    with pytest.raises(ConfigError, match="the same number of neighbouring users, got data x fsdp places"):
+        part_of_batch(mesh_of_processes((4, 1, 1), processes))

@@ -25,6 +25,9 @@ from r2rank_jax.types import Array, KeyValues, Params
 # Fewer are written out. Where the border lies is a guess: neither time nor memory was measured against it.
 LOOPED_LAYERS = 8
 
+# What a layer that is computed again keeps, by the name of `ModelConfig.remat`; None: its input alone.
+REMAT_POLICIES: dict[str, Any] = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "block": None}
+
 
 def _weight(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], fan_in: int) -> Array:
     init = nn.initializers.normal(stddev=fan_in**-0.5)
@@ -240,8 +243,8 @@ def extend(
         out: Any = Block(config).apply({"params": layer.weights}, x, positions, valid, before, room)
         return out[0], out[1:]
 
-    if config.remat == "block":
-        block = jax.checkpoint(block)
+    if config.remat in REMAT_POLICIES:
+        block = jax.checkpoint(block, policy=REMAT_POLICIES[config.remat])
     x = params["embedding"][tokens].astype(config.dtype)
     if cache is None and config.layers >= LOOPED_LAYERS and not isinstance(params["layers"], tuple):
         stacked = [(jnp.stack(part.k), jnp.stack(part.v)) for part in context]

@@ -19,6 +19,8 @@ from r2rank_jax.plan.estimate import KINDS, Estimate, Use, estimate
 from r2rank_jax.plan.remedy import Remedy, nearest_remedy
 from r2rank_jax.train.memory import GIB
 
+RECOMPUTED = {"none": "nothing", "dots": "all but products with weights", "block": "layers"}  # by `model.remat`
+
 Backend = Literal["abstract", "compile"]
 
 
@@ -148,7 +150,7 @@ def _print_estimate(found: Estimate, topology: Topology, work: dict[str, dict[st
     for phase, plan in (("sft", found.sft), ("rl", found.rl)):
         print(
             f"{phase} update: {plan.chunk_items} of {config.data.candidate_items} items at once, "
-            f"{'layers recomputed' if plan.model.remat == 'block' else 'nothing recomputed'}"
+            f"{RECOMPUTED[plan.model.remat]} recomputed"
         )
     if mesh.fsdp > 1 and config.data.candidate_items in (found.sft.chunk_items, found.rl.chunk_items):
         print("all items at once: XLA may copy activations along fsdp, which is not estimated; --backend compile shows")

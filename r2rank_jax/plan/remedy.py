@@ -123,7 +123,7 @@ def _smaller_chunks(found: Estimate) -> Iterator[Change]:
 
 def _recomputing(found: Estimate) -> Iterator[Change]:
     """A third more work in the update."""
-    if found.config.model.remat != "block" and "none" in (found.sft.model.remat, found.rl.model.remat):
+    if {found.sft.model.remat, found.rl.model.remat} != {"block"}:
         yield Change({"--model.remat": "block"}, lambda c: replace(c, model=replace(c.model, remat="block")))
 
 

@@ -36,6 +36,7 @@ from r2rank_jax.pretrained.tokenizer_files import (
     TOKENIZER,
     SpecialIds,
     copy_tokenizer,
+    has_chat_template,
     set_padding,
     write_settings,
 )
@@ -82,7 +83,7 @@ def export(
         phase: of a run directory: "sft", "sft_continued" or "rl".
         form: "causal-lm", "scorer", or "adapters" alone, as PEFT reads them.
         dtype: of the stored weights.
-        shard_gib: most that one file may hold.
+        shard_gib: most that one file of a whole model may hold; adapters are one file.
 
     Raises:
         ConfigError: a model that no architecture computes, or a setting that cannot work.
@@ -104,7 +105,13 @@ def export(
             write_file(partial / SCORE_FILE, {head.name: head.shape}, _reader(policy, [head]), "float32")
         _write_tokenizer(policy, partial, form)
         page = model_page(
-            name=out.name, config=policy.config, form=form, ids=policy.ids, base=policy.base, training=policy.training
+            name=out.name,
+            config=policy.config,
+            form=form,
+            ids=policy.ids,
+            base=policy.base,
+            training=policy.training,
+            chat=has_chat_template(partial),
         )
         (partial / "README.md").write_text(page, encoding="utf-8")
         copy_licence(policy.directory, partial)
@@ -134,9 +141,13 @@ def _write_adapters(policy: Policy, folder: Path, dtype: StoredDtype) -> None:
             "--form adapters needs a policy that was trained with trained=adapters, got one with model.lora_rank=0; "
             "export it as causal-lm or scorer"
         )
+    if policy.base is None:
+        raise ConfigError(
+            "--form adapters needs a policy whose base model others have too, got a run without `pretrained`, which "
+            "started from random weights; export it as causal-lm or scorer"
+        )
     wanted = adapter_tensors(policy.config)
-    base = policy.base.hub_id if policy.base is not None else None
-    description = adapter_config(policy.config, base or "")
+    description = adapter_config(policy.config, policy.base.hub_id or "")
     (folder / "adapter_config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     shapes = {tensor.name: tensor.shape for tensor in wanted}
     write_file(folder / "adapter_model.safetensors", shapes, _reader(policy, wanted), dtype)

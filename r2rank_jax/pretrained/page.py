@@ -16,12 +16,18 @@ from r2rank_jax.pretrained.tokenizer_files import SpecialIds
 ExportForm = Literal[Form, "adapters"]
 """A whole model of either form, or the adapters that make one of its base model."""
 
+# What the chat template puts around a user's message: opens every prefix, closes every item.
+_FRAME = """before, after = tokenizer.apply_chat_template(
+    [{{"role": "user", "content": "⟪⟫"}}], tokenize=False, add_generation_prompt=True, enable_thinking=False
+).split("⟪⟫")
+"""
 _USE: dict[ExportForm, str] = {
-    "causal-lm": """prompt = [i for part in (prefix, item) for i in tokenizer(part, add_special_tokens=False).input_ids]
+    "causal-lm": """{frame}parts = ({parts})
+prompt = [i for part in parts for i in tokenizer(part, add_special_tokens=False).input_ids]
 ends = dict(eos_token_id={stop}, pad_token_id={pad})
 said = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens={tokens}, **ends)
 rationale = tokenizer.decode(said[0, len(prompt):], skip_special_tokens=True)""",
-    "scorer": """parts = (prefix, item, rationale)
+    "scorer": """{frame}parts = ({parts}, rationale)
 ids = [i for part in parts for i in tokenizer(part, add_special_tokens=False).input_ids] + [{stop}]
 score = model(torch.tensor([ids])).logits[0, 0]""",
 }
@@ -43,7 +49,14 @@ class Training:
 
 
 def model_page(
-    *, name: str, config: ModelConfig, form: ExportForm, ids: SpecialIds, base: Source | None, training: Training | None
+    *,
+    name: str,
+    config: ModelConfig,
+    form: ExportForm,
+    ids: SpecialIds,
+    base: Source | None,
+    training: Training | None,
+    chat: bool,
 ) -> str:
     """The page as Markdown with the YAML head that the hub reads.
 
@@ -54,6 +67,7 @@ def model_page(
         ids: special tokens.
         base: the model that it is or started from.
         training: None for a model that was only imported.
+        chat: whether the tokenizer has a chat template, which then frames every prompt.
     """
     about = "scores one candidate's rationale" if form == "scorer" else "writes a rationale for one candidate item"
     parts = [
@@ -63,7 +77,7 @@ def model_page(
         if training
         else "A pretrained model, imported and exported by r2rank_jax and not trained in between.\n",
         _facts(config, base, training),
-        _usage(form, ids, training),
+        _usage(form, ids, training, chat),
     ]
     if training is not None:
         if training.results is not None:
@@ -102,11 +116,14 @@ def _facts(config: ModelConfig, base: Source | None, training: Training | None) 
     return "\n".join(["| | |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows), ""])
 
 
-def _usage(form: ExportForm, ids: SpecialIds, training: Training | None) -> str:
+def _usage(form: ExportForm, ids: SpecialIds, training: Training | None, chat: bool) -> str:
     tokens = training.config.data.rationale_tokens if training else 128
-    code = _USE[form].format(stop=ids.stop, pad=ids.pad, tokens=tokens)
+    parts = "before, prefix, item, after" if chat else "prefix, item"
+    frame = _FRAME.format() if chat else ""
+    code = _USE[form].format(stop=ids.stop, pad=ids.pad, tokens=tokens, parts=parts, frame=frame)
+    framed = " What the chat template puts around a message stands around prefix and item." if chat else ""
     return (
         "## Use\n\nThe user's history, the candidate and the rationale (`r2rank_jax.data.prompts` has their words) are "
-        "turned into ids apart, without\nspecial tokens, and joined; a rationale ends with its stop token.\n\n"
+        f"turned into ids apart, without\nspecial tokens, and joined; a rationale ends with its stop token.{framed}\n\n"
         f"```python\n{code}\n```\n"
     )

@@ -19,7 +19,7 @@ from r2rank_jax.data.pipeline import evaluation_batches
 from r2rank_jax.data.tokens import Encoder, FastTokenizer
 from r2rank_jax.evaluation.metrics import per_user_metrics
 from r2rank_jax.rollout.scoring import Scorer, score_lists
-from r2rank_jax.sharding import users
+from r2rank_jax.sharding import part_of_batch, users
 from r2rank_jax.types import ListBatch, Params
 
 
@@ -31,11 +31,6 @@ class Inputs:
     dataset: Dataset
     tokenizer: FastTokenizer
     encoder: Encoder
-
-    @property
-    def shard(self) -> dict[str, int]:
-        """Which rows of every global batch this process reads."""
-        return {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
 
 def open_inputs(config: RunConfig, tokenizer: FastTokenizer) -> Inputs:
@@ -92,14 +87,14 @@ def held_out_metrics(
         Metric name -> value per list; scores [lists, N]; greedy rationales [lists, N, T].
     """
     config = inputs.config
-    lists = inputs.dataset.candidate_lists(name)
+    lists, part = inputs.dataset.candidate_lists(name), part_of_batch(mesh)
     batches = evaluation_batches(
         inputs.dataset,
         inputs.encoder,
         name,
         batch_users=config.evaluation.batch_users,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=part.place,
+        process_count=part.parts,
     )
     scores, tokens = score_lists(scorer, mesh, params, batches)
     metrics = per_user_metrics(scores, lists.labels, None, config.evaluation.ks, seed=config.seed)

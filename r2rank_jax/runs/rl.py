@@ -25,7 +25,7 @@ from r2rank_jax.rollout.scoring import make_scorer
 from r2rank_jax.runs.base import read_run_tokenizer
 from r2rank_jax.runs.inputs import abstract_lists, held_out_metrics, open_inputs, record_config
 from r2rank_jax.runs.log import RunLog, say
-from r2rank_jax.sharding import abstract_params, gather, make_mesh, to_mesh
+from r2rank_jax.sharding import abstract_params, gather, make_mesh, part_of_batch, to_mesh
 from r2rank_jax.train.calibration import best_scale
 from r2rank_jax.train.rl_step import CALIBRATION, ROLLOUT, make_rl_steps
 from r2rank_jax.train.state import abstract_state, fresh_state, learning_rate, start_from
@@ -45,7 +45,7 @@ def run(config: RunConfig, run_dir: Path) -> None:
     )
 
     # -- data: every training list, with fresh negatives each epoch; rationales are written, not read ---------------
-    inputs = open_inputs(config, read_run_tokenizer(run_dir))
+    inputs, part = open_inputs(config, read_run_tokenizer(run_dir)), part_of_batch(mesh)
     iterator = list_batches(
         inputs.dataset,
         inputs.encoder,
@@ -53,7 +53,8 @@ def run(config: RunConfig, run_dir: Path) -> None:
         candidate_items=config.data.candidate_items,
         positives=config.data.train_positives,
         seed=config.seed,
-        **inputs.shard,
+        process_index=part.place,
+        process_count=part.parts,
     )
 
     # -- the compiled pieces ----------------------------------------------------------------------------------------

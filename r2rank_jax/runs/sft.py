@@ -25,7 +25,7 @@ from r2rank_jax.rollout.scoring import make_scorer
 from r2rank_jax.runs.base import adopt, read_run_tokenizer, starting_params
 from r2rank_jax.runs.inputs import held_out_metrics, open_inputs, record_config
 from r2rank_jax.runs.log import RunLog, say
-from r2rank_jax.sharding import abstract_params, make_mesh, to_mesh
+from r2rank_jax.sharding import abstract_params, make_mesh, part_of_batch, to_mesh
 from r2rank_jax.train.sft_step import make_sft_step
 from r2rank_jax.train.state import abstract_state, fresh_state, learning_rate, start_from
 
@@ -56,7 +56,15 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
         say(f"{phase}: {steps} further steps, what RL's {rl['wall_s']:.0f} s buy at SFT's speed")
 
     # -- state, or the commit to go on from -------------------------------------------------------------------------
-    iterator = trace_batches(traces, inputs.encoder, batch_users=config.sft.batch_users, seed=seed, **inputs.shard)
+    part = part_of_batch(mesh)
+    iterator = trace_batches(
+        traces,
+        inputs.encoder,
+        batch_users=config.sft.batch_users,
+        seed=seed,
+        process_index=part.place,
+        process_count=part.parts,
+    )
     checkpoints = Checkpoints(run_dir / "checkpoints" / phase)
     latest, wall_s = checkpoints.latest(), 0.0
     if latest is None:

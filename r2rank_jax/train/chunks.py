@@ -79,8 +79,16 @@ def gradients(
     moved, rest = split(trained, params)
     if chunk_items >= items:
 
+        def of_own_tokens(shared: tuple[Params, Params, Any], own: Rows) -> tuple[Array, Judgement]:
+            moved, rest, constants = shared
+            return losses.of_tokens(join(moved, rest), constants, None, own)
+
         def whole_loss(moved: Params) -> tuple[Array, Judgement]:
-            of_tokens, judged = losses.of_tokens(join(moved, rest), constants, None, rows)
+            if mesh.size == mesh.shape["tensor"]:
+                of_tokens, judged = of_own_tokens((moved, rest, constants), rows)
+            else:  # left to XLA, a batch and parameters that are both split make it add up activations in every layer
+                halves = in_compute_dtype(model, moved), in_compute_dtype(model, rest)
+                of_tokens, judged = sum_over_users(mesh, of_own_tokens)((*halves, constants), rows)
             return of_tokens + losses.of_scores(constants, judged.scores, rows), judged
 
         return jax.grad(whole_loss, has_aux=True)(moved)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from r2rank_jax.model.transformer import LOOPED_LAYERS, initial_params
 from r2rank_jax.train.trained import join, split
 from r2rank_jax.types import ListBatch, Params, Rationales
 
+Remat = Literal["none", "dots", "block"]
 GIB = 2**30
 # A budget nobody has set: a device that does not say how much memory it has (CPU), or code outside of a run.
 DEFAULT_BUDGET = 4 * GIB
@@ -102,7 +103,7 @@ class Plan(NamedTuple):
     """How an update is cut."""
 
     chunk_items: int
-    model: ModelConfig  # its `remat` is "block" or "none"
+    model: ModelConfig  # its `remat` is no longer "auto"
     activation_bytes: int  # on one device, estimated
 
 
@@ -139,24 +140,25 @@ def plan_update(
     row_tokens = users * (suffix + rationales * length)  # of one item of every user
     local = on_one_device(model, tensor)
 
-    def size(chunk: int, remat: bool) -> int:
+    def size(chunk: int, remat: Remat) -> int:
         lists = Lists(users, batch.prefix.shape[1], suffix, length, chunk, rationales)
-        here = replace(local, remat="block" if remat else "none")
+        here = replace(local, remat=remat)
         return kept_bytes(here, lists, trained) + logits_bytes(local, users, chunk * rationales * length)
 
-    def largest(remat: bool) -> int:
+    def largest(remat: Remat) -> int:
         most = max((n for n in range(1, items + 1) if size(n, remat) <= budget), default=0)
         chunks = -(-items // max(most, 1))
         return most and -(-items // chunks)  # the same number of chunks, with as little filling as can be
 
-    def plan(chunk: int, remat: bool) -> Plan:
-        return Plan(chunk, replace(model, remat="block" if remat else "none"), size(chunk, remat))
+    def plan(chunk: int, remat: Remat) -> Plan:
+        return Plan(chunk, replace(model, remat=remat), size(chunk, remat))
 
-    auto = (False, True) if recomputing_helps(model, platform or jax.default_backend()) else (False,)
-    choices = {"none": (False,), "block": (True,), "auto": auto}[model.remat]
+    choices: tuple[Remat, ...] = ("none",) if model.remat == "auto" else (model.remat,)
+    if model.remat == "auto" and recomputing_helps(model, platform or jax.default_backend()):
+        choices = ("none", "block")
     for remat in choices:
         chunk = largest(remat)
-        if chunk == items or chunk * row_tokens >= ENOUGH_TOKENS or (chunk and remat is choices[-1]):
+        if chunk == items or chunk * row_tokens >= ENOUGH_TOKENS or (chunk and remat == choices[-1]):
             return plan(chunk, remat)
     return plan(1, choices[-1])
 
@@ -212,10 +214,10 @@ def kept_bytes(model: ModelConfig, lists: Lists, trained: Trained = "all") -> in
         trained: what is differentiated.
     """
     layer, rest = _per_layer(replace(model, remat="none"), lists, trained)
-    if model.remat != "block":
+    if model.remat == "none":
         return model.layers * layer + rest
-    input_only, rest = _per_layer(model, lists, trained)
-    return model.layers * input_only + layer + rest
+    kept, rest = _per_layer(model, lists, trained)
+    return model.layers * kept + layer + rest
 
 
 def layer_bytes(model: ModelConfig, lists: Lists) -> int:

@@ -126,7 +126,7 @@ def test_gradients_of_the_shared_prefix_equal_those_of_independent_prompts():
         assert error < 1e-5, (jax.tree_util.keystr(path), error)
 
 
-@pytest.mark.parametrize("remat", ["none", "block"])
+@pytest.mark.parametrize("remat", ["none", "dots", "block"])
 def test_a_loop_over_the_layers_equals_layers_written_out(monkeypatch, remat):
     config = QWEN3
     params, (batch, rationales) = make_params(config), make_batch(config)

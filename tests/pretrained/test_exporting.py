@@ -13,6 +13,7 @@ import pytest
 from r2rank_jax.checkpoint import Checkpoints, load_policy
 from r2rank_jax.cli import main
 from r2rank_jax.config import ConfigError, DataConfig, MeshConfig, OptimizerConfig, RunConfig, to_json
+from r2rank_jax.data.chat import read_chat_tokenizer
 from r2rank_jax.data.tokens import read_tokenizer, train_tokenizer
 from r2rank_jax.model.forward import read_rationales
 from r2rank_jax.model.transformer import scores
@@ -33,6 +34,7 @@ from tests.pretrained.models import (
     load,
     our_states,
     rows_of_tokens,
+    saved,
     their_states,
 )
 
@@ -237,6 +239,10 @@ def test_adapters_are_merged(tmp_path):
     assert np.abs(ours - our_states(BASE, params, tokens, real)[1]).max() > 0.1, "the adapters must do something"
     np.testing.assert_allclose(ours[real], theirs[real], atol=1e-4 * np.abs(theirs).max())
 
+    with pytest.raises(ConfigError, match="needs a policy whose base model others have too, got a run without"):
+        export(tmp_path / "run", tmp_path / "out", form="adapters")
+    assert not (tmp_path / "out").exists()
+
 
 def run_page(folder, /, **names):
     """Run the code on an exported model's page."""
@@ -264,6 +270,19 @@ def test_the_code_on_the_page_works(tmp_path, run_dir):
     start = len(ours[0]) + len(ours[1])
     assert found["prompt"] == tokens[0, :start].tolist()
     assert int(found["said"][0, start]) == logits[0, start - 1].argmax(), "the first token is our greedy one"
+
+
+def test_the_code_on_the_page_puts_the_chat_frame_around_a_prompt(tmp_path):
+    model, folder = saved("llama")
+    shutil.copytree(folder, tmp_path / "source")
+    add_tokenizer(tmp_path / "source", chat_template="{% for m in messages %}<stop>{{ m.content }}<pad>A:{% endfor %}")
+    import_model(str(tmp_path / "source"), tmp_path / "imported")
+    export(tmp_path / "imported", tmp_path / "hf", dtype="float32")
+    found = run_page(tmp_path / "hf", model=model, prefix="Heat (1995) 4\n", item="Emma")
+    ours = read_chat_tokenizer(tmp_path / "imported/tokenizer", pad=PAD, stop=STOP)
+    prefix, item = ours.encode(["Heat (1995) 4\n", "Emma"])
+    assert ours.opening == (STOP,) and ours.closing[0] == PAD
+    assert found["prompt"] == [*ours.opening, *prefix, *item, *ours.closing]
 
 
 RESULTS = {

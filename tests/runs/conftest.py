@@ -69,7 +69,8 @@ def environment(**settings: str) -> dict[str, str]:
     inherited = {
         name: value for name, value in os.environ.items() if name != "XLA_FLAGS" and not name.startswith("R2RANK_")
     }
-    return inherited | CACHED | {"JAX_PLATFORMS": "cpu", "COLUMNS": "200"} | settings
+    fixed = {"JAX_PLATFORMS": "cpu", "COLUMNS": "200", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    return inherited | CACHED | fixed | settings
 
 
 def run_cli(

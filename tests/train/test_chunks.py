@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from r2rank_jax.config import ComputeConfig, MeshConfig, RLConfig, RunConfig, SFTConfig
+from r2rank_jax.model.counting import Lists
 from r2rank_jax.rollout.generate import make_rollout
 from r2rank_jax.sharding import abstract_params, make_mesh, replicated, to_mesh
-from r2rank_jax.train.memory import GIB, Plan, plan_update
+from r2rank_jax.train.memory import GIB, Plan, kept_bytes, plan_update
 from r2rank_jax.train.rl_step import assess, rl_gradients
 from r2rank_jax.train.sft_step import sft_gradients
 from tests.model.test_forward import QWEN3 as TWO_LAYERS
@@ -171,6 +172,13 @@ def test_a_smaller_budget_gives_smaller_chunks_and_then_recomputes():
     # XLA for CPU recomputes in a loop over layers only.
     on_cpu = lambda model: plan_update(model, ComputeConfig(update_gib=0.05), batch, said, batch_shards=1)  # noqa: E731
     assert not recomputes(on_cpu(deep)) and recomputes(on_cpu(dataclasses.replace(deep, layers=8)))
+
+
+def test_each_policy_keeps_less_than_the_one_before():
+    deep = dataclasses.replace(QWEN3, layers=8)
+    lists = Lists(users=2, prefix=64, suffix=16, length=32, items=8, rationales=2)
+    none, dots, block = (kept_bytes(dataclasses.replace(deep, remat=name), lists) for name in ("none", "dots", "block"))
+    assert block < 0.7 * dots and dots < 0.7 * none, (none, dots, block)
 
 
 def test_the_estimate_is_near_what_xla_allocates():

@@ -31,6 +31,8 @@ class DataConfig:
     """Folder that `r2rank data prepare` wrote."""
     traces: str = "data/ml-100k/traces.jsonl"
     """Worked rationales that `r2rank data synthesize` wrote; read by SFT only."""
+    template: Literal["films-1", "films-2", "products-1", "games-1", "books-1", "places-1"] = "films-1"
+    """Words of the prompts, by domain and version: docs/prompts.md shows them. All but films-1 tell times."""
     split: Literal["leave_one_out", "global_time"] = "leave_one_out"
     history_items: int = 10
     """Latest interactions shown in the prefix, of any rating."""

@@ -44,12 +44,13 @@ class Dataset:
     offsets: Array  # int64 [users + 1]
     item: Array  # int32 [n]
     rating: Array  # float32 [n]
-    timestamp: Array  # int64 [n]
+    timestamp: Array  # int64 [n]  in `time_unit`
     train_end: Array  # int32 [users]  number of leading interactions that train
     seed: int
     data_hash: str  # of the interactions
     candidate_hash: str  # of the frozen candidate file
     held_out: dict[str, Lists]
+    time_unit: str = "s"  # of the timestamps: "s" or "ms"
 
     @property
     def users(self) -> int:

@@ -4,12 +4,15 @@
      "history": [{"title": "Alien", "year": "1979", "rating": 5}, ...],          oldest first
      "candidates": [{"id": "m1", "title": "Heat", "year": "1995", "genres": ["Action"]}, ...]}
 
-`year`, `genres` and the ids are optional.
+`year`, `genres` and the ids are optional, and a rating may be null. So are a candidate's `details`
+({"brand": "LEGO", "price": "12.99"}, whatever the template shows) and, for templates that tell times, a `timestamp` in
+seconds for each interaction and for the list itself, which is else the latest interaction's.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +23,11 @@ import numpy as np
 
 from r2rank_jax.config import DataConfig
 from r2rank_jax.data.errors import DataError
-from r2rank_jax.data.tokens import TextTokenizer, fit_prefix, fit_suffix, padded
+from r2rank_jax.data.item_text import whole_characters
+from r2rank_jax.data.prompts import Shown, time_words
+from r2rank_jax.data.templates import find_template
+from r2rank_jax.data.tokenizer import TextTokenizer
+from r2rank_jax.data.tokens import fit_prefix, fit_suffix, padded
 from r2rank_jax.types import ListBatch
 
 
@@ -32,6 +39,7 @@ class Candidate:
     title: str
     year: str
     genres: tuple[str, ...]
+    details: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class Request:
     """One list to rank."""
 
     id: str
-    history: tuple[tuple[str, str, float], ...]  # (title, year, rating), oldest first
+    history: tuple[Shown, ...]  # oldest first
     candidates: tuple[Candidate, ...]
 
 
@@ -52,7 +60,8 @@ def read_requests(path: Path) -> list[Request]:
     if not path.is_file():
         raise DataError(f"--input must name a JSONL file of lists to rank, got {path}, which is not there")
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    # Not splitlines(): a title may hold one of the other line ends that Unicode knows.
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if line.strip():
             try:
                 found.append(_request(json.loads(line), str(number)))
@@ -99,12 +108,23 @@ def request_batches(
 
 def _encode(tokenizer: TextTokenizer, config: DataConfig, request: Request, width: int) -> dict[str, Any]:
     counts: Counter[str] = Counter()
-    history = request.history[-config.history_items :]
+    history, template = request.history[-config.history_items :], find_template(config.template)
     prefix, prefix_length = padded(
-        [fit_prefix(tokenizer, history, config.prefix_tokens, counts)], config.prefix_tokens, tokenizer.pad
+        [fit_prefix(tokenizer, history, config.prefix_tokens, counts, template)], config.prefix_tokens, tokenizer.pad
     )
     suffixes = [
-        fit_suffix(tokenizer, c.title, c.year, c.genres, config.suffix_tokens, counts) for c in request.candidates
+        fit_suffix(
+            tokenizer,
+            c.title,
+            c.year,
+            c.genres,
+            config.suffix_tokens,
+            counts,
+            details=c.details,
+            template=template,
+            reasoning=config.rationale_tokens > 0,
+        )
+        for c in request.candidates
     ]
     missing = width - len(suffixes)
     suffix, suffix_length = padded([*suffixes, *[(tokenizer.stop,)] * missing], config.suffix_tokens, tokenizer.pad)
@@ -123,15 +143,40 @@ def _encode(tokenizer: TextTokenizer, config: DataConfig, request: Request, widt
 
 
 def _request(record: dict[str, Any], number: str) -> Request:
-    history = tuple((str(h["title"]), str(h.get("year", "")), float(h["rating"])) for h in record["history"])
     candidates = tuple(
         Candidate(
-            str(c.get("id", place)), str(c["title"]), str(c.get("year", "")), tuple(map(str, c.get("genres", ())))
+            _text(c.get("id", place)),
+            _text(c["title"]),
+            _text(c.get("year")),
+            tuple(map(_text, c.get("genres") or ())),
+            tuple((_text(name), _text(value)) for name, value in (c.get("details") or {}).items()),
         )
         for place, c in enumerate(record["candidates"])
     )
-    if not history:
+    if not record["history"]:
         raise ValueError("has an empty history: the model reasons from at least 1 interaction")
     if not candidates:
         raise ValueError("has no candidates")
-    return Request(str(record.get("id", number)), history, candidates)
+    return Request(_text(record.get("id", number)), _history(record), candidates)
+
+
+def _history(record: dict[str, Any]) -> tuple[Shown, ...]:
+    times = [None if h.get("timestamp") is None else int(h["timestamp"]) for h in record["history"]]
+    known = [time for time in [*times, record.get("timestamp")] if time is not None]
+    if known != sorted(known):
+        raise ValueError(f"has timestamps that are not in order, oldest first and the list's own last: {known[:8]}")
+    before = ["" if time is None else time_words(int(known[-1]) - time) for time in times]
+    return tuple(
+        Shown(_text(h["title"]), _text(h.get("year")), _rating(h["rating"]), words)
+        for h, words in zip(record["history"], before)
+    )
+
+
+def _rating(value: Any) -> float | None:
+    if value is not None and not math.isfinite(float(value)):
+        raise ValueError(f"has a rating that is not a number: {value}")
+    return None if value is None else float(value)
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else whole_characters(str(value))

@@ -58,6 +58,7 @@ class Items:
     title: tuple[str, ...]
     year: tuple[str, ...]  # "" where unknown
     genres: tuple[tuple[str, ...], ...]
+    details: tuple[tuple[tuple[str, str], ...], ...] = ()  # (name, value) pairs: brand, author, ...; () = none at all
 
     def __len__(self) -> int:
         return len(self.title)

@@ -1,139 +1,36 @@
-"""Tokenizers, and the encoder that turns lists into the arrays of `types.ListBatch`."""
+"""The encoder that turns lists into the arrays of `types.ListBatch`, and what fits a prompt into its tokens."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from r2rank_jax.config import DataConfig
 from r2rank_jax.data import prompts
 from r2rank_jax.data.dataset import Dataset, Lists
 from r2rank_jax.data.errors import DataError
+from r2rank_jax.data.prompts import Details, Shown
 from r2rank_jax.data.tables import Array
+from r2rank_jax.data.templates import FILMS_1, Template, find_template
+from r2rank_jax.data.tokenizer import (
+    PAD,
+    STOP,
+    FastTokenizer,
+    Ids,
+    TextTokenizer,
+    as_text_tokenizer,
+    read_tokenizer,
+    train_tokenizer,
+)
 from r2rank_jax.data.traces import Traces
 from r2rank_jax.types import ListBatch
 
-PAD, STOP = "<pad>", "<stop>"
-Ids = tuple[int, ...]
+__all__ = ["PAD", "STOP", "FastTokenizer", "as_text_tokenizer", "read_tokenizer", "train_tokenizer"]
 
-
-class TextTokenizer(Protocol):
-    """All that the data path needs of a tokenizer."""
-
-    pad: int
-    stop: int
-    vocabulary: int
-    opening: Ids  # in front of every prefix
-    closing: Ids  # behind every item
-
-    def encode(self, texts: Sequence[str]) -> list[Ids]:
-        """Ids of each text, without special tokens: text is data."""
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Inverse of `encode` for one text."""
-
-
-class FastTokenizer:
-    """A `tokenizers.Tokenizer` as a `TextTokenizer`; also the one inside a transformers fast tokenizer.
-
-    Args:
-        backend: for transformers, `tokenizer.backend_tokenizer`; it is copied, not changed.
-        pad: id of the padding token.
-        stop: id of the token that ends a rationale (transformers: `eos_token_id`).
-        opening: in front of every prefix, as the chat template of `data.chat` has it.
-        closing: behind every item.
-    """
-
-    def __init__(self, backend: Tokenizer, pad: int, stop: int, opening: Ids = (), closing: Ids = ()):
-        self.backend = Tokenizer.from_str(backend.to_str())
-        self.backend.no_padding()
-        self.backend.no_truncation()
-        # A title that reads "<stop>" must not become the stop token. This setting is not part of the saved
-        # file, so it has to be made here, every time.
-        self.backend.encode_special_tokens = True
-        self.pad, self.stop = pad, stop
-        self.opening, self.closing = opening, closing
-        self.vocabulary = self.backend.get_vocab_size(with_added_tokens=True)
-
-    def encode(self, texts: Sequence[str]) -> list[Ids]:
-        """Ids of each text, without special tokens."""
-        found = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [tuple(encoding.ids) for encoding in found]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of some ids; special tokens are skipped."""
-        return self.backend.decode(list(ids), skip_special_tokens=True)
-
-
-def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
-    """Train a byte-level BPE whose tokens may span words but not lines or clauses.
-
-    Spanning words makes "Star Wars" or " (1977) 5\\n" one token, which halves a prompt. Tokens end after a
-    line end, "; " and ": ", and before a year, so that a title and each statement of a rationale are spelled
-    the same whatever stands beside them.
-
-    Args:
-        texts: what will be encoded: prefixes, suffixes and rationales apart.
-        vocabulary: size, the special tokens and the 256 bytes included.
-
-    Returns:
-        A tokenizer with `<pad>` = 0 and `<stop>` = 1; save it with `.save("tokenizer.json")`.
-
-    Raises:
-        DataError: the vocabulary cannot hold the bytes.
-    """
-    if vocabulary < 258:
-        raise DataError(
-            f"vocabulary must be at least 258 (256 bytes, {PAD}, {STOP}), got {vocabulary}; raise model.vocabulary"
-        )
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex("\n|; |: "), behavior="merged_with_previous"),
-            pre_tokenizers.Split(Regex(r" \(\d{4}\).*\n?"), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=[PAD, STOP],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
-
-
-def read_tokenizer(path: Path) -> FastTokenizer:
-    """Read a `tokenizer.json` that `train_tokenizer` made.
-
-    Raises:
-        DataError: no such file, or it lacks `<pad>` or `<stop>`.
-    """
-    if not path.is_file():
-        raise DataError(f"a tokenizer must be at {path}, got nothing; `r2rank sft` writes it")
-    return as_text_tokenizer(Tokenizer.from_file(str(path)))
-
-
-def as_text_tokenizer(backend: Tokenizer) -> FastTokenizer:
-    """Wrap a tokenizer that `train_tokenizer` made.
-
-    Raises:
-        DataError: it lacks `<pad>` or `<stop>`.
-    """
-    pad, stop = backend.token_to_id(PAD), backend.token_to_id(STOP)
-    if pad is None or stop is None:
-        raise DataError(
-            f"the tokenizer must have {PAD} and {STOP}, got ids {pad} and {stop}; wrap another tokenizer as "
-            "FastTokenizer(backend, pad=..., stop=...)"
-        )
-    return FastTokenizer(backend, pad, stop)
+_TICKS = {"s": 1, "ms": 1000}  # of a timestamp, in a second
 
 
 class Encoder:
@@ -142,15 +39,20 @@ class Encoder:
     Args:
         tokenizer: any `TextTokenizer`.
         dataset: whose items and histories are written out.
-        config: how many interactions and tokens each part may take.
+        config: which template, and how many interactions and tokens each part may take.
+
+    Raises:
+        DataError: a tokenizer that cannot write the end of a line, on which a prompt's structure rests.
     """
 
     def __init__(self, tokenizer: TextTokenizer, dataset: Dataset, config: DataConfig):
         self.tokenizer, self.dataset, self.config = tokenizer, dataset, config
+        self.template = find_template(config.template)
         self.counts: Counter[str] = Counter()
-        self._lines: dict[tuple[int, float], Ids] = {}
-        self._instruction = tokenizer.opening + tokenizer.encode([prompts.INSTRUCTION])[0]
-        self._by_line = _splits_at_lines(tokenizer, dataset)
+        _require_line_ends(tokenizer)
+        self._lines: dict[tuple[int, float | None, str], Ids] = {}  # the same item, rating and time: the same line
+        self._instruction = tokenizer.opening + tokenizer.encode([self.template.instruction])[0]
+        self._by_line = _splits_at_lines(tokenizer, dataset, self.template)
         self._suffix, self._suffix_length = self._encode_suffixes()
 
     def encode(self, users: Array, positions: Array, items: Array, labels: Array) -> ListBatch:
@@ -168,7 +70,7 @@ class Encoder:
         Raises:
             DataError: a user without history, or a last interaction that alone exceeds `prefix_tokens`.
         """
-        prefixes = [self._prefix(int(user), int(position)) for user, position in zip(users, positions)]
+        prefixes = [self.prefix(int(user), int(position)) for user, position in zip(users, positions)]
         prefix, prefix_length = padded(prefixes, self.config.prefix_tokens, self.tokenizer.pad)
         items = np.asarray(items, np.int32)
         arrays: dict[str, Any] = dict(  # numpy, until a mesh takes them
@@ -214,77 +116,135 @@ class Encoder:
         ends = [i for i, token in enumerate(ids) if token in (self.tokenizer.stop, self.tokenizer.pad)]
         return self.tokenizer.decode(ids[: ends[0]] if ends else ids)
 
-    def _prefix(self, user: int, position: int) -> Ids:
-        """Ids of a prefix; the oldest interactions are dropped until it fits."""
-        rows = self.dataset.history(user, position, self.config.history_items)
-        prompts.require_history(rows.stop - rows.start)
-        pairs = list(zip(self.dataset.item[rows].tolist(), self.dataset.rating[rows].tolist()))
-        lines = [self._line(*pair) for pair in pairs] if self._by_line else []
-        if not self._by_line:
-            shown = [_shown(self.dataset, *pair) for pair in pairs]
-            return fit_prefix(self.tokenizer, shown, self.config.prefix_tokens, self.counts)
-        return _newest_that_fit(
-            lambda first: self._instruction + sum(lines[first:], ()), len(lines), self.config.prefix_tokens, self.counts
-        )
+    def prefix(self, user: int, position: int) -> Ids:
+        """Ids of a prefix; the oldest interactions are dropped until it fits.
 
-    def _line(self, item: int, rating: float) -> Ids:
-        key = (item, rating)
+        Raises:
+            DataError: a user without history, or a last interaction of which not even a letter fits.
+        """
+        seen = _seen(self.dataset, user, position, self.config.history_items, self.template)
+        prompts.require_history(len(seen))
+        if self._by_line:
+            lines = [self._line(*each) for each in seen]
+            for first in range(len(lines)):
+                ids = self._instruction + sum(lines[first:], ())
+                if len(ids) <= self.config.prefix_tokens:
+                    _count_prefix(self.counts, first)
+                    return ids
+            seen = seen[-1:]
+            self.counts["prefix_interactions_dropped"] += len(lines) - 1
+        shown = [_shown(self.dataset, *each) for each in seen]
+        return fit_prefix(self.tokenizer, shown, self.config.prefix_tokens, self.counts, self.template)
+
+    def suffix_lengths(self, items: Array) -> Array:
+        """int32, like `items`: true tokens of each item's suffix."""
+        return self._suffix_length[items]
+
+    def _line(self, item: int, rating: float | None, before: str) -> Ids:
+        key = (item, rating, before)
         if key not in self._lines:
-            text = prompts.history_line(*_shown(self.dataset, item, rating))
+            text = prompts.history_line(*_shown(self.dataset, *key), template=self.template)
             self._lines[key] = self.tokenizer.encode([text])[0]
         return self._lines[key]
 
     def _encode_suffixes(self) -> tuple[Array, Array]:
-        """int32 [items, S] and [items]; where a suffix is too long, genres and then the title's end go."""
-        catalogue, limit = self.dataset.items, self.config.suffix_tokens
-        rows = list(zip(catalogue.title, catalogue.year, catalogue.genres))
-        texts = self.tokenizer.encode([prompts.suffix_text(*row) for row in rows])
+        """int32 [items, S] and [items]; where a suffix is too long, `fit_suffix` cuts it."""
+        limit, words = self.config.suffix_tokens, self._words
+        rows = [_candidate(self.dataset, item) for item in range(len(self.dataset.items))]
+        texts = self.tokenizer.encode([prompts.suffix_text(*row, **words) for row in rows])
         ids = [found + self.tokenizer.closing for found in texts]
         for item, found in enumerate(ids):
             if len(found) > limit:
-                ids[item] = fit_suffix(self.tokenizer, *rows[item], limit, self.counts)
+                title, year, genres, details = rows[item]
+                ids[item] = fit_suffix(
+                    self.tokenizer, title, year, genres, limit, self.counts, details=details, **words
+                )
         return padded(ids, limit, self.tokenizer.pad)
+
+    @property
+    def _words(self) -> dict[str, Any]:
+        return {"template": self.template, "reasoning": self.config.rationale_tokens > 0}
 
 
 def fit_prefix(
-    tokenizer: TextTokenizer, shown: Sequence[tuple[str, str, float]], limit: int, counts: Counter[str]
+    tokenizer: TextTokenizer,
+    shown: Sequence[tuple[str, str, float | None] | Shown],
+    limit: int,
+    counts: Counter[str],
+    template: Template = FILMS_1,
 ) -> Ids:
-    """Ids of a prefix of at most `limit` tokens; the oldest interactions are dropped until it fits.
+    """Ids of a prefix of at most `limit` tokens; the oldest interactions are dropped, then the last title's end is.
 
     Args:
         tokenizer: any.
-        shown: (title, year, rating), oldest first.
+        shown: (title, year, rating[, time words]), oldest first.
         limit: tokens.
         counts: what was cut is added to it.
+        template: whose words.
 
     Raises:
-        DataError: no history, or one interaction alone is too long.
+        DataError: no history, or one letter of the last interaction alone is too long.
     """
     prompts.require_history(len(shown))
-    return _newest_that_fit(
-        lambda first: tokenizer.opening + tokenizer.encode([prompts.prefix_text(shown[first:])])[0],
-        len(shown),
-        limit,
-        counts,
+
+    def ids_of(history: Sequence[tuple[str, str, float | None] | Shown]) -> Ids:
+        return tokenizer.opening + tokenizer.encode([prompts.prefix_text(history, template)])[0]
+
+    for first in range(len(shown)):
+        ids = ids_of(shown[first:])
+        if len(ids) <= limit:
+            _count_prefix(counts, first)
+            return ids
+    last = Shown(*shown[-1])
+    for shorter in _shortened(last.title):  # one title, however long, stops no run
+        ids = ids_of([last._replace(title=shorter)])
+        if len(ids) <= limit:
+            _count_prefix(counts, len(shown) - 1)
+            counts["prefixes_with_cut_title"] += 1
+            return ids
+    raise DataError(
+        f"data.prefix_tokens must hold the instruction and one interaction, {len(ids)} tokens, got {limit}; raise "
+        "data.prefix_tokens"
     )
 
 
 def fit_suffix(
-    tokenizer: TextTokenizer, title: str, year: str, genres: Sequence[str], limit: int, counts: Counter[str]
+    tokenizer: TextTokenizer,
+    title: str,
+    year: str,
+    genres: Sequence[str],
+    limit: int,
+    counts: Counter[str],
+    *,
+    details: Details = (),
+    template: Template = FILMS_1,
+    reasoning: bool = True,
 ) -> Ids:
-    """Ids of a suffix of at most `limit` tokens; genres, then the title's end, are dropped until it fits.
+    """Ids of a suffix of at most `limit` tokens; details, genres, then the title's end are dropped until it fits.
 
     Raises:
         DataError: even one letter of the title is too long.
     """
-    ids: Ids = ()
+
+    def ids_of(title: str, genres: Sequence[str], details: Details) -> Ids:
+        text = prompts.suffix_text(title, year, genres, details, template=template, reasoning=reasoning)
+        return tokenizer.encode([text])[0] + tokenizer.closing
+
+    details, genres = prompts.shown_details(details, template), genres[: prompts.GENRES]
+    for kept in range(len(details), 0, -1):
+        ids = ids_of(title, genres, details[:kept])
+        if len(ids) <= limit:
+            counts["suffixes_without_some_details"] += kept < len(details)
+            return ids
+    if details:
+        counts["suffixes_without_some_details"] += 1
     for kept in range(len(genres), -1, -1):
-        ids = tokenizer.encode([prompts.suffix_text(title, year, genres[:kept])])[0] + tokenizer.closing
+        ids = ids_of(title, genres[:kept], ())
         if len(ids) <= limit:
             counts["suffixes_without_some_genres"] += kept < len(genres)
             return ids
-    for characters in range(min(len(title), prompts.TITLE_CHARACTERS) - 1, 0, -1):
-        ids = tokenizer.encode([prompts.suffix_text(title[:characters], year, ())])[0] + tokenizer.closing
+    for shorter in _shortened(title):
+        ids = ids_of(shorter, (), ())
         if len(ids) <= limit:
             counts["suffixes_with_cut_title"] += 1
             return ids
@@ -294,46 +254,76 @@ def fit_suffix(
     )
 
 
-def _newest_that_fit(ids_from: Callable[[int], Ids], interactions: int, limit: int, counts: Counter[str]) -> Ids:
-    ids: Ids = ()
-    for first in range(interactions):
-        ids = ids_from(first)
-        if len(ids) <= limit:
-            counts["prefixes"] += 1
-            counts["prefix_interactions_dropped"] += first
-            return ids
-    raise DataError(
-        f"data.prefix_tokens must hold the instruction and one interaction, {len(ids)} tokens, got {limit}; raise "
-        "data.prefix_tokens"
-    )
+def _shortened(title: str) -> Iterator[str]:
+    """A title without its last letter, without its last two, ... down to its first."""
+    shown = prompts.as_data(title)
+    for characters in range(max(len(shown) - 1, 1), 0, -1):
+        yield shown[:characters]
 
 
-def prefix_of(dataset: Dataset, user: int, position: int, history_items: int) -> str:
+def _count_prefix(counts: Counter[str], dropped: int) -> None:
+    counts["prefixes"] += 1
+    counts["prefix_interactions_dropped"] += dropped
+
+
+def prefix_of(dataset: Dataset, user: int, position: int, history_items: int, template: Template = FILMS_1) -> str:
     """Text of the prefix that shows the last `history_items` interactions before `position`."""
-    rows = dataset.history(user, position, history_items)
-    pairs = zip(dataset.item[rows].tolist(), dataset.rating[rows].tolist())
-    return prompts.prefix_text([_shown(dataset, item, rating) for item, rating in pairs])
+    seen = _seen(dataset, user, position, history_items, template)
+    return prompts.prefix_text([_shown(dataset, *each) for each in seen], template)
 
 
-def suffixes_of(dataset: Dataset, items: Iterable[int]) -> list[str]:
+def suffixes_of(
+    dataset: Dataset, items: Iterable[int], template: Template = FILMS_1, *, reasoning: bool = True
+) -> list[str]:
     """Texts of the suffixes of some items."""
-    catalogue = dataset.items
-    return [prompts.suffix_text(catalogue.title[i], catalogue.year[i], catalogue.genres[i]) for i in items]
+    return [prompts.suffix_text(*_candidate(dataset, i), template=template, reasoning=reasoning) for i in items]
 
 
-def corpus(dataset: Dataset, traces: Traces, history_items: int) -> Iterator[str]:
+def corpus(
+    dataset: Dataset, traces: Traces, history_items: int, template: Template = FILMS_1, *, reasoning: bool = True
+) -> Iterator[str]:
     """Every segment of some traces, once per use: what `train_tokenizer` should see."""
     for row, (user, position) in enumerate(zip(traces.lists.user.tolist(), traces.lists.position.tolist())):
-        yield prefix_of(dataset, user, position, history_items)
-        yield from suffixes_of(dataset, traces.lists.items[row].tolist())
+        yield prefix_of(dataset, user, position, history_items, template)
+        yield from suffixes_of(dataset, traces.lists.items[row].tolist(), template, reasoning=reasoning)
         yield from traces.rationales[row]
 
 
-def _shown(dataset: Dataset, item: int, rating: float) -> tuple[str, str, float]:
-    return dataset.items.title[item], dataset.items.year[item], rating
+def _seen(
+    dataset: Dataset, user: int, position: int, history_items: int, template: Template
+) -> list[tuple[int, float | None, str]]:
+    """(item, rating, time words) of the interactions that a prefix shows, oldest first."""
+    rows = dataset.history(user, position, history_items)
+    ratings = [None if rating != rating else rating for rating in dataset.rating[rows].tolist()]
+    if not template.times:
+        return [(item, rating, "") for item, rating in zip(dataset.item[rows].tolist(), ratings)]
+    # The list is shown when its positive was chosen; behind a user's last interaction no time is known.
+    now = int(dataset.timestamp[min(rows.stop, int(dataset.offsets[user + 1]) - 1)])
+    ticks = _TICKS[dataset.time_unit]
+    times = [prompts.time_words((now - then) // ticks) for then in dataset.timestamp[rows].tolist()]
+    return list(zip(dataset.item[rows].tolist(), ratings, times))
 
 
-def _splits_at_lines(tokenizer: TextTokenizer, dataset: Dataset) -> bool:
+def _shown(dataset: Dataset, item: int, rating: float | None, before: str) -> Shown:
+    return Shown(dataset.items.title[item], dataset.items.year[item], rating, before)
+
+
+def _candidate(dataset: Dataset, item: int) -> tuple[str, str, tuple[str, ...], Details]:
+    catalogue = dataset.items
+    details = catalogue.details[item] if catalogue.details else ()
+    return catalogue.title[item], catalogue.year[item], catalogue.genres[item], details
+
+
+def _require_line_ends(tokenizer: TextTokenizer) -> None:
+    text = tokenizer.decode(tokenizer.encode(["one\ntwo\n"])[0])
+    if text.count("\n") < 1:
+        raise DataError(
+            f"the tokenizer must keep the ends of lines, which hold a prompt's parts apart, but it reads "
+            f"'one\\ntwo\\n' back as {text!r}; choose a model whose tokenizer has a token for them (Llama, Qwen, SmolLM)"
+        )
+
+
+def _splits_at_lines(tokenizer: TextTokenizer, dataset: Dataset, template: Template) -> bool:
     """Whether encoding line by line gives what encoding the whole prefix gives; tried, not assumed.
 
     It holds for the tokenizers of `train_tokenizer` and for byte-level BPEs that end a word at a line end
@@ -341,9 +331,12 @@ def _splits_at_lines(tokenizer: TextTokenizer, dataset: Dataset) -> bool:
     encoding fast.
     """
     step = max(1, len(dataset.items) // 64)
-    shown = [_shown(dataset, item, float(1 + item % 5)) for item in range(0, len(dataset.items), step)]
-    lines = tokenizer.encode([prompts.INSTRUCTION, *(prompts.history_line(*line) for line in shown)])
-    (whole,) = tokenizer.encode([prompts.prefix_text(shown)])
+    shown = [
+        _shown(dataset, item, float(1 + item % 5), prompts.time_words(3600 << item % 16))
+        for item in range(0, len(dataset.items), step)
+    ]
+    lines = tokenizer.encode([template.instruction, *(prompts.history_line(*s, template=template) for s in shown)])
+    (whole,) = tokenizer.encode([prompts.prefix_text(shown, template)])
     return whole == sum(lines, ())
 
 

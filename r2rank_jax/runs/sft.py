@@ -19,6 +19,7 @@ from r2rank_jax.config import RunConfig, to_json
 from r2rank_jax.data.atomic import replacing_file
 from r2rank_jax.data.dataset import Dataset, load
 from r2rank_jax.data.pipeline import trace_batches
+from r2rank_jax.data.templates import find_template
 from r2rank_jax.data.tokens import corpus, train_tokenizer
 from r2rank_jax.data.traces import Traces, read_traces
 from r2rank_jax.rollout.scoring import make_scorer
@@ -134,7 +135,8 @@ def _provide_tokenizer(config: RunConfig, run_dir: Path, dataset: Dataset, trace
         adopt(Path(config.pretrained), run_dir)
     elif not (run_dir / "tokenizer.json").exists():
         with replacing_file(run_dir / "tokenizer.json") as partial:
-            texts = corpus(dataset, traces, config.data.history_items)
+            template, reasoning = find_template(config.data.template), config.data.rationale_tokens > 0
+            texts = corpus(dataset, traces, config.data.history_items, template, reasoning=reasoning)
             train_tokenizer(texts, config.model.vocabulary).save(str(partial))
 
 

@@ -21,7 +21,7 @@ import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from r2rank_jax.config import differences
+from r2rank_jax.config import RunConfig, differences, to_json
 from r2rank_jax.types import Params
 
 SEAL = "seal.json"
@@ -163,7 +163,7 @@ def require_same_configuration(extras: dict[str, Any], config: dict[str, Any], p
     Raises:
         CheckpointError: names every field that differs.
     """
-    saved, now = ({p: what_matters(c.get(p)) for p in parts} for c in (extras["config"], config))
+    saved, now = ({p: what_matters(_with_defaults(c.get(p), p)) for p in parts} for c in (extras["config"], config))
     changed = differences(saved, now)
     if changed:
         raise CheckpointError(
@@ -171,6 +171,11 @@ def require_same_configuration(extras: dict[str, Any], config: dict[str, Any], p
             + "; ".join(changed)
             + ". Run with the saved settings, or choose another --run-dir"
         )
+
+
+def _with_defaults(section: Any, name: str) -> Any:
+    """A section with the fields that are younger than its file: those had their default's meaning when it was saved."""
+    return to_json(RunConfig(name="any"))[name] | section if isinstance(section, dict) else section
 
 
 def what_matters(section: Any) -> Any:

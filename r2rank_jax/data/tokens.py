@@ -319,7 +319,7 @@ def _require_line_ends(tokenizer: TextTokenizer) -> None:
     if text.count("\n") < 1:
         raise DataError(
             f"the tokenizer must keep the ends of lines, which hold a prompt's parts apart, but it reads "
-            f"'one\\ntwo\\n' back as {text!r}; choose a model whose tokenizer has a token for them (Llama, Qwen, SmolLM)"
+            f"'one\\ntwo\\n' back as {text!r}; choose a model whose tokenizer has a token for them (Llama, Qwen)"
         )
 
 

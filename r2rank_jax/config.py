@@ -50,8 +50,12 @@ class DataConfig:
     rationale_tokens: int = 18
     """T, the stop token included. 0 turns reasoning off: the head reads each item's last token."""
 
+    length_buckets: int = 1
+    """Training batches hold lists of similar length, padded to one of so many widths. 1: all are padded to P, S and T.
+    Every combination of widths is a program of its own to compile."""
+
     def __post_init__(self) -> None:
-        for name in ("history_items", "min_history", "prefix_tokens", "suffix_tokens"):
+        for name in ("history_items", "min_history", "prefix_tokens", "suffix_tokens", "length_buckets"):
             value = getattr(self, name)
             _require(value >= 1, f"data.{name} must be at least 1, got {value}")
         _require(
@@ -157,6 +161,8 @@ class ComputeConfig:
     the model and its optimizer leave free, 4 where the device does not say what it has."""
     wave_tokens: int = 16
     """Tokens decoded between two looks at which rationales have ended (docs/performance.md: 16 against 32)."""
+    data_workers: int = 0
+    """Processes on each machine that write training batches ahead; 0: a thread. The batches are the same."""
 
     def __post_init__(self) -> None:
         _require(
@@ -164,6 +170,7 @@ class ComputeConfig:
             f"compute.update_gib must be positive, got {self.update_gib}; leave it out to take half of what is free",
         )
         _require(self.wave_tokens >= 1, f"compute.wave_tokens must be at least 1, got {self.wave_tokens}")
+        _require(self.data_workers >= 0, f"compute.data_workers must be at least 0, got {self.data_workers}")
 
 
 @dataclass(frozen=True, kw_only=True)

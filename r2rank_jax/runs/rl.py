@@ -55,6 +55,7 @@ def run(config: RunConfig, run_dir: Path) -> None:
         seed=config.seed,
         process_index=part.place,
         process_count=part.parts,
+        workers=config.compute.data_workers,
     )
 
     # -- the compiled pieces ----------------------------------------------------------------------------------------
@@ -140,6 +141,7 @@ def run(config: RunConfig, run_dir: Path) -> None:
                     },
                 )
     checkpoints.close()
+    iterator.close()
 
 
 def _calibrate(

@@ -65,6 +65,7 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
         seed=seed,
         process_index=part.place,
         process_count=part.parts,
+        workers=config.compute.data_workers,
     )
     checkpoints = Checkpoints(run_dir / "checkpoints" / phase)
     latest, wall_s = checkpoints.latest(), 0.0
@@ -127,6 +128,7 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
                     },
                 )
     checkpoints.close()
+    iterator.close()
 
 
 def _provide_tokenizer(config: RunConfig, run_dir: Path, dataset: Dataset, traces: Traces) -> None:

@@ -80,7 +80,7 @@ def _with_few_marks(text: str) -> str:
         if unicodedata.category(character).startswith("M"):
             marks += 1
         elif character not in _JOINERS:
-            marks = 0
+            marks = _MARKS_ON_A_LETTER if character == " " else 0
         if marks <= _MARKS_ON_A_LETTER:
             kept.append(character)
     return "".join(kept)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import grain
+import jax
 import numpy as np
 from absl import flags
 
@@ -55,7 +56,8 @@ class Batches(Generic[T]):
             self._running = self._start()
         found = next(self._running)
         self._next += 1
-        return found
+        # Workers hand arrays over in shared memory, which whoever keeps a batch would hold.
+        return jax.tree.map(np.array, found) if self._workers else found
 
     def get_state(self) -> dict[str, int]:
         """A JSON object, the same for any number of workers."""

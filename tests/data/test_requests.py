@@ -42,8 +42,12 @@ def test_details_and_times_reach_the_prompt(tmp_path, make_encoder):
     config = DataConfig(template="products-1", prefix_tokens=400, suffix_tokens=100)
     (batch,) = request_batches(tokenizer, config, requests, 2)
     assert decoded(tokenizer, batch, 0, 0).split("\n")[1:] == [
-        "Catan 5, 7 days before", "Dixit (2008) -, 3 days before", "Azul 3.5", "Go; in Games; by Nova; price 9.5", "Reason:"
-    ]  # fmt: skip
+        "Catan 5, 7 days before",
+        "Dixit (2008) -, 3 days before",
+        "Azul 3.5",
+        "Go; in Games; by Nova; price 9.5",
+        "Reason:",
+    ]
     lines = decoded(tokenizer, batch, 1, 0).split("\n")
     assert lines[1:3] == ["Catan 5, 4 days before", "Dixit (2008) -, minutes before"]
     (plain,) = request_batches(tokenizer, DataConfig(prefix_tokens=400, suffix_tokens=100), requests, 2)

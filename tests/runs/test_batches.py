@@ -1,0 +1,27 @@
+"""How batches are read changes no run (workers), or only which lists meet in a batch (buckets)."""
+
+import math
+
+import pytest
+
+from tests.runs.conftest import STEPS, metrics, succeed
+
+
+@pytest.mark.slow
+def test_workers_change_no_bit_of_a_run(tiny, sft_run, tmp_path):
+    run_dir = tmp_path / "run"
+    args = ("sft", "--config", tiny.config, "--run-dir", run_dir)
+    succeed(*args, "--compute.data-workers", "2", "--sft.checkpoint-every", "3")
+    assert metrics(run_dir, "sft") == metrics(sft_run, "sft")
+    assert "finished at step 10" in succeed(*args), "what workers committed, a thread goes on from"
+
+
+@pytest.mark.slow
+def test_a_run_in_buckets_with_times_and_without_reasoning_learns(tiny, tmp_path):
+    run_dir = tmp_path / "run"
+    args = ("--config", tiny.config, "--run-dir", run_dir, "--data.length-buckets", "3", "--data.template", "films-2")
+    args += ("--data.rationale-tokens", "0", "--data.prefix-tokens", "160", "--data.suffix-tokens", "24")
+    for phase in ("sft", "rl"):
+        succeed(phase, *args)
+        lines = metrics(run_dir, phase)
+        assert lines[-1]["step"] == STEPS and all(math.isfinite(line["loss"]) for line in lines if "loss" in line)

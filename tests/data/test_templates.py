@@ -4,6 +4,7 @@ import hashlib
 import re
 import typing
 from dataclasses import astuple, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,6 +78,31 @@ def test_a_prompt_by_hand():
 def test_films_1_shows_no_times_and_tells_missing_ratings():
     assert prompts.prefix_text([("Speed 2", "", None, "1 day before")]) == FILMS_1.instruction + "Speed 2 -\n"
     assert prompts.prefix_text([("Speed 2", "", float("nan"))]) == FILMS_1.instruction + "Speed 2 -\n"
+
+
+SHOWN = {
+    "films-1": (("Toy Story", "1995", 4.0), ("Heat", "1995", ("Action", "Crime"))),
+    "films-2": (("Toy Story", "1995", 4.0, "3 days before"), ("Heat", "1995", ("Action", "Crime"))),
+    "products-1": (("Catan", "", 5.0, "2 weeks before"), ("Millennium Falcon", "", ("Toys & Games", "Building"))),
+    "games-1": (("Portal", "2007", None, "4 years before"), ("Portal 2", "2011", ("Action", "Puzzle"))),
+    "books-1": (("Emma", "1815", 4.5, "23 hours before"), ("Dune", "1965", ("Science Fiction",))),
+    "places-1": (("Café Luna", "", 3.0, "minutes before"), ("Joe's Diner", "", ("Restaurants", "Diners"))),
+}
+SHOWN_DETAILS = {
+    "products-1": [("brand", "LEGO"), ("price", "12.99")],
+    "games-1": [("developer", "Valve"), ("price", "9.99")],
+    "books-1": [("author", "Frank Herbert"), ("price", "8.5")],
+    "places-1": [("city", "Tucson"), ("price", "2")],
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_page_shows_every_template_as_it_is(name):
+    page = (Path(__file__).parents[2] / "docs/prompts.md").read_text(encoding="utf-8")
+    seen, candidate = SHOWN[name]
+    text = prompts.prefix_text([seen], TEMPLATES[name])
+    text += prompts.suffix_text(*candidate, SHOWN_DETAILS.get(name, ()), template=TEMPLATES[name])
+    assert f"{name:14}" + text.replace("\n", "\n" + " " * 14) + "\n" in page
 
 
 @pytest.mark.parametrize(

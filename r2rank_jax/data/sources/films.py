@@ -6,7 +6,8 @@ import html
 import re
 from collections import Counter
 
-from r2rank_jax.data.sources.items import ENTITIES, joined_surrogates
+from r2rank_jax.data.sources.items import ENTITIES
+from r2rank_jax.data.sources.objects import joined_surrogates
 
 PLACEHOLDER_TITLES = {"unkonwn", "unknown", ""}  # item 267 of MovieLens-100K, in RecBole's spelling and its own
 ARTICLES = "The|A|An|Les|Le|La|L'|Il|I|Lo|Der|Die|Das|Det|Den|El|Los|Las|Una|Un|O|Os"

@@ -7,17 +7,18 @@ for both.
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 
-from r2rank_jax.data.sources.reading import Chunk, as_text, chunks, cut_off, not_text
+from r2rank_jax.data.sources.delimited import Lines, Record, split_lines
+from r2rank_jax.data.sources.objects import Parser, as_value, parse_object
+from r2rank_jax.data.sources.reading import Chunk, chunks, cut_off, not_text
 from r2rank_jax.data.sources.schema import BATCH_ROWS, INTERACTION_SCHEMA, OnError
 
 Refused = list[tuple[int, str]]  # (line, reason)
@@ -34,22 +35,12 @@ class Fields:
     rating: str | None
     timestamp: str | None
     time_format: str | None = None  # of a date, as strptime has it; None: a number
+    time_unit: str = "s"  # what a date becomes
 
     def named(self) -> dict[str, str]:
         """Our name -> the source's."""
         names = {column: getattr(self, column) for column in _COLUMNS}
         return {column: name for column, name in names.items() if name is not None}
-
-
-@dataclass(frozen=True)
-class Lines:
-    """The form of a delimited file."""
-
-    columns: tuple[str, ...]  # names of all fields of a line, in order
-    separator: str  # one or more characters
-    header: bool = False  # the first line has names, not values
-    quoted: bool = False  # as RFC 4180 has it
-    encoding: str = "utf-8"
 
 
 def in_order(files: Iterable[Iterator[pl.DataFrame]]) -> Iterator[pl.DataFrame]:
@@ -73,18 +64,18 @@ def read_delimited(path: Path, form: Lines, fields: Fields, on_error: OnError) -
         DataError: an unreadable file; whatever `on_error` raises for a malformed line.
     """
     places = {column: form.columns.index(name) for column, name in fields.named().items()}
-    for chunk in chunks(path):
+    for chunk in chunks(path, quoted=form.quoted):
         if form.header and chunk.first_line == 1:
             chunk = _without_first_line(chunk)
         refused: Refused = []
         frame = None if chunk.cut else _parse_delimited(chunk, form, places)
         if frame is None:
             frame = _split_delimited(chunk, form, places, refused)
-        yield _checked(path, chunk, frame, fields, refused, on_error)
+        yield checked_values(path, frame, fields, refused, chunk.text_of, on_error)
 
 
 def read_json_lines(
-    path: Path, fields: Fields, on_error: OnError, *, parse: Callable[[str], Any] = json.loads
+    path: Path, fields: Fields, on_error: OnError, *, parse: Parser = json.loads
 ) -> Iterator[pl.DataFrame]:
     """Read a file with one object a line; other fields than those of `fields` are passed over.
 
@@ -102,7 +93,7 @@ def read_json_lines(
         frame = _parse_json(chunk, fields) if parse is json.loads else None
         if frame is None:
             frame = _split_json(chunk, fields, parse, refused)
-        yield _checked(path, chunk, frame, fields, refused, on_error)
+        yield checked_values(path, frame, fields, refused, chunk.text_of, on_error)
 
 
 def _without_first_line(chunk: Chunk) -> Chunk:
@@ -165,42 +156,28 @@ def _with_lines(chunk: Chunk, frame: pl.DataFrame, names: dict[str, str]) -> pl.
 
 def _split_delimited(chunk: Chunk, form: Lines, places: dict[str, int], refused: Refused) -> pl.DataFrame:
     rows = []
-    for line, data in enumerate(chunk.texts() if chunk.lines else [], start=chunk.first_line):
-        if chunk.cut:
-            refused.append((line, cut_off(len(form.columns))))
-            continue
-        try:
-            values = split_line(data.decode(form.encoding), form)
-        except UnicodeDecodeError as error:
-            refused.append((line, not_text(error)))
-        except ValueError as error:
-            refused.append((line, str(error)))
-        else:
-            rows.append((line, *(values[places[column]] if column in places else None for column in _COLUMNS)))
+    if chunk.cut:
+        refused.append((chunk.first_line, cut_off(len(form.columns))))
+    else:
+        for found in split_lines(_decoded(chunk, form.encoding, refused), form):
+            if isinstance(found, Record):
+                rows.append((found.line, *(found.values[places[c]] if c in places else None for c in _COLUMNS)))
+            else:
+                refused.append((found[0], found[2]))
     return pl.DataFrame(rows, schema=_TEXT, orient="row")
 
 
-def split_line(text: str, form: Lines) -> list[str]:
-    """The fields of one line.
-
-    Raises:
-        ValueError: not as many as there should be, or a quote that is not closed.
-    """
-    values = text.split(form.separator)
-    if form.quoted and '"' in text:
+def _decoded(chunk: Chunk, encoding: str, refused: Refused) -> Iterator[tuple[int, str]]:
+    for line, data in enumerate(chunk.texts(), start=chunk.first_line):
         try:
-            (values,) = csv.reader([text], delimiter=form.separator, strict=True)
-        except csv.Error as error:
-            raise ValueError(f"expected fields in closed quotes, got: {error}") from error
-    if len(values) != len(form.columns):
-        name = {"\t": "tab", ",": "comma"}.get(form.separator, form.separator)
-        raise ValueError(
-            f"expected {len(form.columns)} {name}-separated fields ({', '.join(form.columns)}), got {len(values)}"
-        )
-    return values
+            text = data.decode(encoding)
+        except UnicodeDecodeError as error:
+            refused.append((line, not_text(error)))
+        else:
+            yield line, text
 
 
-def _split_json(chunk: Chunk, fields: Fields, parse: Callable[[str], Any], refused: Refused) -> pl.DataFrame:
+def _split_json(chunk: Chunk, fields: Fields, parse: Parser, refused: Refused) -> pl.DataFrame:
     names, rows = fields.named(), []
     for line, data in enumerate(chunk.texts(), start=chunk.first_line):
         try:
@@ -213,73 +190,47 @@ def _split_json(chunk: Chunk, fields: Fields, parse: Callable[[str], Any], refus
     return pl.DataFrame(rows, schema=_TEXT, orient="row")
 
 
-def parse_object(text: str, parse: Callable[[str], Any]) -> dict[str, Any]:
-    """One line as a dictionary.
-
-    Raises:
-        ValueError: it is something else.
-    """
-    try:
-        record = parse(text)
-    except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError) as error:
-        raise ValueError(f"expected a whole object, got: {error or type(error).__name__}") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"expected an object with named fields, got {type(record).__name__}")
-    return record
-
-
-def as_value(record: dict[str, Any], name: str) -> str | None:
-    """A field's value as text; None where it is missing or null.
-
-    Raises:
-        ValueError: the value is a list or an object.
-    """
-    value = record.get(name)
-    if value is None:
-        return None
-    if isinstance(value, (dict, list, tuple)):
-        raise ValueError(f"{name} must be one value, got {value!r:.80}")
-    return joined_surrogates(value) if isinstance(value, str) else json.dumps(value)
-
-
-def joined_surrogates(text: str) -> str:
-    """Halves of a character, as Python 2 and some JSON write them, made one; a half alone becomes U+FFFD."""
-    if not any("\ud800" <= c <= "\udfff" for c in text):
-        return text
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _checked(
-    path: Path, chunk: Chunk, frame: pl.DataFrame, fields: Fields, refused: Refused, on_error: OnError
+def checked_values(
+    path: Path, frame: pl.DataFrame, fields: Fields, refused: Refused, text_of: Callable[[int], str], on_error: OnError
 ) -> pl.DataFrame:
-    """The rows whose values are right, typed; all others go to `on_error`, in the order of their lines."""
-    typed = frame.with_columns(_number("rating", pl.Float32), _time(fields.time_format))
-    missing = pl.any_horizontal(*((pl.col(column).fill_null("") == "") for column in ("user", "item")))
-    wrong = {"id": missing}
+    """The rows whose values are right, typed; all others go to `on_error`, in the order of their lines.
+
+    Args:
+        path: of the file.
+        frame: line (Int64), user, item, rating, timestamp (all String).
+        fields: the source's names.
+        refused: lines that were refused before, which are not in the frame.
+        text_of: the text of a line.
+        on_error: what to do with a malformed row.
+
+    Returns:
+        user, item (String), rating (Float32), timestamp (Int64; 0 where the source has none).
+    """
+    typed = frame.with_columns(_rating(), _time(fields))
+    wrong = [pl.any_horizontal(pl.col("user", "item").fill_null("") == "")]
     if fields.rating is not None:
-        wrong["rating"] = ~pl.col("rating_value").is_finite().fill_null(False)
+        wrong.append(~pl.col("rating_value").is_finite().fill_null(False))
     if fields.timestamp is not None:
-        wrong["timestamp"] = pl.col("timestamp_value").is_null()
-    faulty = typed.filter(pl.any_horizontal(*wrong.values()))
+        wrong.append(pl.col("timestamp_value").is_null())
+    faulty = typed.filter(pl.any_horizontal(wrong))
     if faulty.height:
         refused += [(row["line"], _reason(row, fields)) for row in faulty.iter_rows(named=True)]
-        typed = typed.filter(~pl.any_horizontal(*wrong.values()))
-    if refused:
-        texts = chunk.texts()
-        for line, reason in sorted(refused):
-            on_error(path, line, reason, as_text(texts[line - chunk.first_line]))
+        typed = typed.filter(~pl.any_horizontal(wrong))
+    for line, reason in sorted(refused):
+        on_error(path, line, reason, text_of(line))
     return typed.select("user", "item", rating="rating_value", timestamp=pl.col("timestamp_value").fill_null(0))
 
 
-def _number(column: str, kind: type[pl.DataType]) -> pl.Expr:
-    return pl.col(column).cast(pl.Float64, strict=False).cast(kind).alias(f"{column}_value")
+def _rating() -> pl.Expr:
+    return pl.col("rating").cast(pl.Float64, strict=False).cast(pl.Float32).alias("rating_value")
 
 
-def _time(time_format: str | None) -> pl.Expr:
-    """Whole numbers, also as 881250949.0 or 8.8e8; or a date in UTC, as seconds."""
+def _time(fields: Fields) -> pl.Expr:
+    """Whole numbers, also as 881250949.0 or 8.8e8; or a date, in UTC where it names no zone."""
     text = pl.col("timestamp")
-    if time_format is not None:
-        value = text.str.to_datetime(time_format, strict=False, time_unit="ms").dt.epoch("s")
+    if fields.time_format is not None:
+        unit: Literal["s", "ms"] = "ms" if fields.time_unit == "ms" else "s"
+        value = text.str.to_datetime(fields.time_format, strict=False, time_unit="ms").dt.epoch(unit)
     else:
         real = text.cast(pl.Float64, strict=False)
         whole = pl.when(real == real.floor()).then(real).cast(pl.Int64, strict=False)

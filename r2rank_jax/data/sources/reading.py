@@ -15,6 +15,7 @@ from r2rank_jax.data.sources.schema import OnError
 
 CHUNK_BYTES = 1 << 23  # of text; a reader holds a few of them
 LINE_BYTES = 1 << 26  # no source has lines as long; a file that does is not text, and would fill the memory
+QUOTED_LINES = 100  # a quoted field has no more: a stray quote must not swallow the rest of the file
 _GZIP = b"\x1f\x8b"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -30,11 +31,19 @@ class Chunk:
 
     def texts(self) -> list[bytes]:
         """The lines, without their ends."""
-        return self.data.removesuffix(b"\n").split(b"\n")
+        return self.data.removesuffix(b"\n").split(b"\n") if self.lines else []
+
+    def text_of(self, line: int) -> str:
+        """A line as it stands there, as well as it can be decoded."""
+        return as_text(self.texts()[line - self.first_line])
 
 
-def chunks(path: Path) -> Iterator[Chunk]:
+def chunks(path: Path, *, quoted: bool = False) -> Iterator[Chunk]:
     """Read a file in chunks of about CHUNK_BYTES; says how far it is where that takes long.
+
+    Args:
+        path: the file, gzipped or not.
+        quoted: whether a line end between two quotes is no line end.
 
     Raises:
         DataError: no such file, a damaged or incomplete gzip file, or a line longer than LINE_BYTES.
@@ -43,7 +52,7 @@ def chunks(path: Path) -> Iterator[Chunk]:
     with _open(path) as raw, Progress(path.name, path.stat().st_size) as progress:
         for block in _blocks(path, raw):
             rest += block
-            end = rest.rfind(b"\n") + 1
+            end = _last_end(rest, quoted)
             if end:
                 chunk = _chunk(rest[:end], line)
                 rest, line = rest[end:], line + chunk.lines
@@ -54,8 +63,29 @@ def chunks(path: Path) -> Iterator[Chunk]:
                     f"{path}, line {line}: a line must have at most {LINE_BYTES:,} bytes, got more without a line end; "
                     f"this is no text file of one record a line: give the right file"
                 )
-    if rest:
-        yield Chunk(line, rest, 1, cut=True)
+    end = rest.rfind(b"\n") + 1
+    if end:  # an open quote held these lines back
+        chunk = _chunk(rest[:end], line)
+        line += chunk.lines
+        yield chunk
+    if rest[end:]:
+        yield Chunk(line, rest[end:], 1, cut=True)
+
+
+def present(folder: Path, name: str) -> Path | None:
+    """The file of that name, or the gzipped one."""
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+
+
+def required(folder: Path, name: str, all_of: tuple[str, ...]) -> Path:
+    """`present`, or an error that says which files belong there."""
+    path = present(folder, name)
+    if path is None:
+        raise DataError(
+            f"{folder} must hold {' and '.join(all_of)} (or {name}.gz), got no {name}; put it there, or fetch or "
+            f"unpack the source again"
+        )
+    return path
 
 
 def first_line(path: Path, encoding: str = "utf-8") -> str:
@@ -97,6 +127,16 @@ def numbered_lines(
             yield number, text
 
 
+def encoding_of(path: Path) -> str:
+    """UTF-8 if the whole file is, else ISO-8859-1, in which the older sources are written."""
+    try:
+        for chunk in chunks(path):
+            chunk.data.decode("utf-8")
+    except UnicodeDecodeError:
+        return "latin-1"
+    return "utf-8"
+
+
 def cut_off(fields: int) -> str:
     """Why a last line without a line end is refused."""
     return (
@@ -119,6 +159,21 @@ def _chunk(data: bytes, line: int) -> Chunk:
     if b"\r" in data:
         data = data.replace(b"\r\n", b"\n")
     return Chunk(line, data, data.count(b"\n"))
+
+
+def _last_end(data: bytes, quoted: bool) -> int:
+    """Where the last whole record ends; 0 where there is none."""
+    last = end = data.rfind(b"\n") + 1
+    if not quoted or b'"' not in data:
+        return end
+    quotes = data.count(b'"', 0, end)
+    for _ in range(QUOTED_LINES):
+        if quotes % 2 == 0:
+            return end
+        earlier = data.rfind(b"\n", 0, end - 1) + 1
+        quotes -= data.count(b'"', earlier, end)
+        end = earlier
+    return last  # a stray quote: whoever splits the lines will find it
 
 
 def _open(path: Path) -> IO[bytes]:

@@ -18,11 +18,12 @@ from pathlib import Path
 import polars as pl
 
 from r2rank_jax.data.errors import DataError
+from r2rank_jax.data.sources.delimited import Lines, records
 from r2rank_jax.data.sources.films import film_title
-from r2rank_jax.data.sources.interactions import Fields, Lines, in_order, read_delimited, split_line
+from r2rank_jax.data.sources.interactions import Fields, in_order, read_delimited
 from r2rank_jax.data.sources.items import ItemRow, clean_text, item_batches
-from r2rank_jax.data.sources.reading import first_line, numbered_lines
-from r2rank_jax.data.sources.schema import OnError, Source
+from r2rank_jax.data.sources.reading import first_line
+from r2rank_jax.data.sources.schema import NO_ITEMS, NO_RATINGS, NO_TIMES, OnError, Source
 
 PARTS = ("train", "valid", "test")
 USERS = ("user_id", "session_id", "uid", "user", "userid", "username", "reviewer_id")
@@ -91,20 +92,17 @@ def open_recbole(folder: Path, columns: dict[str, str], on_error: OnError) -> So
     films = name.startswith("ml-") or (table is not None and table.first_of(FILM_TITLES) is not None)
 
     def interactions() -> Iterator[pl.DataFrame]:
-        counts["interactions without a rating"] = counts["interactions without a time"] = 0
-        for frame in in_order(
-            read_delimited(header.path, header.form, found, on_error) for header, found in zip(headers, fields)
-        ):
-            counts["interactions without a rating"] += frame["rating"].null_count()
-            counts["interactions without a time"] += frame.height if fields[0].timestamp is None else 0
-            yield frame
+        files = zip(headers, fields, strict=True)
+        return in_order(read_delimited(header.path, header.form, found, on_error) for header, found in files)
 
     def items() -> Iterator[pl.DataFrame]:
         if table is not None:
             yield from item_batches(table.path, _item_rows(table, films, on_error, counts), on_error, counts)
 
     domain = "films" if films else _domain(name)
-    return Source(name, domain, "s", interactions, items, (*inter, *tables), counts)
+    notes = ((not tables, NO_ITEMS), (not fields[0].rating, NO_RATINGS), (not fields[0].timestamp, NO_TIMES))
+    said = tuple(note for lacks, note in notes if lacks)
+    return Source(name, domain, "s", interactions, items, (*inter, *tables), said, counts)
 
 
 def _interaction_files(folder: Path) -> list[Path]:
@@ -154,15 +152,10 @@ def _item_rows(header: Header, films: bool, on_error: OnError, counts: Counter[s
         form.columns.index(found) if (found := header.first_of(names)) else None for names in (TITLES, YEARS, GENRES)
     )
     details = [place for place in range(len(form.columns)) if place not in (key, title, year, genres)]
-    for line, text in numbered_lines(header.path, on_error, fields=len(form.columns)):
-        if line == 1:
-            continue
-        try:
-            values = split_line(text, form)
-            if not values[key]:
-                raise ValueError(f"{header.names[key]} must not be empty")
-        except ValueError as error:
-            on_error(header.path, line, str(error), text)
+    for record in records(header.path, form, on_error):
+        values = record.values
+        if not values[key]:
+            on_error(header.path, record.line, f"{header.names[key]} must not be empty", record.text)
             continue
         shown = "" if title is None else values[title]
         yield ItemRow(
@@ -171,8 +164,8 @@ def _item_rows(header: Header, films: bool, on_error: OnError, counts: Counter[s
             "" if year is None else _year(values[year]),
             () if genres is None else _genres(values[genres]),
             tuple((header.names[p], clean_text(values[p], counts)) for p in details if values[p].strip()),
-            line,
-            text,
+            record.line,
+            record.text,
         )
 
 

@@ -33,6 +33,10 @@ ITEM_SCHEMA = pl.Schema(
         "details": pl.List(pl.Struct({"name": pl.String(), "value": pl.String()})),  # in the source's order
     }
 )
+NO_ITEMS = "no table of items: no item has a title"
+NO_RATINGS = "no ratings: every interaction counts the same"
+NO_TIMES = "no times: all timestamps are 0, and the order of the file stands for time"
+DAYS_ONLY = "times are days: what a user did on one day keeps the order of the file"
 # What a prompt calls an item without a title.
 UNTITLED = {
     "films": "Unknown film",
@@ -53,6 +57,7 @@ class Source:
     interactions: Callable[[], Iterator[pl.DataFrame]]  # INTERACTION_SCHEMA, at most BATCH_ROWS a batch, source order
     items: Callable[[], Iterator[pl.DataFrame]]  # ITEM_SCHEMA; one row per id; some may be unused, some missing
     files: tuple[Path, ...]  # what is read
+    notes: tuple[str, ...] = ()  # what the source lacks: NO_RATINGS, ...
     # What the reader changed or did not find, of the last complete reading: "titles with HTML entities", ...
     counts: Counter[str] = field(default_factory=Counter)
 

@@ -1,0 +1,120 @@
+"""MovieLens as GroupLens gives it out: 100K (`u.data`), 1M and 10M (`ratings.dat`), all later ones (`ratings.csv`).
+
+Traps: `u.item` and the 1M's `movies.dat` are ISO-8859-1; `::` parts the fields of `.dat` files; titles carry the year
+("Toy Story (1995)"), articles stand last, and foreign titles follow in brackets.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import polars as pl
+
+from r2rank_jax.data.errors import DataError
+from r2rank_jax.data.sources.delimited import Lines, Record, records
+from r2rank_jax.data.sources.films import film_title, without_year
+from r2rank_jax.data.sources.interactions import Fields, in_order, read_delimited
+from r2rank_jax.data.sources.items import ItemRow, item_batches
+from r2rank_jax.data.sources.reading import encoding_of, first_line, present, required
+from r2rank_jax.data.sources.schema import OnError, Source
+
+RATINGS = ("userId", "movieId", "rating", "timestamp")
+MOVIES = ("movieId", "title", "genres")
+GENRES_100K = (
+    *(
+        "unknown",
+        "Action",
+        "Adventure",
+        "Animation",
+        "Children's",
+        "Comedy",
+        "Crime",
+        "Documentary",
+        "Drama",
+        "Fantasy",
+    ),
+    *("Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western"),
+)
+NO_GENRES = "(no genres listed)"
+
+
+def open_movielens(folder: Path, on_error: OnError) -> Source:
+    """The source in a folder of MovieLens' own files.
+
+    Raises:
+        DataError: one of the two files is missing, or has another header.
+    """
+    if present(folder, "u.data"):
+        items = Lines(("movie id", "movie title", "release date", "video release date", "URL", *GENRES_100K), "|")
+        return _source(folder, "ml-100k", "u.data", "u.item", Lines(RATINGS, "\t"), items, _item_100k, on_error)
+    if present(folder, "ratings.dat"):
+        name = "ml-10m" if present(folder, "tags.dat") else "ml-1m"
+        ratings, items = Lines(RATINGS, "::"), Lines(MOVIES, "::")
+        return _source(folder, name, "ratings.dat", "movies.dat", ratings, items, _item, on_error)
+    name = folder.resolve().name
+    ratings, items = (Lines(names, ",", header=True, quoted=True) for names in (RATINGS, MOVIES))
+    name = name if name.startswith("ml-") else "movielens"
+    return _source(folder, name, "ratings.csv", "movies.csv", ratings, items, _item, on_error)
+
+
+def _source(
+    folder: Path,
+    name: str,
+    ratings: str,
+    movies: str,
+    ratings_form: Lines,
+    movies_form: Lines,
+    row: Callable[[Record, Counter[str]], ItemRow],
+    on_error: OnError,
+) -> Source:
+    ratings_path, movies_path = (required(folder, file, (ratings, movies)) for file in (ratings, movies))
+    for path, form in ((ratings_path, ratings_form), (movies_path, movies_form)):
+        if form.header and first_line(path) != ",".join(form.columns):
+            raise DataError(
+                f"{path}, line 1: expected the header {','.join(form.columns)}, got {first_line(path)[:120]!r}; fetch "
+                f"MovieLens again"
+            )
+    counts: Counter[str] = Counter()
+
+    def interactions() -> Iterator[pl.DataFrame]:
+        return in_order([read_delimited(ratings_path, ratings_form, Fields(*RATINGS), on_error)])
+
+    def rows() -> Iterator[ItemRow]:
+        form = Lines(movies_form.columns, movies_form.separator, movies_form.header, movies_form.quoted, encoding)
+        for record in records(movies_path, form, on_error):
+            try:
+                yield row(record, counts)
+            except ValueError as error:
+                on_error(movies_path, record.line, str(error), record.text)
+
+    encoding = encoding_of(movies_path)
+    return Source(
+        name,
+        "films",
+        "s",
+        interactions,
+        lambda: item_batches(movies_path, rows(), on_error, counts),
+        (ratings_path, movies_path),
+        counts=counts,
+    )
+
+
+def _item(record: Record, counts: Counter[str]) -> ItemRow:
+    key, title, genres = record.values
+    if not key:
+        raise ValueError("movieId must not be empty")
+    name, year = without_year(title)
+    kinds = () if genres == NO_GENRES else tuple(genre for genre in genres.split("|") if genre)
+    return ItemRow(key, film_title(name, counts), year, kinds, (), record.line, record.text)
+
+
+def _item_100k(record: Record, counts: Counter[str]) -> ItemRow:
+    key, title, released, _, _, *flags = record.values
+    if not key or set(flags) - {"0", "1"}:
+        raise ValueError(f"expected an id and {len(GENRES_100K)} genres as 0 or 1, got {key!r} and {''.join(flags)!r}")
+    name, year = without_year(title)
+    kinds = tuple(genre for genre, flag in zip(GENRES_100K, flags) if flag == "1" and genre != "unknown")
+    # The release date is often another year's; it stands in where the title has none.
+    return ItemRow(key, film_title(name, counts), year or released[-4:], kinds, (), record.line, record.text)

@@ -66,8 +66,9 @@ def item_batches(
         rows: in the file's order.
         on_error: gets a row whose id was there before; None where the source is known to repeat ids: the first row
             of an id counts, the others are counted.
-        counts: of the whole table; the item table's counts start anew.
+        counts: what the rows' reader cleaned is added while they are read; emptied first.
     """
+    counts.clear()
     seen: set[str] = set()
     batch: list[ItemRow] = []
     for row in rows:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
@@ -23,21 +24,22 @@ from r2rank_jax.data.sources.schema import OnError, Source
 RATINGS = ("userId", "movieId", "rating", "timestamp")
 MOVIES = ("movieId", "title", "genres")
 GENRES_100K = (
-    *(
-        "unknown",
-        "Action",
-        "Adventure",
-        "Animation",
-        "Children's",
-        "Comedy",
-        "Crime",
-        "Documentary",
-        "Drama",
-        "Fantasy",
-    ),
-    *("Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western"),
+    *("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama"),
+    *("Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western"),
 )
 NO_GENRES = "(no genres listed)"
+
+
+@dataclass(frozen=True)
+class Release:
+    """One of MovieLens' forms: two files, and how an item's row is read."""
+
+    name: str
+    ratings: str
+    movies: str
+    ratings_form: Lines
+    movies_form: Lines
+    row: Callable[[Record, Counter[str]], ItemRow]
 
 
 def open_movielens(folder: Path, on_error: OnError) -> Source:
@@ -46,59 +48,44 @@ def open_movielens(folder: Path, on_error: OnError) -> Source:
     Raises:
         DataError: one of the two files is missing, or has another header.
     """
-    if present(folder, "u.data"):
-        items = Lines(("movie id", "movie title", "release date", "video release date", "URL", *GENRES_100K), "|")
-        return _source(folder, "ml-100k", "u.data", "u.item", Lines(RATINGS, "\t"), items, _item_100k, on_error)
-    if present(folder, "ratings.dat"):
-        name = "ml-10m" if present(folder, "tags.dat") else "ml-1m"
-        ratings, items = Lines(RATINGS, "::"), Lines(MOVIES, "::")
-        return _source(folder, name, "ratings.dat", "movies.dat", ratings, items, _item, on_error)
-    name = folder.resolve().name
-    ratings, items = (Lines(names, ",", header=True, quoted=True) for names in (RATINGS, MOVIES))
-    name = name if name.startswith("ml-") else "movielens"
-    return _source(folder, name, "ratings.csv", "movies.csv", ratings, items, _item, on_error)
-
-
-def _source(
-    folder: Path,
-    name: str,
-    ratings: str,
-    movies: str,
-    ratings_form: Lines,
-    movies_form: Lines,
-    row: Callable[[Record, Counter[str]], ItemRow],
-    on_error: OnError,
-) -> Source:
-    ratings_path, movies_path = (required(folder, file, (ratings, movies)) for file in (ratings, movies))
-    for path, form in ((ratings_path, ratings_form), (movies_path, movies_form)):
+    release = _release(folder)
+    names = (release.ratings, release.movies)
+    ratings, movies = (required(folder, name, names) for name in names)
+    for path, form in ((ratings, release.ratings_form), (movies, release.movies_form)):
         if form.header and first_line(path) != ",".join(form.columns):
             raise DataError(
                 f"{path}, line 1: expected the header {','.join(form.columns)}, got {first_line(path)[:120]!r}; fetch "
                 f"MovieLens again"
             )
+    movies_form = replace(release.movies_form, encoding=encoding_of(movies))
     counts: Counter[str] = Counter()
 
     def interactions() -> Iterator[pl.DataFrame]:
-        return in_order([read_delimited(ratings_path, ratings_form, Fields(*RATINGS), on_error)])
+        return in_order([read_delimited(ratings, release.ratings_form, Fields(*RATINGS), on_error)])
 
     def rows() -> Iterator[ItemRow]:
-        form = Lines(movies_form.columns, movies_form.separator, movies_form.header, movies_form.quoted, encoding)
-        for record in records(movies_path, form, on_error):
+        for record in records(movies, movies_form, on_error):
             try:
-                yield row(record, counts)
+                yield release.row(record, counts)
             except ValueError as error:
-                on_error(movies_path, record.line, str(error), record.text)
+                on_error(movies, record.line, str(error), record.text)
 
-    encoding = encoding_of(movies_path)
-    return Source(
-        name,
-        "films",
-        "s",
-        interactions,
-        lambda: item_batches(movies_path, rows(), on_error, counts),
-        (ratings_path, movies_path),
-        counts=counts,
-    )
+    def items() -> Iterator[pl.DataFrame]:
+        return item_batches(movies, rows(), on_error, counts)
+
+    return Source(release.name, "films", "s", interactions, items, (ratings, movies), counts=counts)
+
+
+def _release(folder: Path) -> Release:
+    if present(folder, "u.data"):
+        items = Lines(("movie id", "movie title", "release date", "video release date", "URL", *GENRES_100K), "|")
+        return Release("ml-100k", "u.data", "u.item", Lines(RATINGS, "\t"), items, _item_100k)
+    if present(folder, "ratings.dat"):
+        name = "ml-10m" if present(folder, "tags.dat") else "ml-1m"
+        return Release(name, "ratings.dat", "movies.dat", Lines(RATINGS, "::"), Lines(MOVIES, "::"), _item)
+    ratings, movies = (Lines(names, ",", header=True, quoted=True) for names in (RATINGS, MOVIES))
+    name = folder.resolve().name  # the files of all later releases look alike
+    return Release(name if name.startswith("ml-") else "movielens", "ratings.csv", "movies.csv", ratings, movies, _item)
 
 
 def _item(record: Record, counts: Counter[str]) -> ItemRow:

@@ -50,7 +50,7 @@ def chunks(path: Path, *, quoted: bool = False) -> Iterator[Chunk]:
     """
     line, rest = 1, b""
     with _open(path) as raw, Progress(path.name, path.stat().st_size) as progress:
-        for block in _blocks(path, raw):
+        for block in _blocks(path, raw, CHUNK_BYTES):
             rest += block
             end = _last_end(rest, quoted)
             if end:
@@ -185,7 +185,7 @@ def _open(path: Path) -> IO[bytes]:
         ) from error
 
 
-def _blocks(path: Path, raw: IO[bytes], size: int = CHUNK_BYTES) -> Iterator[bytes]:
+def _blocks(path: Path, raw: IO[bytes], size: int) -> Iterator[bytes]:
     """The file's text in blocks; gzip is told by its first bytes, since names lie."""
     packed = raw.read(2) == _GZIP
     raw.seek(0)

@@ -1,17 +1,28 @@
-"""Fetch a public data set out of a wheel, every byte checked against pinned hashes.
+"""Fetch a public data set: MovieLens-100K out of a wheel, all others from their publishers' servers.
 
-MovieLens-100K comes out of the `recbole` wheel; RecBole itself is neither installed nor imported.
+MovieLens-100K comes out of the `recbole` wheel, every byte checked against pinned hashes; RecBole itself is neither
+installed nor imported. Of the others, what their publishers say of them is checked, and it is said what that was.
 """
 
 from __future__ import annotations
 
+import difflib
+import json
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from r2rank_jax.data.atomic import replacing_file
-from r2rank_jax.data.wheels import Wheel, download, extract, look_up, sha256
+from r2rank_jax.data.addresses import FORMS, Remote, names, remote
+from r2rank_jax.data.archives import unpack
+from r2rank_jax.data.atomic import replacing_file, replacing_folder
+from r2rank_jax.data.downloads import download, text_at
+from r2rank_jax.data.errors import DataError
+from r2rank_jax.data.wheels import Wheel, extract, sha256
+from r2rank_jax.data.wheels import download as download_wheel
+
+RECORD = "checksums.json"  # in a folder of files from servers: what came from where
 
 
 @dataclass(frozen=True)
@@ -50,16 +61,28 @@ def fetch(name: str, out: Path) -> Path:
     """Fetch a data set's source files into a folder.
 
     Args:
-        name: one of `SOURCES`.
-        out: folder to write to; files already there are kept if their hashes are right.
+        name: one of `SOURCES` or of `addresses.names()`.
+        out: folder to write to. Files of a wheel are replaced where their hashes are wrong; anything else needs a new
+            or empty folder, or one that holds the same data set undamaged.
 
     Returns:
         `out`.
 
     Raises:
-        DataError: an unknown name, a failed download, or bytes that are not the pinned ones.
+        DataError: an unknown name, a failed download, bytes that are not the right ones, an archive that is not to be
+            trusted, or a folder with something else.
     """
-    source = look_up(name, SOURCES, "data set")
+    if name in SOURCES:
+        return _fetch_wheel(name, SOURCES[name], out)
+    found = remote(name)
+    if found is None:
+        known = [*SOURCES, *names()]
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        raise DataError(f"data set must be one of {', '.join(FORMS)}, got {name!r}; did you mean {near!r}?")
+    return _fetch_remote(name, found, out)
+
+
+def _fetch_wheel(name: str, source: Source, out: Path) -> Path:
     if all((out / file).is_file() and sha256(out / file) == digest for file, digest in source.files.items()):
         print(f"{name}: already in {out}, hashes verified")
         return out
@@ -68,7 +91,7 @@ def fetch(name: str, out: Path) -> Path:
         "and run this again"
     )
     with tempfile.TemporaryDirectory() as folder:
-        wheel = download(name, source.wheel, Path(folder), remedy=remedy)
+        wheel = download_wheel(name, source.wheel, Path(folder), remedy=remedy)
         checked = [  # all of them, before any is written
             extract(wheel, f"{source.folder}/{file}", digest, Path(folder)) for file, digest in source.files.items()
         ]
@@ -77,3 +100,70 @@ def fetch(name: str, out: Path) -> Path:
                 shutil.copyfile(file, temporary)
     print(f"{name}: {len(checked)} files written to {out}, hashes verified\n{source.licence}")
     return out
+
+
+def _fetch_remote(name: str, source: Remote, out: Path) -> Path:
+    """The folder appears when everything is there and right; until then, part files lie beside it."""
+    if _is_there(name, out):
+        print(f"{name}: already in {out}, checksums verified")
+        return out
+    beside = out.resolve().parent
+    parts = {url: beside / f".{out.resolve().name}.{url.rpartition('/')[2]}" for url in source.urls}
+    for url, part in parts.items():
+        if part.is_file():  # came whole in an earlier run that another file broke off
+            continue
+        checks = _checksums(url, source)
+        size = download(url, part, md5=checks)
+        said = " and ".join(f"MD5 {who}" for who in checks) or "the size that the server announced; no MD5 is published"
+        print(f"{url}: {size:,} bytes, checked: {said}", flush=True)
+    with replacing_folder(out) as folder:
+        if source.archive:
+            files = _unpacked(parts[source.urls[0]], folder)
+        else:
+            # Hashed where they are: whoever breaks this off shall not have to fetch them again.
+            files = {url.rpartition("/")[2]: sha256(part) for url, part in parts.items()}
+            for file, part in zip(files, parts.values(), strict=True):
+                part.replace(folder / file)
+        record = {"name": name, "urls": list(source.urls), "sha256": files}
+        (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    for part in parts.values():
+        part.unlink(missing_ok=True)
+    print(f"{name}: {len(files)} files written to {out}\n{source.licence}")
+    return out
+
+
+def _unpacked(archive: Path, folder: Path) -> dict[str, str]:
+    """Path inside the folder -> SHA-256. An archive that is refused is not kept."""
+    try:
+        files = unpack(archive, folder)
+    except DataError:
+        archive.unlink()
+        raise
+    return {file.relative_to(folder).as_posix(): sha256(file) for file in sorted(files)}
+
+
+def _checksums(url: str, source: Remote) -> dict[str, str]:
+    """Who says so -> MD5."""
+    checks = {"pinned here": source.md5} if source.md5 else {}
+    published = text_at(f"{url}.md5") if source.archive else None
+    if found := re.search(r"\b[0-9a-f]{32}\b", published or ""):
+        checks[f"published at {url}.md5"] = found.group()
+    return checks
+
+
+def _is_there(name: str, out: Path) -> bool:
+    """Whether the folder holds this data set undamaged; False only where there is nothing."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    try:
+        record = json.loads((out / RECORD).read_text(encoding="utf-8"))
+        wrong = [file for file, digest in record["sha256"].items() if sha256(out / file) != digest]
+        problem = f"{', '.join(wrong)} changed" if wrong else f"it holds {record['name']}"
+        if record["name"] == name and not wrong:
+            return True
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        problem = f"it has no {RECORD} of an earlier fetch, or not all of its files"
+    raise DataError(
+        f"--out must be a new or empty folder, or one that holds {name} undamaged, got {out}: {problem}; name another "
+        f"folder, or delete this one"
+    )

@@ -24,8 +24,8 @@ _MOVIELENS_MD5 = {  # name -> MD5 of the archive; None: the release changes
 }
 _MOVIELENS_LICENCE = (
     "{} is GroupLens' (University of Minnesota): research use, no commercial use without their permission; the README "
-    "in the folder has the terms. Cite F. M. Harper and J. A. Konstan, The MovieLens Datasets: History and Context, ACM "
-    "TiiS 5(4), 2015, doi:10.1145/2827872."
+    "in the folder has the terms. Cite F. M. Harper and J. A. Konstan, The MovieLens Datasets: History and Context, "
+    "ACM TiiS 5(4), 2015, doi:10.1145/2827872."
 )
 _AMAZON_LICENCE = {
     2014: "Amazon reviews of 2014: for research. Cite R. He and J. McAuley, Ups and Downs, WWW 2016.",

@@ -1,4 +1,4 @@
-"""Downloads over HTTP that go on where they were broken off: a part file beside the target, and whose bytes they are."""
+"""Downloads over HTTP that go on where they were broken off: a part file, and a note of whose bytes they are."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from r2rank_jax.data.atomic import replacing_file
 from r2rank_jax.data.errors import DataError
@@ -183,8 +184,7 @@ def _open(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
         response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
         if error.code == 416:
-            error.status = 416  # type: ignore[misc]
-            return error  # type: ignore[return-value]
+            return cast(http.client.HTTPResponse, error)  # it has all that is read of one
         if error.code == 429 or error.code >= 500:
             raise _AgainError(f"HTTP {error.code} {error.reason}", _retry_after(error)) from error
         raise DataError(

@@ -72,7 +72,11 @@ def _parser() -> argparse.ArgumentParser:
 
     data = commands.add_parser("data", help="fetch, prepare, synthesize").add_subparsers(dest="action", required=True)
     fetch = data.add_parser("fetch", help="get a data set's source files", allow_abbrev=False)
-    fetch.add_argument("name", help="ml-100k")
+    fetch.add_argument(
+        "name",
+        help="ml-100k, ml-1m, ml-10m, ml-20m, ml-25m, ml-32m, ml-latest-small, amazon-YEAR/CATEGORY, or "
+        "amazon-2023/CATEGORY/5core/last_out; docs/data_sources.md has all",
+    )
     fetch.add_argument("--out", type=Path, required=True, help="folder for the source files")
     prepare = data.add_parser("prepare", help="source files -> splits and frozen candidates", allow_abbrev=False)
     prepare.add_argument("--source", type=Path, required=True, help="folder with the source files")

@@ -129,7 +129,7 @@ def _is_of(edition: Edition, file: Path) -> bool:
         unit = "ms" if time.isdecimal() and int(time) >= MILLISECONDS_FROM else "s"
         width = len(values) == 4 or (edition.year == 2023 and len(values) == 5)
         return width and bool(_ASIN.fullmatch(item)) and time.isdecimal() and unit == edition.time_unit
-    return f"{edition.review_fields.user}" in head and f"{edition.review_fields.item}" in head
+    return edition.review_fields.user in head and edition.review_fields.item in head
 
 
 def open_amazon(found: Found, on_error: OnError) -> Source:

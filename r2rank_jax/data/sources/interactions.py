@@ -137,8 +137,8 @@ def _parse_json(chunk: Chunk, fields: Fields) -> pl.DataFrame | None:
     except pl.exceptions.PolarsError:
         return None
     ids = [pl.col(names[column]) for column in ("user", "item")]
-    # polars writes nested values out as text; no id may be one.
-    odd = pl.any_horizontal(*(column.str.starts_with(mark) for column in ids for mark in "[{"))
+    # polars writes nested values out as text; no id may be one. Where an id is missing, the line may be no object.
+    odd = pl.any_horizontal(*(column.is_null() | column.str.contains(r"^[\[{]") for column in ids))
     return None if frame.select(odd.any()).item() else _with_lines(chunk, frame, names)
 
 

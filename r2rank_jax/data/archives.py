@@ -136,14 +136,12 @@ def _write(archive: Path, member: Member, path: Path) -> Path:
         raise DataError(f"{archive.name} must hold {member.name!r} as a file, and does not; do not use it")
     left = member.size
     with source, path.open("xb") as out:
-        while block := source.read(min(_BLOCK, left + 1)):
+        while left and (block := source.read(min(_BLOCK, left))):
             left -= len(block)
-            if left < 0:
-                break
             out.write(block)
     if left:
         raise DataError(
-            f"{archive.name} must hold {member.size:,} bytes of {member.name!r} as it says, got "
-            f"{'more' if left < 0 else f'{member.size - left:,}'}; do not use it"
+            f"{archive.name} must hold {member.size:,} bytes of {member.name!r} as it says, got {member.size - left:,}; do "
+            f"not use it"
         )
     return path

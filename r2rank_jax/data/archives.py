@@ -141,7 +141,7 @@ def _write(archive: Path, member: Member, path: Path) -> Path:
             out.write(block)
     if left:
         raise DataError(
-            f"{archive.name} must hold {member.size:,} bytes of {member.name!r} as it says, got {member.size - left:,}; do "
-            f"not use it"
+            f"{archive.name} must hold {member.size:,} bytes of {member.name!r} as it says, got "
+            f"{member.size - left:,}; do not use it"
         )
     return path

@@ -172,6 +172,7 @@ def _add_prepare(prepare: argparse.ArgumentParser) -> None:
     prepare.add_argument("--bucket-rows", type=int, default=1_000_000, help="interactions of a bucket; bounds memory")
     prepare.add_argument("--on-error", default="fatal", choices=ON_ERROR, help="what to do with malformed rows")
     prepare.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    prepare.add_argument("--ray", action="store_true", help="have the buckets done by Ray Data (extra data-ray)")
 
 
 class _Raw(argparse.RawDescriptionHelpFormatter):
@@ -187,7 +188,7 @@ def _data(known: argparse.Namespace) -> None:
         from r2rank_jax.data.prepare import prepare
 
         settings = {f.name: getattr(known, f.name) for f in dataclasses.fields(Settings) if hasattr(known, f.name)}
-        prepare(known.source, known.out, workers=known.workers, **settings)
+        prepare(known.source, known.out, workers=known.workers, ray=known.ray, **settings)
     else:
         from r2rank_jax.data.teacher import synthesize
 

@@ -7,8 +7,7 @@ A negative is never an item that the user interacted with, before or after. Ever
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,14 +16,13 @@ import numpy as np
 import polars as pl
 
 from r2rank_jax.data.user_buckets import place
-from r2rank_jax.data.errors import DataError
+from r2rank_jax.data.negatives import Draw, sample_by_weight, sample_outside
+from r2rank_jax.data.retrieved import Retrieved, read_retrieved
 from r2rank_jax.data.sealing import Facts, sealed
 from r2rank_jax.data.settings import PROTOCOLS, Array, Settings
 from r2rank_jax.data.splits import HELD_OUT, NONE, Split, split
 
 Cuts = tuple[int, int] | None  # of global_time
-# (generator, distinct items to keep out, user's place in the bucket, how many) -> distinct items
-Draw = Callable[[np.random.Generator, Array, int, int], Array]
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Sequences:
 
 
 def read_sequences(work: Path, first_user: int, bucket: int) -> Sequences:
-    """Read what `user_buckets.write_interactions` wrote."""
+    """Read what `buckets.write_interactions` wrote."""
     rows = pl.read_parquet(place(work, "interactions", bucket) / "interactions.parquet")
     counts = np.bincount(rows["user"].to_numpy() - first_user) if rows.height else np.zeros(0, np.int64)
     item, rating, timestamp = (rows[name].to_numpy() for name in ("item", "rating", "timestamp"))
@@ -81,7 +79,7 @@ def write_lists(
 
     Returns:
         lists, left_out_without_history and positives_tied_in_time_with_the_interaction_before, each by part;
-        train_interactions; with a run file also positives_in_run and negatives_filled_uniformly.
+        train_interactions; with a run file also `run`, see `Retrieved.counts`.
     """
     work_of_bucket = partial(_write_lists, work, protocol, settings, cuts, items, first_user, bucket)
     return sealed(place(work, f"candidates/{protocol}", bucket), work_of_bucket)
@@ -99,12 +97,14 @@ def _write_lists(
 ) -> Facts:
     sequences = read_sequences(work, first_user, bucket)
     parts = sequences.split(protocol, settings, cuts)
-    found: Counter[str] = Counter()
-    draw = _draw(work, protocol, settings, items, sequences, bucket, found)
+    retrieved = read_retrieved(work, items, bucket) if settings.negatives == "run" else None
+    draw = _draw(work, protocol, settings, items, retrieved)
     with (folder / "lists.jsonl").open("w", encoding="utf-8", newline="\n") as file:
         for held_out in HELD_OUT:
             for record in _lists(sequences, parts, held_out, protocol, settings, draw):
                 file.write(json.dumps(record, separators=(",", ":")) + "\n")
+                if retrieved is not None:
+                    retrieved.look_for(record["user"] - first_user, record["items"], record["labels"])
     position = {name: parts.position(name) for name in HELD_OUT}
     facts: Facts = {
         "train_interactions": int(parts.train_end.sum()),
@@ -114,7 +114,7 @@ def _write_lists(
             name: _ties(sequences, position[name]) for name in HELD_OUT
         },
     }
-    return facts | dict(found)
+    return facts | ({} if retrieved is None else {"run": retrieved.counts})
 
 
 def _lists(
@@ -145,82 +145,13 @@ def _lists(
         }
 
 
-def _draw(
-    work: Path, protocol: str, settings: Settings, items: int, sequences: Sequences, bucket: int, found: Counter[str]
-) -> Draw:
+def _draw(work: Path, protocol: str, settings: Settings, items: int, retrieved: Retrieved | None) -> Draw:
     if settings.negatives == "popularity":
         cumulative = np.cumsum(1.0 + np.load(work / f"popularity-{protocol}.npy"))
         return lambda rng, known, _, count: sample_by_weight(rng, known, cumulative, count)
-    if settings.negatives == "run":
-        raise DataError("run files are not read yet")
+    if retrieved is not None:
+        return retrieved.best
     return lambda rng, known, _, count: sample_outside(rng, known, items, count)
-
-
-def sample_outside(rng: np.random.Generator, known: Array, items: int, count: int) -> Array:
-    """Distinct items, uniform over the catalogue without `known`; exact, in O(known + count).
-
-    Args:
-        rng: source of randomness.
-        known: [k] distinct item ids to keep out.
-        items: size of the catalogue.
-        count: items wanted.
-
-    Returns:
-        int32 [count], in random order.
-
-    Raises:
-        DataError: fewer than `count` items are left.
-    """
-    left = _require_left(known, items, count)
-    ranks = rng.choice(left, count, replace=False, shuffle=True)
-    # The r-th item that is not known is r plus the number of known items before it.
-    gaps = np.sort(known) - np.arange(len(known))
-    return (ranks + np.searchsorted(gaps, ranks, side="right")).astype(np.int32)
-
-
-def sample_by_weight(rng: np.random.Generator, known: Array, cumulative: Array, count: int) -> Array:
-    """Distinct items outside `known`, one after the other, each in proportion to its weight among those left.
-
-    Args:
-        rng: source of randomness.
-        known: [k] distinct item ids to keep out.
-        cumulative: float64 [items], sums of the weights, all of which are positive.
-        count: items wanted.
-
-    Returns:
-        int32 [count], in the order of the draws.
-
-    Raises:
-        DataError: fewer than `count` items are left.
-    """
-    _require_left(known, len(cumulative), count)
-    out = set(known.tolist())
-    chosen: list[int] = []
-    # Drawing again where an item is out already is drawing among those left.
-    for _ in range(8):
-        drawn = np.searchsorted(cumulative, rng.random(4 * count) * cumulative[-1], side="right")
-        for item in drawn.tolist():
-            if item not in out and len(chosen) < count:
-                out.add(item)
-                chosen.append(item)
-        if len(chosen) == count:
-            return np.array(chosen, np.int32)
-    # Little weight is left. The first arrivals of a race with these rates have the same law.
-    arrival = rng.standard_exponential(len(cumulative)) / np.diff(cumulative, prepend=0.0)
-    arrival[list(out)] = np.inf
-    rest = np.argsort(arrival)[: count - len(chosen)]
-    return np.append(chosen, rest).astype(np.int32)
-
-
-def _require_left(known: Array, items: int, count: int) -> int:
-    left = items - len(known)
-    if left < count:
-        raise DataError(
-            f"{count} negatives need as many items outside the user's interactions, got {left} of {items}; "
-            f"lower the number of candidates (data.candidate_items, data prepare --candidates) to at most "
-            f"{left + 1}"
-        )
-    return left
 
 
 def _ties(sequences: Sequences, position: Array) -> int:

@@ -60,8 +60,8 @@ def manifest_of(directory: Path) -> dict[str, Any]:
         ) from error
     if manifest.get("format") != FORMAT:
         raise DataError(
-            f"{path}: format must be {FORMAT}, got {manifest.get('format')}; another version wrote it: remove the folder "
-            f"and run `r2rank data prepare` and `r2rank data synthesize` again"
+            f"{path}: format must be {FORMAT}, got {manifest.get('format')}; another version wrote it: remove "
+            f"the folder and run `r2rank data prepare` and `r2rank data synthesize` again"
         )
     return manifest
 

@@ -44,24 +44,26 @@ from r2rank_jax.data.partition import (
     write_items,
     write_shards,
 )
+from r2rank_jax.data.retrieved import read_run
 from r2rank_jax.data.sealing import Facts, sealed, work_folder
 from r2rank_jax.data.settings import Array, Settings
 from r2rank_jax.data.sources.source import Quarantine, Source, fatal, open_source
 from r2rank_jax.data.tables import hash_of_interactions, hash_of_items
 from r2rank_jax.data.times import time_cuts
 from r2rank_jax.data.wheels import sha256
-from r2rank_jax.data.workers import OverBuckets, processes
+from r2rank_jax.data.workers import OverBuckets, workers_for
 
 QUARANTINE = "quarantine.jsonl"
 
 
-def prepare(source: Path, out: Path, *, workers: int = 1, **settings: Any) -> None:
+def prepare(source: Path, out: Path, *, workers: int = 1, ray: bool = False, **settings: Any) -> None:
     """Write the folder that `dataset.load` reads.
 
     Args:
         source: folder or file that `sources.open_source` knows.
         out: new folder; one that holds the same content already is left alone.
         workers: processes that take buckets at the same time.
+        ray: have the buckets done by Ray Data instead, on the cluster that `ray.init` finds.
         settings: fields of `Settings`, which says what they mean.
 
     Raises:
@@ -77,8 +79,10 @@ def prepare(source: Path, out: Path, *, workers: int = 1, **settings: Any) -> No
         return
     with work_folder(out, identity) as work:
         read = sealed(work / "read", partial(_read, source, chosen))
+        if chosen.run is not None:
+            sealed(work / "run", partial(_read_run, Path(chosen.run)))
         buckets = number_of_buckets(read["interactions"], chosen.bucket_rows)
-        with processes(workers, buckets) as over_buckets:
+        with workers_for(buckets, read["interactions"], workers, ray) as over_buckets:
             manifest = identity | _prepare_buckets(work, opened, chosen, read, buckets, over_buckets)
         with replacing_folder(out) as folder:
             _assemble(work, folder, manifest)
@@ -88,6 +92,8 @@ def prepare(source: Path, out: Path, *, workers: int = 1, **settings: Any) -> No
 def _identity(source: Path, opened: Source, settings: Settings) -> Facts:
     """Everything that the content depends on."""
     root = source if source.is_dir() else source.parent
+    if settings.run is not None and not Path(settings.run).is_file():
+        raise DataError(f"--run must be a retriever's run file, got {settings.run}, which is not there")
     return {
         "format": FORMAT,
         "settings": settings.to_json(),
@@ -133,6 +139,13 @@ def _read(source: Path, settings: Settings, folder: Path) -> Facts:
     }
 
 
+def _read_run(path: Path, folder: Path) -> Facts:
+    rows = write_shards(read_run(path), folder / "rows")
+    if not rows:
+        raise DataError(f"{path}: expected a retriever's ranked items, got none; give another --run")
+    return {"rows": rows}
+
+
 def _prepare_buckets(
     work: Path, source: Source, settings: Settings, read: Facts, buckets: int, over_buckets: OverBuckets
 ) -> Facts:
@@ -141,12 +154,15 @@ def _prepare_buckets(
     Returns:
         The manifest.
     """
-    unique = over_buckets(partial(deduplicate, work, buckets))
+    unique = over_buckets("duplicates", partial(deduplicate, work, buckets))
     catalogue = sealed(work / "catalogue", partial(_write_catalogue, work, buckets))
     core = sealed(work / "core", partial(_find_core, work, settings.k_core, unique, over_buckets))
     users = core["users_of_buckets"]
     first_users = np.append(0, np.cumsum(users)).tolist()
-    written = over_buckets(_Placed(partial(write_interactions, work, settings.k_core, "core/alive.npy"), first_users))
+    written = over_buckets(
+        "interactions", _Placed(partial(write_interactions, work, settings.k_core, "core/alive.npy"), first_users)
+    )
+    _require_positives(settings, written)
     table = sealed(work / "table", partial(_write_items_table, work))
     cuts = time_cuts(work, written, over_buckets) if "global_time" in settings.protocols else None
     protocols = {
@@ -177,6 +193,15 @@ def _prepare_buckets(
         ],
         "protocols": protocols,
     }
+
+
+def _require_positives(settings: Settings, written: list[Facts]) -> None:
+    ratings = [facts["highest_rating"] for facts in written if facts["highest_rating"] is not None]
+    if settings.positive_rating is not None and max(ratings, default=-np.inf) < settings.positive_rating:
+        raise DataError(
+            f"--positive-rating must leave some positives, got {settings.positive_rating} where the highest rating is "
+            f"{max(ratings) if ratings else 'none: the source has no ratings'}; lower it or leave it out"
+        )
 
 
 def _step(step: str, users: int, items: int, interactions: int, dropped: dict[str, int]) -> Facts:
@@ -221,7 +246,7 @@ def _find_core(work: Path, k: int, unique: list[Facts], over_buckets: OverBucket
         round_file = f"alive-{rounds:03d}.npy"
         with replacing_file(work / round_file) as temporary:
             _save(temporary, alive)
-        found = over_buckets(partial(count_core, work, k, round_file))
+        found = over_buckets(f"{k}-core, round {rounds}", partial(count_core, work, k, round_file))
         (work / round_file).unlink()
         counts = sum(part["item_counts"] for part in found)
         users = [part["users"] for part in found]
@@ -272,12 +297,12 @@ def _write_protocol(
     over_buckets: OverBuckets,
 ) -> Facts:
     if settings.negatives == "popularity":
-        counts = over_buckets(
-            _Placed(partial(count_training_items, work, protocol, settings, cuts, items), first_users)
-        )
+        count = partial(count_training_items, work, protocol, settings, cuts, items)
+        counts = over_buckets(f"popularity, {protocol}", _Placed(count, first_users))
         with replacing_file(work / f"popularity-{protocol}.npy") as temporary:
             _save(temporary, np.sum(counts, axis=0))
-    found = over_buckets(_Placed(partial(write_lists, work, protocol, settings, cuts, items), first_users))
+    write = partial(write_lists, work, protocol, settings, cuts, items)
+    found = over_buckets(f"lists, {protocol}", _Placed(write, first_users))
     files = [place(work, f"candidates/{protocol}", bucket) / "lists.jsonl" for bucket in range(len(found))]
     facts = {"sha256": hash_of_files(files)} | {name: _total([part[name] for part in found]) for name in found[0]}
     return facts | ({"cuts": list(cuts)} if cuts is not None and protocol == "global_time" else {})

@@ -68,7 +68,7 @@ def work_folder(out: Path, identity: Facts) -> Iterator[Path]:
     Raises:
         DataError: another process works there now.
     """
-    folder = out.parent / f".{out.name}.preparing"
+    folder = out.resolve().parent / f".{out.name}.preparing"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         try:
@@ -90,13 +90,12 @@ def _start_or_go_on(folder: Path, identity: Facts) -> None:
     record = folder / "identity.json"
     content = json.dumps(identity, sort_keys=True)
     same = record.is_file() and record.read_text(encoding="utf-8") == content
-    for path in [*folder.glob("*"), *folder.glob("*/.*"), *folder.glob(".*")]:
-        kept = same and not path.name.startswith(".")  # hidden: what a killed step had begun
-        if path.name != "lock" and not kept:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+    begun = list(folder.rglob(".*"))  # by a step that was killed
+    for path in begun if same else [path for path in folder.iterdir() if path.name != "lock"]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
     if not same:
         with replacing_file(record) as temporary:
             temporary.write_text(content, encoding="utf-8")

@@ -55,7 +55,6 @@ class Settings:
     """"quarantine": malformed rows are set aside and counted."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "protocols", tuple(self.protocols))
         for name, least in (("candidates", 2), ("k_core", 0), ("last_n", 1), ("bucket_rows", 1)):
             _require(getattr(self, name) >= least, f"{name} must be at least {least}, got {getattr(self, name)}")
         for name, known in (("labels", LABELS), ("negatives", NEGATIVES), ("on_error", ON_ERROR)):
@@ -64,6 +63,7 @@ class Settings:
             0 < len(set(self.protocols)) == len(self.protocols) and set(self.protocols) <= set(PROTOCOLS),
             f"protocols must be some of {PROTOCOLS}, each once, got {self.protocols}",
         )
+        object.__setattr__(self, "protocols", tuple(name for name in PROTOCOLS if name in self.protocols))
         _require(0 < self.cold_fraction <= 0.5, f"cold_fraction must lie in (0, 0.5], got {self.cold_fraction}")
         _require(
             self.labels == "binary" or self.positive_rating is not None,

@@ -27,7 +27,7 @@ def time_cuts(work: Path, written: list[Facts], over_buckets: OverBuckets) -> tu
     rows = sum(facts["interactions"] for facts in there)
 
     def count(start: int, width: int) -> Array:
-        return np.sum(over_buckets(partial(count_times, work, start, width)), axis=0)
+        return np.sum(over_buckets("time cuts", partial(count_times, work, start, width)), axis=0)
 
     return order_statistic(count, low, high, rows * 8 // 10), order_statistic(count, low, high, rows * 9 // 10)
 

@@ -102,8 +102,8 @@ def write_interactions(work: Path, k: int, alive_file: str, first_user: int, buc
         bucket: which one.
 
     Returns:
-        users, interactions, tied_in_time (interactions at the same time as the user's one before), first_time and
-        last_time (None in an empty bucket).
+        users, interactions, tied_in_time (interactions at the same time as the user's one before); first_time,
+        last_time and highest_rating (None where there is none).
     """
     work_of_bucket = partial(_write_interactions, work, k, alive_file, first_user, bucket)
     return sealed(place(work, "interactions", bucket), work_of_bucket)
@@ -129,6 +129,7 @@ def _write_interactions(work: Path, k: int, alive_file: str, first_user: int, bu
         "tied_in_time": int(np.sum(~starts[1:] & (time[1:] == time[:-1]))),
         "first_time": int(time.min()) if len(time) else None,
         "last_time": int(time.max()) if len(time) else None,
+        "highest_rating": rows["rating"].max(),
     }
 
 

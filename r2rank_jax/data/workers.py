@@ -77,8 +77,13 @@ class OnRay:
         ray.data.DataContext.get_current().enable_progress_bars = False  # there is our own
         numbers = ray.data.from_items([{"bucket": bucket} for bucket in range(self.buckets)])
         answers = numbers.repartition(self.buckets).map(_Answer(work)).iter_rows()
-        done = ((row["bucket"], _result(row["answer"])) for row in answers)
-        return _in_order(name, self.buckets, self.rows, done)
+        done = ((row["bucket"], pickle.loads(row["answer"])) for row in answers)
+        results = _in_order(name, self.buckets, self.rows, done)
+        # Not before all have ended: a task that still writes would undo the clearing up after the error.
+        for result in results:
+            if isinstance(result, DataError):
+                raise result
+        return results
 
 
 @contextmanager
@@ -127,13 +132,6 @@ class _Answer:
         except DataError as error:
             result = error
         return {"bucket": row["bucket"], "answer": pickle.dumps(result)}
-
-
-def _result(answer: bytes) -> Any:
-    result = pickle.loads(answer)
-    if isinstance(result, DataError):
-        raise result
-    return result
 
 
 def _require_ray() -> None:

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from r2rank_jax.data.user_buckets import place
 from r2rank_jax.data.negatives import Draw, sample_by_weight, sample_outside
 from r2rank_jax.data.retrieved import Retrieved, read_retrieved
 from r2rank_jax.data.sealing import Facts, sealed
 from r2rank_jax.data.settings import PROTOCOLS, Array, Settings
 from r2rank_jax.data.splits import HELD_OUT, NONE, Split, split
+from r2rank_jax.data.user_buckets import place
 
 Cuts = tuple[int, int] | None  # of global_time
 
@@ -42,7 +42,7 @@ class Sequences:
 
 
 def read_sequences(work: Path, first_user: int, bucket: int) -> Sequences:
-    """Read what `buckets.write_interactions` wrote."""
+    """Read what `user_buckets.write_interactions` wrote."""
     rows = pl.read_parquet(place(work, "interactions", bucket) / "interactions.parquet")
     counts = np.bincount(rows["user"].to_numpy() - first_user) if rows.height else np.zeros(0, np.int64)
     item, rating, timestamp = (rows[name].to_numpy() for name in ("item", "rating", "timestamp"))

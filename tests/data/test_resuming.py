@@ -56,7 +56,7 @@ def test_every_place_where_it_can_be_cut_off_leads_to_the_same_bytes(raw, whole,
             raise Killed
         return facts
 
-    for module in ("prepare", "buckets", "candidates"):
+    for module in ("prepare", "user_buckets", "candidates"):
         monkeypatch.setattr(f"r2rank_jax.data.{module}.sealed", seal_once)
     out, runs = tmp_path / "out", 0
     while not out.exists():
@@ -70,19 +70,22 @@ def test_every_place_where_it_can_be_cut_off_leads_to_the_same_bytes(raw, whole,
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "the work folder is gone"
 
 
-def test_kills_at_random_times_lead_to_the_same_bytes(raw, whole, tmp_path):
-    out, chance, killed = tmp_path / "out", random.Random(5), 0
+def test_kills_at_random_places_lead_to_the_same_bytes(raw, whole, tmp_path):
+    """SIGKILL as soon as so many steps are sealed: the rest of the moment is chance."""
+    out, work = tmp_path / "out", tmp_path / ".out.preparing"
     command = [sys.executable, "-m", "r2rank_jax.cli", "data", "prepare", "--source", str(raw), "--out", str(out)]
     command += [*FLAGS, "--workers", "2"]
-    for _ in range(10):
+    for seals in (0, *sorted(random.Random(5).sample(range(1, 60), 5))):
         process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
-        time.sleep(chance.uniform(0.3, 1.5))
+        while process.poll() is None and not (
+            (work / "identity.json").is_file() and len(list(work.rglob("seal.json"))) >= seals
+        ):
+            time.sleep(0.002)
         os.kill(process.pid, signal.SIGKILL)  # the command alone: its workers must see to themselves
         process.wait()
-        killed += process.returncode == -signal.SIGKILL
+        assert process.returncode == -signal.SIGKILL and not out.exists(), "it was too fast to be killed"
         assert not _living(process.pid, within_s=10), "workers outlived the command"
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    assert killed >= 3
     assert digest(out) == whole
 
 

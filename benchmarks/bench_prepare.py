@@ -1,7 +1,7 @@
 """Preparation of synthetic interactions: seconds, peak memory of all processes, and what kills do to the output.
 
     python benchmarks/bench_prepare.py                            # 2.5 and 10 million interactions
-    python benchmarks/bench_prepare.py --rows 1000000 --kills 10  # also: SIGKILL at ten random times
+    python benchmarks/bench_prepare.py --rows 10000000 --kills 10 # also: SIGKILL at ten random places, then compare
 
 Makes RecBole's atomic files (16 interactions a user on average, a catalogue of 100,000 with a long tail, some ties and
 duplicates), prepares them with `r2rank data prepare` in processes of its own, and prints a table, then one JSON line.
@@ -97,19 +97,29 @@ def resident_bytes(session: int) -> int:
     return total
 
 
-def kill_and_go_on(arguments: list[str], out: Path, kills: int, seconds: float) -> None:
-    """Kill the command and its workers at random times, then let it end."""
-    chance = random.Random(0)
-    for _ in range(kills):
+def kill_and_go_on(arguments: list[str], out: Path, kills: int, seals: int) -> int:
+    """Kill the command at random places, then let it end.
+
+    Args:
+        arguments: the command.
+        out: the folder that it prepares.
+        kills: how often; once during the reading, then when a random number of steps is sealed, and a moment later.
+        seals: how many steps there are.
+
+    Returns:
+        How many kills met a living command.
+    """
+    chance, met = random.Random(0), 0
+    work = out.parent / f".{out.name}.preparing"
+    for wanted in (0, *sorted(chance.sample(range(1, seals), kills - 1))):
         process = subprocess.Popen(arguments, start_new_session=True)
-        try:
-            process.wait(timeout=chance.uniform(0.05, 0.5) * seconds)
-        except subprocess.TimeoutExpired:
-            os.kill(process.pid, signal.SIGKILL)  # the command alone: its workers must end by themselves
-            process.wait()
-        if out.exists():
-            return
+        while process.poll() is None and sum("seal.json" in files for _, _, files in os.walk(work)) < wanted:
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0.5, 1.5))
+        os.kill(process.pid, signal.SIGKILL)  # the command alone: its workers must end by themselves
+        met += process.wait() == -signal.SIGKILL
     subprocess.run(arguments, check=True)
+    return met
 
 
 def digest(folder: Path) -> str:
@@ -137,15 +147,18 @@ def main() -> None:
         try:
             write_source(root / "raw", rows)
             seconds, gib = measure(command(root / "raw", root / "out", options.workers, flags))
-            same = None
+            kills, same = 0, None
             if options.kills:
                 again = root / "again"
-                kill_and_go_on(command(root / "raw", again, options.workers, flags), again, options.kills, seconds)
+                manifest = json.loads((root / "out/manifest.json").read_text())
+                seals = 4 + manifest["buckets"] * (2 + len(manifest["protocols"]))
+                arguments = command(root / "raw", again, options.workers, flags)
+                kills = kill_and_go_on(arguments, again, options.kills, seals)
                 same = digest(root / "out") == digest(again)
         finally:
             shutil.rmtree(root)
-        print(f"{rows:12,} {seconds:9.1f} {rows / seconds:10,.0f} {gib:9.2f} {options.kills:6}  {same}", flush=True)
-        results.append({"rows": rows, "seconds": seconds, "peak_gib": gib, "kills": options.kills, "same_bytes": same})
+        print(f"{rows:12,} {seconds:9.1f} {rows / seconds:10,.0f} {gib:9.2f} {kills:6}  {same}", flush=True)
+        results.append({"rows": rows, "seconds": seconds, "peak_gib": gib, "kills": kills, "same_bytes": same})
     print(json.dumps({"workers": options.workers, "flags": flags, "results": results}))
 
 

@@ -1,7 +1,7 @@
 """The `r2rank` command; the only reader of flags and of the environment.
 
 r2rank data fetch NAME --out DIR
-r2rank data prepare --source DIR --out DIR [--seed 0] [--candidates 20]
+r2rank data prepare --source DIR --out DIR [--seed 0] [--candidates 20] [--protocols ...] [--k-core 5] ...
 r2rank data synthesize --data DIR --out FILE [--split leave_one_out] [--lists 4000] [--positives 1] [--seed 0]
 r2rank model fetch NAME --out DIR
 r2rank model import HF_DIR --out DIR
@@ -14,6 +14,7 @@ r2rank report --run-dir DIR
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 import os
 import sys
@@ -23,6 +24,7 @@ from pathlib import Path
 import tyro
 
 from r2rank_jax.config import ConfigError, RunConfig
+from r2rank_jax.data.settings import DEFAULT_PROTOCOLS, LABELS, NEGATIVES, ON_ERROR, PROTOCOLS, Settings
 
 
 class _UsageError(ValueError):
@@ -81,12 +83,11 @@ def _parser() -> argparse.ArgumentParser:
     prepare = data.add_parser("prepare", help="source files -> splits and frozen candidates", allow_abbrev=False)
     prepare.add_argument("--source", type=Path, required=True, help="folder with the source files")
     prepare.add_argument("--out", type=Path, required=True, help="folder to write")
-    prepare.add_argument("--seed", type=int, default=0, help="of the negatives")
-    prepare.add_argument("--candidates", type=int, default=20, help="items of a list, one of them the positive")
+    _add_prepare(prepare)
     synthesize = data.add_parser("synthesize", help="worked rationales from the template teacher", allow_abbrev=False)
     synthesize.add_argument("--data", type=Path, required=True, help="folder that `data prepare` wrote")
     synthesize.add_argument("--out", type=Path, required=True, help="JSONL file to write")
-    synthesize.add_argument("--split", default="leave_one_out", choices=("leave_one_out", "global_time"))
+    synthesize.add_argument("--split", default="leave_one_out", choices=PROTOCOLS)
     synthesize.add_argument("--lists", type=int, default=4000, help="trace budget: lists with worked rationales")
     synthesize.add_argument(
         "--positives", type=int, default=1, help="relevant items of a list; data.train_positives is RL's"
@@ -161,6 +162,23 @@ def _add_export(export: argparse.ArgumentParser) -> None:
     export.add_argument("--shard-gib", type=float, default=4.0, help="most that one file of a whole model may hold")
 
 
+def _add_prepare(prepare: argparse.ArgumentParser) -> None:
+    prepare.add_argument("--seed", type=int, default=0, help="of the negatives")
+    prepare.add_argument("--candidates", type=int, default=20, help="items of a list, the positives included")
+    prepare.add_argument("--protocols", nargs="+", default=DEFAULT_PROTOCOLS, choices=PROTOCOLS, help="which splits")
+    prepare.add_argument("--k-core", type=int, default=0, help="users and items need so many of each other; 0: off")
+    prepare.add_argument("--positive-rating", type=float, help="least rating of a positive; default: all are")
+    prepare.add_argument("--labels", default="binary", choices=LABELS, help="graded: 1 + floor(rating - threshold)")
+    prepare.add_argument("--negatives", default="uniform", choices=NEGATIVES, help="how they are drawn")
+    prepare.add_argument("--run", help="a retriever's run for --negatives run: TREC or JSONL")
+    prepare.add_argument("--last-n", type=int, default=3, help="positives of a list in protocol last_n")
+    prepare.add_argument("--cold-fraction", type=float, default=0.1, help="users held out for test in cold_users")
+    prepare.add_argument("--bucket-rows", type=int, default=1_000_000, help="interactions of a bucket; bounds memory")
+    prepare.add_argument("--on-error", default="fatal", choices=ON_ERROR, help="what to do with malformed rows")
+    prepare.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    prepare.add_argument("--ray", action="store_true", help="have the buckets done by Ray Data (extra data-ray)")
+
+
 class _Raw(argparse.RawDescriptionHelpFormatter):
     pass
 
@@ -173,7 +191,8 @@ def _data(known: argparse.Namespace) -> None:
     elif known.action == "prepare":
         from r2rank_jax.data.prepare import prepare
 
-        prepare(known.source, known.out, seed=known.seed, candidates=known.candidates)
+        settings = {f.name: getattr(known, f.name) for f in dataclasses.fields(Settings) if hasattr(known, f.name)}
+        prepare(known.source, known.out, workers=known.workers, ray=known.ray, **settings)
     else:
         from r2rank_jax.data.teacher import synthesize
 

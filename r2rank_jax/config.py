@@ -33,7 +33,8 @@ class DataConfig:
     """Worked rationales that `r2rank data synthesize` wrote; read by SFT only."""
     template: Literal["films-1", "films-2", "products-1", "games-1", "books-1", "places-1"] = "films-1"
     """Words of the prompts, by domain and version: docs/prompts.md shows them. All but films-1 tell times."""
-    split: Literal["leave_one_out", "global_time"] = "leave_one_out"
+    split: Literal["leave_one_out", "global_time", "last_n", "cold_users"] = "leave_one_out"
+    """Protocol of the held-out lists; one that the folder was prepared for."""
     history_items: int = 10
     """Latest interactions shown in the prefix, of any rating."""
     candidate_items: int = 20

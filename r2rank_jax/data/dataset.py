@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +12,12 @@ from typing import Any
 import numpy as np
 
 from r2rank_jax.data.errors import DataError
-from r2rank_jax.data.prepare import FORMAT, candidate_file, user_offsets
-from r2rank_jax.data.splits import HELD_OUT, PROTOCOLS, sample_outside, split
-from r2rank_jax.data.tables import Array, Interactions, Items
+from r2rank_jax.data.folder import candidate_file, hash_of_files, interactions_file, manifest_of
+from r2rank_jax.data.negatives import sample_outside
+from r2rank_jax.data.settings import PROTOCOLS, Array, Settings
+from r2rank_jax.data.sources.schema import UNTITLED
+from r2rank_jax.data.splits import HELD_OUT, split
+from r2rank_jax.data.tables import Interactions, Items, hash_of_interactions, hash_of_items
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Lists:
     """L lists to rank. A list's history is everything of its user before `position`."""
 
     user: Array  # int32 [L]
-    position: Array  # int32 [L]     of the positive in the user's sorted sequence
+    position: Array  # int32 [L]     of the first positive in the user's sorted sequence
     items: Array  # int32 [L, N]  ascending within a list
     labels: Array  # float32 [L, N]
 
@@ -46,7 +48,7 @@ class Dataset:
     rating: Array  # float32 [n]
     timestamp: Array  # int64 [n]  in `time_unit`
     train_end: Array  # int32 [users]  number of leading interactions that train
-    seed: int
+    settings: Settings  # of the preparation
     data_hash: str  # of the interactions
     candidate_hash: str  # of the frozen candidate file
     held_out: dict[str, Lists]
@@ -56,6 +58,11 @@ class Dataset:
     def users(self) -> int:
         """Number of users."""
         return len(self.offsets) - 1
+
+    @property
+    def seed(self) -> int:
+        """Of the preparation."""
+        return self.settings.seed
 
     def history(self, user: int, position: int, limit: int | None = None) -> slice:
         """Rows strictly before `position` of a user's sequence, the last `limit` of them."""
@@ -68,7 +75,7 @@ class Dataset:
         return self.history(user, int(self.train_end[user]))
 
     def train_lists(self, min_history: int) -> Array:
-        """Every training positive with at least `min_history` interactions before it.
+        """Every training positive with at least `min_history` interactions of any rating before it.
 
         Returns:
             int32 [n, 2] of (user, position), by user, then position.
@@ -78,17 +85,16 @@ class Dataset:
         """
         if min_history < 1:
             raise DataError(f"min_history must be at least 1 (a list needs a history), got {min_history}")
-        found = [
-            np.stack([np.full(end - min_history, user), np.arange(min_history, end)], axis=1)
-            for user, end in enumerate(self.train_end.tolist())
-            if end > min_history
-        ]
-        if not found:
+        lengths = np.diff(self.offsets)
+        user = np.repeat(np.arange(self.users), lengths)
+        position = np.arange(len(self.item)) - self.offsets[user]
+        wanted = self.positive & (position >= min_history) & (position < self.train_end[user])
+        if not wanted.any():
             raise DataError(
                 f"training lists need a user with more than data.min_history={min_history} training "
                 f"interactions, the longest has {int(self.train_end.max(initial=0))}; lower data.min_history"
             )
-        return np.concatenate(found).astype(np.int32)
+        return np.stack([user[wanted], position[wanted]], axis=1).astype(np.int32)
 
     def candidate_lists(self, name: str) -> Lists:
         """The frozen lists of "valid" or "test", by user.
@@ -101,7 +107,7 @@ class Dataset:
         return self.held_out[name]
 
     def training_list(self, user: int, position: int, *, key: int, n: int, positives: int = 1) -> tuple[Array, Array]:
-        """The next interactions from a training position on, and uniform negatives, by id.
+        """The next positives from a training position on, and uniform negatives, by id.
 
         Negatives lie outside the user's TRAINING interactions, not outside the whole history: keeping out
         what the user chooses later would tell the model, by its absence, which items those are. Now and then
@@ -132,12 +138,20 @@ class Dataset:
                 f"interactions, at least one before the positive), got {position}; take positions from "
                 f"train_lists()"
             )
-        known = self.item[self.train_rows(user)]
-        rng = np.random.default_rng([self.seed, key, user, position])
-        relevant = np.unique(known[position : position + positives])
-        items = np.append(sample_outside(rng, known, len(self.items), n - len(relevant)), relevant)
-        items.sort()
-        return items, np.isin(items, relevant).astype(np.float32)
+        rows = self.train_rows(user)
+        if not self.positive[rows.start + position]:
+            raise DataError(
+                f"a training list needs a positive, rated {self.settings.positive_rating} or more, got user {user}, "
+                f"position {position}; take positions from train_lists()"
+            )
+        rng = np.random.default_rng([self.settings.seed, key, user, position])
+        later = slice(rows.start + position, rows.stop)
+        relevant = later.start + np.flatnonzero(self.positive[later])[:positives]
+        negatives = sample_outside(rng, self.item[rows], len(self.items), n - len(relevant))
+        items = np.append(negatives, self.item[relevant])
+        labels = np.append(np.zeros(len(negatives), np.float32), self.settings.label(self.rating[relevant]))
+        by_id = np.argsort(items)
+        return items[by_id], labels[by_id]
 
     def training_lists(self, pairs: Array, *, key: int | Sequence[int], n: int, positives: int = 1) -> Lists:
         """`training_list` for every (user, position) of `pairs` [L, 2], with one key for all or one each."""
@@ -154,6 +168,11 @@ class Dataset:
         )
 
     @cached_property
+    def positive(self) -> Array:
+        """bool [n]: interactions that count as positives; all of them, but for a threshold of the preparation."""
+        return self.settings.positive(self.rating)
+
+    @cached_property
     def train_counts(self) -> Array:
         """int64 [items]: training interactions of each item; the popularity baseline."""
         rows = np.concatenate([np.arange(*self.train_rows(u).indices(len(self.item))) for u in range(self.users)])
@@ -165,66 +184,56 @@ def load(directory: Path, split_name: str) -> Dataset:
 
     Args:
         directory: folder that `r2rank data prepare` wrote.
-        split_name: "leave_one_out" or "global_time".
+        split_name: one of the protocols that it was prepared for.
 
     Raises:
-        DataError: not a prepared folder, an unknown split, or a file whose hash does not match the manifest.
+        DataError: not a prepared folder, a split that it was not prepared for, or a file whose hash does not match the
+            manifest.
     """
     if split_name not in PROTOCOLS:
         raise DataError(f"split must be one of {PROTOCOLS}, got {split_name!r}; set data.split")
-    manifest = read_manifest(directory)
-    interactions = Interactions.read(directory / "interactions.parquet")
-    items = Items.read(directory / "items.parquet")
-    _require_hash(directory / "interactions.parquet", manifest["interactions_sha256"], interactions.sha256())
-    _require_hash(directory / "items.parquet", manifest["items_sha256"], items.sha256())
-    path = directory / candidate_file(split_name)
-    content = path.read_bytes() if path.is_file() else b""
-    candidate_hash = hashlib.sha256(content).hexdigest()
-    _require_hash(path, manifest["protocols"][split_name]["sha256"], candidate_hash)
-    offsets = user_offsets(interactions.user)
+    manifest = manifest_of(directory)
+    if split_name not in manifest["protocols"]:
+        raise DataError(
+            f"split must be one that {directory} was prepared for, {', '.join(manifest['protocols'])}, got "
+            f"{split_name!r}; set data.split, or run `r2rank data prepare --protocols {split_name}` into a new folder"
+        )
+    buckets = range(manifest["buckets"])
+    paths = [directory / interactions_file(bucket) for bucket in buckets]
+    lists = [directory / candidate_file(split_name, bucket) for bucket in buckets]
+    for path in [*paths, directory / "items.parquet"]:
+        if not path.is_file():
+            raise DataError(f"{path} must be there, says the manifest beside it; restore it or prepare the data again")
+    _require_hash("data file", paths[0].parent, manifest["interactions_sha256"], hash_of_interactions(paths))
+    items_path = directory / "items.parquet"
+    _require_hash("data file", items_path, manifest["items_sha256"], hash_of_items(items_path))
+    part = manifest["protocols"][split_name]
+    candidate_hash = hash_of_files(lists)
+    where = lists[0] if len(lists) == 1 else lists[0].parent
+    _require_hash("candidate file", where, part["sha256"], candidate_hash)
+    settings = Settings(**manifest["settings"])
+    interactions = Interactions.read(paths)
+    offsets = np.append(0, np.cumsum(np.bincount(interactions.user, minlength=manifest["users"])))
+    positive = settings.positive(interactions.rating)
+    parts = split(split_name, offsets, interactions.timestamp, positive, settings, cuts=part.get("cuts"))
     return Dataset(
         split=split_name,
-        items=items,
+        items=Items.read(items_path, UNTITLED[manifest["domain"]]),
         offsets=offsets,
         item=interactions.item,
         rating=interactions.rating,
         timestamp=interactions.timestamp,
-        train_end=split(split_name, offsets, interactions.timestamp).train_end,
-        seed=manifest["seed"],
+        train_end=parts.train_end,
+        settings=settings,
         data_hash=manifest["interactions_sha256"],
         candidate_hash=candidate_hash,
-        held_out=_read_candidates(content, manifest["candidates"]),
+        held_out=_read_candidates(lists, settings.candidates),
+        time_unit=manifest["time_unit"],
     )
 
 
-def read_manifest(directory: Path) -> dict[str, Any]:
-    """The folder's `manifest.json`.
-
-    Raises:
-        DataError: there is none, or it is of another format.
-    """
-    path = directory / "manifest.json"
-    if not path.is_file():
-        raise DataError(
-            f"{directory} must be a folder that `r2rank data prepare` wrote, but has no manifest.json; run "
-            f"`r2rank data prepare --source SOURCE --out {directory}` or set data.directory"
-        )
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(
-            f"{path} must be JSON, and is not ({error}); run `r2rank data prepare` into a new folder"
-        ) from error
-    if manifest.get("format") != FORMAT:
-        raise DataError(
-            f"{path}: format must be {FORMAT}, got {manifest.get('format')}; run `r2rank data prepare` again"
-        )
-    return manifest
-
-
-def _require_hash(path: Path, expected: str, found: str) -> None:
+def _require_hash(kind: str, path: Path, expected: str, found: str) -> None:
     if found != expected:
-        kind = "candidate file" if path.suffix == ".jsonl" else "data file"
         raise DataError(
             f"{kind} whose hash does not match its manifest: {path} must have SHA-256 {expected}, got "
             f"{found}; results on other lists cannot be compared: restore the file, or prepare the data "
@@ -232,17 +241,20 @@ def _require_hash(path: Path, expected: str, found: str) -> None:
         )
 
 
-def _read_candidates(content: bytes, candidates: int) -> dict[str, Lists]:
-    records: dict[str, list[dict[str, Any]]] = {name: [] for name in HELD_OUT}
-    for line in content.splitlines():
-        record = json.loads(line)
-        records[record["split"]].append(record)
+def _read_candidates(paths: Sequence[Path], candidates: int) -> dict[str, Lists]:
+    columns: dict[str, list[list[Any]]] = {name: [[], [], [], []] for name in HELD_OUT}
+    for path in paths:
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                record = json.loads(line)
+                for column, name in zip(columns[record["split"]], ("user", "position", "items", "labels")):
+                    column.append(record[name])
     return {
         name: Lists(
-            np.array([r["user"] for r in found], np.int32),
-            np.array([r["position"] for r in found], np.int32),
-            np.array([r["items"] for r in found], np.int32).reshape(len(found), candidates),
-            np.array([r["labels"] for r in found], np.float32).reshape(len(found), candidates),
+            np.array(user, np.int32),
+            np.array(position, np.int32),
+            np.array(items, np.int32).reshape(len(user), candidates),
+            np.array(labels, np.float32).reshape(len(user), candidates),
         )
-        for name, found in records.items()
+        for name, (user, position, items, labels) in columns.items()
     }

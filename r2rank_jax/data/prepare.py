@@ -1,149 +1,119 @@
-"""From a source's files to one frozen folder: sorted interactions, items, candidate lists, manifest.
+"""From a source's files to one frozen folder, bucket of users by bucket, in memory bounded by a bucket.
 
-Candidates are drawn here once and never again, so that every system ranks the same lists.
+    read          shards sorted by a hash of the user            (here)
+    deduplicate   the earliest of each (user, item)              (each bucket)
+    catalogue     all items, in the order of their ids           (here)
+    k-core        users and items that have enough of each other (rounds over the buckets)
+    interactions  dense ids; sorted by user, time, source order  (each bucket)
+    candidates    frozen lists of each protocol                  (each bucket)
+    folder        links to what was written, and the manifest    (here)
+
+Every step is sealed: a killed preparation goes on where it was, and ends in the same bytes. Candidates are drawn here
+once and never again, so that every system ranks the same lists.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
+import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 
-from r2rank_jax.data import movielens
-from r2rank_jax.data.atomic import replacing_folder
+from r2rank_jax.data.atomic import replacing_file, replacing_folder
+from r2rank_jax.data.candidates import count_training_items, write_lists
 from r2rank_jax.data.errors import DataError
-from r2rank_jax.data.splits import HELD_OUT, NONE, PROTOCOLS, Split, sample_outside, split, time_cuts
-from r2rank_jax.data.tables import Array, Interactions, Items
+from r2rank_jax.data.folder import (
+    FORMAT,
+    candidate_file,
+    hash_of_files,
+    interactions_file,
+    manifest_of,
+    users_file,
+    verify,
+)
+from r2rank_jax.data.partition import (
+    by_number,
+    checked_interactions,
+    number_of_buckets,
+    write_items,
+    write_shards,
+)
+from r2rank_jax.data.retrieved import read_run
+from r2rank_jax.data.sealing import Facts, sealed, work_folder
+from r2rank_jax.data.settings import Array, Settings
+from r2rank_jax.data.sources.source import Quarantine, Source, fatal, open_source
+from r2rank_jax.data.tables import hash_of_interactions, hash_of_items
+from r2rank_jax.data.times import time_cuts
+from r2rank_jax.data.user_buckets import count_core, deduplicate, place, write_interactions
 from r2rank_jax.data.wheels import sha256
+from r2rank_jax.data.workers import OverBuckets, workers_for
 
-FORMAT = 1  # of the folder; raised when a reader of the old form would go wrong
+QUARANTINE = "quarantine.jsonl"
 
 
-def prepare(source: Path, out: Path, *, seed: int = 0, candidates: int = 20) -> None:
+def prepare(source: Path, out: Path, *, workers: int = 1, ray: bool = False, **settings: Any) -> None:
     """Write the folder that `dataset.load` reads.
 
     Args:
-        source: folder with RecBole's `.inter` and `.item` files.
+        source: folder or file that `sources.open_source` knows.
         out: new folder; one that holds the same content already is left alone.
-        seed: of the negatives; each user's draw depends on (seed, list kind, user) only.
-        candidates: items per list, the positive included.
+        workers: processes that take buckets at the same time.
+        ray: have the buckets done by Ray Data instead, on the cluster that `ray.init` finds.
+        settings: fields of `Settings`, which says what they mean.
 
     Raises:
-        DataError: unreadable source, too few items for the negatives, or `out` holds something else.
+        DataError: a wrong setting, an unreadable source, too few items for the negatives, or `out` holds something
+            else.
     """
-    if candidates < 2:
-        raise DataError(f"candidates must be at least 2 (something to rank), got {candidates}")
-    interactions, items = movielens.read(source)
-    interactions = interactions.sorted()
-    offsets = user_offsets(interactions.user)
-    lines, splits = {}, {}
-    for code, protocol in enumerate(PROTOCOLS):
-        parts = splits[protocol] = split(protocol, offsets, interactions.timestamp)
-        lines[protocol] = _candidate_lines(interactions, offsets, len(items), parts, [seed, code], candidates)
-    manifest = _manifest(interactions, items, offsets, splits, lines) | {
-        "seed": seed,
-        "candidates": candidates,
-    }
+    chosen = Settings(**settings)
+    opened = open_source(source, chosen.kind, chosen.columns or None)
+    identity = _identity(source, opened, chosen)
     if out.exists() and any(out.iterdir()):
-        _require_same(out, manifest)
+        _require_same(out, identity)
         print(f"{out}: already prepared with the same content")
         return
-    with replacing_folder(out) as folder:
-        interactions.write(folder / "interactions.parquet")
-        items.write(folder / "items.parquet")
-        (folder / "candidates").mkdir()
-        for protocol in PROTOCOLS:
-            (folder / candidate_file(protocol)).write_text(lines[protocol], encoding="utf-8")
-        (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        (folder / "card.md").write_text(_card(manifest), encoding="utf-8")
+    with work_folder(out, identity) as work:
+        read = sealed(work / "read", partial(_read, source, chosen))
+        if chosen.run is not None:
+            sealed(work / "run", partial(_read_run, Path(chosen.run)))
+        buckets = number_of_buckets(read["interactions"], chosen.bucket_rows)
+        with workers_for(buckets, read["interactions"], workers, ray) as over_buckets:
+            manifest = identity | _prepare_buckets(work, opened, chosen, read, buckets, over_buckets)
+        with replacing_folder(out) as folder:
+            _assemble(work, folder, manifest)
     print(f"{out}: {manifest['interactions']} interactions, {manifest['users']} users, {manifest['items']} items")
 
 
-def candidate_file(protocol: str) -> str:
-    """Path of a protocol's frozen candidates inside the folder."""
-    return f"candidates/{protocol}.jsonl"
-
-
-def user_offsets(user: Array) -> Array:
-    """int64 [users + 1]: user u's rows are offsets[u]:offsets[u + 1] of the sorted interactions."""
-    return np.concatenate([[0], np.cumsum(np.bincount(user))])
-
-
-def _candidate_lines(
-    interactions: Interactions, offsets: Array, items: int, parts: Split, seed: list[int], candidates: int
-) -> str:
-    """One JSON object a line: all validation lists by user, then all test lists."""
-    lines = []
-    for code, held_out in enumerate(HELD_OUT):
-        for user, position in enumerate(parts.position(held_out).tolist()):
-            if position == NONE:
-                continue
-            known = interactions.item[offsets[user] : offsets[user + 1]]
-            # One generator per user: adding a user or reordering them changes no other user's list. The whole
-            # history is kept out, the future included: an item that the user did choose later is no negative.
-            rng = np.random.default_rng([*seed, code, user])
-            chosen = np.append(sample_outside(rng, known, items, candidates - 1), known[position])
-            chosen.sort()  # by id, so that the positive has no telling place
-            record = {
-                "split": held_out,
-                "user": user,
-                "position": position,
-                "items": chosen.tolist(),
-                "labels": (chosen == known[position]).astype(int).tolist(),
-            }
-            lines.append(json.dumps(record, separators=(",", ":")))
-    return "".join(line + "\n" for line in lines)
-
-
-def _manifest(
-    interactions: Interactions,
-    items: Items,
-    offsets: Array,
-    splits: dict[str, Split],
-    lines: dict[str, str],
-) -> dict[str, Any]:
-    protocols = {}
-    for protocol, parts in splits.items():
-        protocols[protocol] = {
-            "sha256": hashlib.sha256(lines[protocol].encode()).hexdigest(),
-            "train_interactions": int(parts.train_end.sum()),
-            "lists": {name: int(np.sum(parts.position(name) != NONE)) for name in HELD_OUT},
-            "left_out_without_history": parts.without_history,
-            "positives_tied_in_time_with_the_interaction_before": {
-                name: _ties(interactions.timestamp, offsets, parts.position(name)) for name in HELD_OUT
-            },
-        }
-    protocols["global_time"]["cuts"] = list(time_cuts(interactions.timestamp))
+def _identity(source: Path, opened: Source, settings: Settings) -> Facts:
+    """Everything that the content depends on."""
+    root = source if source.is_dir() else source.parent
+    if settings.run is not None and not Path(settings.run).is_file():
+        raise DataError(f"--run must be a retriever's run file, got {settings.run}, which is not there")
     return {
         "format": FORMAT,
-        "users": len(offsets) - 1,
-        "items": len(items),
-        "interactions": len(interactions.user),
-        "interactions_sha256": interactions.sha256(),
-        "items_sha256": items.sha256(),
-        "protocols": protocols,
+        "settings": settings.to_json(),
+        "source_files": {str(path.relative_to(root)): sha256(path) for path in opened.files},
+        "run_sha256": None if settings.run is None else sha256(Path(settings.run)),
     }
 
 
-def _ties(timestamp: Array, offsets: Array, position: Array) -> int:
-    row = (offsets[:-1] + position)[position != NONE]
-    return int(np.sum(timestamp[row] == timestamp[row - 1]))
-
-
-def _require_same(out: Path, manifest: dict[str, Any]) -> None:
-    path = out / "manifest.json"
+def _require_same(out: Path, identity: Facts) -> None:
     try:
-        old = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        old = {}
-    differing = sorted(key for key in set(old) | set(manifest) if old.get(key) != manifest.get(key))
-    for protocol in PROTOCOLS:
-        file = out / candidate_file(protocol)
-        if not file.is_file() or sha256(file) != manifest["protocols"][protocol]["sha256"]:
-            differing.append(candidate_file(protocol))
+        manifest = manifest_of(out)
+    except DataError:
+        manifest = {}
+    differing = [name for name in identity if identity[name] != manifest.get(name)]
+    if "settings" in differing:
+        before = manifest.get("settings", {})
+        settings = identity["settings"]
+        differing += [name for name in settings if settings[name] != before.get(name)]
+        differing.remove("settings")
+    differing = differing or verify(out, manifest)
     if differing:
         raise DataError(
             f"{out} must be new, empty, or prepared from the same source with the same settings, but it "
@@ -151,29 +121,214 @@ def _require_same(out: Path, manifest: dict[str, Any]) -> None:
         )
 
 
-def _card(manifest: dict[str, Any]) -> str:
-    """What the folder holds and how it was made, for a human."""
-    rows = []
-    for protocol, part in manifest["protocols"].items():
-        for name in HELD_OUT:
-            rows.append(
-                f"| {protocol} | {name} | {part['lists'][name]} | {part['left_out_without_history'][name]} | "
-                f"{part['positives_tied_in_time_with_the_interaction_before'][name]} |"
-            )
-    return "\n".join(
-        [
-            "# Prepared data",
-            "",
-            f"{manifest['interactions']} interactions of {manifest['users']} users with {manifest['items']} "
-            f"items; seed {manifest['seed']}.",
-            "",
-            f"Each list has one positive and {manifest['candidates'] - 1} negatives, drawn uniformly from "
-            f"the items the user never interacted with, sorted by id. History = everything of the user "
-            f"before the positive. Ties in time keep the source's order.",
-            "",
-            "| protocol | part | lists | left out: no history | positive tied in time with the one before |",
-            "|---|---|---|---|---|",
-            *rows,
-            "",
-        ]
+def _read(source: Path, settings: Settings, folder: Path) -> Facts:
+    """The one pass over the source's files."""
+    quarantine = Quarantine(folder / QUARANTINE)
+    opened = open_source(
+        source, settings.kind, settings.columns or None, quarantine if settings.on_error == "quarantine" else fatal
     )
+    items = write_items(opened.items(), folder / "items.parquet")
+    rows = write_shards(checked_interactions(opened.interactions()), folder / "interactions")
+    if not rows:
+        raise DataError(f"{opened.files[0]}: expected interactions, got none; fetch the file again")
+    return {
+        "items": items,
+        "interactions": rows,
+        "quarantined": dict(quarantine.counts),
+        "cleaned": dict(opened.counts),
+    }
+
+
+def _read_run(path: Path, folder: Path) -> Facts:
+    rows = write_shards(read_run(path), folder / "rows")
+    if not rows:
+        raise DataError(f"{path}: expected a retriever's ranked items, got none; give another --run")
+    return {"rows": rows}
+
+
+def _prepare_buckets(
+    work: Path, source: Source, settings: Settings, read: Facts, buckets: int, over_buckets: OverBuckets
+) -> Facts:
+    """All steps after the reading.
+
+    Returns:
+        The manifest.
+    """
+    unique = over_buckets("duplicates", partial(deduplicate, work, buckets))
+    catalogue = sealed(work / "catalogue", partial(_write_catalogue, work, buckets))
+    core = sealed(work / "core", partial(_find_core, work, settings.k_core, unique, over_buckets))
+    users = core["users_of_buckets"]
+    first_users = np.append(0, np.cumsum(users)).tolist()
+    written = over_buckets(
+        "interactions", _Placed(partial(write_interactions, work, settings.k_core, "core/alive.npy"), first_users)
+    )
+    _require_positives(settings, written)
+    table = sealed(work / "table", partial(_write_items_table, work))
+    cuts = time_cuts(work, written, over_buckets) if "global_time" in settings.protocols else None
+    protocols = {
+        protocol: _write_protocol(work, protocol, settings, cuts, table["items"], first_users, over_buckets)
+        for protocol in settings.protocols
+    }
+    rows, duplicates = (sum(facts[name] for facts in unique) for name in ("interactions", "duplicates"))
+    malformed = sum(read["quarantined"].values())
+    all_users, left = sum(facts["users"] for facts in unique), sum(facts["interactions"] for facts in written)
+    return {
+        "source": source.name,
+        "domain": source.domain,
+        "time_unit": source.time_unit,
+        "users": sum(users),
+        "interactions": left,
+        "buckets": buckets,
+        "interactions_tied_in_time": sum(facts["tied_in_time"] for facts in written),
+        **table,
+        "interactions_sha256": hash_of_interactions(
+            [place(work, "interactions", bucket) / "interactions.parquet" for bucket in range(buckets)]
+        ),
+        "cleaned": read["cleaned"],
+        "quarantined": read["quarantined"],
+        "steps": [
+            _step("read", all_users, catalogue["touched"], read["interactions"], {"malformed": malformed}),
+            _step("deduplicate", all_users, catalogue["touched"], rows, {"duplicate": duplicates}),
+            _step("k_core", sum(users), core["touched"], left, {"rare user or item": rows - left}),
+        ],
+        "protocols": protocols,
+    }
+
+
+def _require_positives(settings: Settings, written: list[Facts]) -> None:
+    ratings = [facts["highest_rating"] for facts in written if facts["highest_rating"] is not None]
+    if settings.positive_rating is not None and max(ratings, default=-np.inf) < settings.positive_rating:
+        raise DataError(
+            f"--positive-rating must leave some positives, got {settings.positive_rating} where the highest rating is "
+            f"{max(ratings) if ratings else 'none: the source has no ratings'}; lower it or leave it out"
+        )
+
+
+def _step(step: str, users: int, items: int, interactions: int, dropped: dict[str, int]) -> Facts:
+    return {"step": step, "users": users, "items": items, "interactions": interactions, "dropped": dropped}
+
+
+class _Placed:
+    """A function of (first user, bucket) as one of the bucket alone."""
+
+    def __init__(self, work: Any, first_users: list[int]):
+        self._work, self._first_users = work, first_users
+
+    def __call__(self, bucket: int) -> Any:
+        return self._work(self._first_users[bucket], bucket)
+
+
+def _write_catalogue(work: Path, buckets: int, folder: Path) -> Facts:
+    """All items that the source knows or a user touched, with the texts that there are, ordered by id."""
+    seen = [pl.scan_parquet(place(work, "deduplicated", bucket) / "items.parquet") for bucket in range(buckets)]
+    touched = pl.concat(seen).group_by("item").agg(pl.col("interactions").sum()).collect()
+    known = pl.read_parquet(work / "read/items.parquet")
+    ids = by_number(pl.concat([touched["item"], known["item"]]).unique()).alias("item").to_frame()
+    empty = {"title": "", "year": "", "interactions": 0}
+    ids.join(touched, on="item", how="left", maintain_order="left").join(
+        known, on="item", how="left", maintain_order="left"
+    ).with_columns(
+        *(pl.col(name).fill_null(value) for name, value in empty.items()),
+        *(pl.col(name).fill_null([]) for name in ("genres", "details")),
+    ).write_parquet(folder / "catalogue.parquet")
+    return {"items": len(ids), "touched": touched.height}
+
+
+def _find_core(work: Path, k: int, unique: list[Facts], over_buckets: OverBuckets, folder: Path) -> Facts:
+    """Take away rare items and users in turn until all that are left have `k` of each other; the result is unique."""
+    counts = pl.read_parquet(work / "catalogue/catalogue.parquet", columns=["interactions"])["interactions"].to_numpy()
+    alive = np.ones(len(counts), bool)
+    users = [facts["users"] for facts in unique]
+    rounds = 0
+    while k > 1:
+        rounds += 1
+        alive = alive & (counts >= k)
+        round_file = f"alive-{rounds:03d}.npy"
+        with replacing_file(work / round_file) as temporary:
+            _save(temporary, alive)
+        found = over_buckets(f"{k}-core, round {rounds}", partial(count_core, work, k, round_file))
+        (work / round_file).unlink()
+        counts = sum(part["item_counts"] for part in found)
+        users = [part["users"] for part in found]
+        if not sum(users):
+            raise DataError(
+                f"the {k}-core must keep some users, and keeps none: no {k} users have {k} items in common; lower "
+                f"--k-core"
+            )
+        if (counts[alive] >= k).all():
+            break
+    _save(folder / "alive.npy", alive)
+    return {"users_of_buckets": users, "touched": int(np.sum(counts[alive] > 0)), "rounds": rounds}
+
+
+def _save(path: Path, array: Array) -> None:
+    with path.open("wb") as file:
+        np.save(file, array)
+
+
+def _write_items_table(work: Path, folder: Path) -> Facts:
+    alive = np.load(work / "core/alive.npy")
+    items = pl.read_parquet(work / "catalogue/catalogue.parquet").filter(pl.Series(alive))
+    touched = items["interactions"] > 0
+    items = items.select(
+        pl.int_range(pl.len(), dtype=pl.Int32).alias("item"),
+        pl.col("item").alias("source_id"),
+        "title",
+        "year",
+        "genres",
+        "details",
+    )
+    items.write_parquet(folder / "items.parquet")
+    return {
+        "items": items.height,
+        "items_without_title": int((items["title"] == "").sum()),
+        "items_without_interactions": int((~touched).sum()),
+        "items_sha256": hash_of_items(folder / "items.parquet"),
+    }
+
+
+def _write_protocol(
+    work: Path,
+    protocol: str,
+    settings: Settings,
+    cuts: tuple[int, int] | None,
+    items: int,
+    first_users: list[int],
+    over_buckets: OverBuckets,
+) -> Facts:
+    if settings.negatives == "popularity":
+        count = partial(count_training_items, work, protocol, settings, cuts, items)
+        counts = over_buckets(f"popularity, {protocol}", _Placed(count, first_users))
+        with replacing_file(work / f"popularity-{protocol}.npy") as temporary:
+            _save(temporary, np.sum(counts, axis=0))
+    write = partial(write_lists, work, protocol, settings, cuts, items)
+    found = over_buckets(f"lists, {protocol}", _Placed(write, first_users))
+    files = [place(work, f"candidates/{protocol}", bucket) / "lists.jsonl" for bucket in range(len(found))]
+    facts = {"sha256": hash_of_files(files)} | {name: _total([part[name] for part in found]) for name in found[0]}
+    return facts | ({"cuts": list(cuts)} if cuts is not None and protocol == "global_time" else {})
+
+
+def _total(parts: list[Any]) -> Any:
+    if isinstance(parts[0], dict):
+        return {name: sum(part[name] for part in parts) for name in parts[0]}
+    return sum(parts)
+
+
+def _assemble(work: Path, folder: Path, manifest: Facts) -> None:
+    files = {"items.parquet": work / "table/items.parquet"}
+    if (work / "read" / QUARANTINE).is_file():
+        files[QUARANTINE] = work / "read" / QUARANTINE
+    for bucket in range(manifest["buckets"]):
+        written = place(work, "interactions", bucket)
+        files[interactions_file(bucket)] = written / "interactions.parquet"
+        files[users_file(bucket)] = written / "users.parquet"
+        for protocol in manifest["protocols"]:
+            lists = place(work, f"candidates/{protocol}", bucket) / "lists.jsonl"
+            files[candidate_file(protocol, bucket)] = lists
+    for name, path in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(path, folder / name)
+        except OSError:  # a file system without links
+            shutil.copyfile(path, folder / name)
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")

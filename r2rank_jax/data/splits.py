@@ -1,9 +1,14 @@
-"""Which interactions train, and which one is held out for validation and test, by two protocols. Pure.
+"""Which interactions train, and which are held out for validation and test, by four protocols. Pure.
 
-`leave_one_out`: a user's last interaction is the test positive, the one before it the validation positive.
-`global_time`: two cuts in calendar time, at 80 % and 90 % of all interactions; a user's first interaction
-after a cut is the positive, and everything before the first cut trains, so nothing of the future is known to
-the model.
+`leave_one_out`: a user's last positive is the test list's, the one before it the validation list's.
+`global_time`: two cuts in calendar time, at 80 % and 90 % of all interactions; a user's first positive after a cut is
+    the list's, and everything before the first cut trains, so nothing of the future is known to the model.
+`last_n`: a user's last n positives are relevant together in one test list, the n before them in one validation list;
+    the list's history ends before the first of them.
+`cold_users`: some users are held out whole. They never train; a list has the last positive of such a user, and its
+    history is what a model may reason from.
+
+A positive is an interaction that `Settings.positive` takes; the others are shown in histories and held out never.
 """
 
 from __future__ import annotations
@@ -13,9 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from r2rank_jax.data.errors import DataError
-from r2rank_jax.data.tables import Array
+from r2rank_jax.data.settings import PROTOCOLS, Array, Settings
 
-PROTOCOLS = ("leave_one_out", "global_time")
 HELD_OUT = ("valid", "test")
 NONE = -1  # no held-out interaction
 
@@ -25,9 +29,10 @@ class Split:
     """Positions within each user's sequence, sorted by time; `NONE` where the user has no such list."""
 
     train_end: Array  # int32 [users]  the first `train_end` interactions train
-    valid: Array  # int32 [users]  position of the positive
+    valid: Array  # int32 [users]  position of the list's first positive
     test: Array  # int32 [users]
-    without_history: dict[str, int]  # held-out positives left out because nothing came before them
+    without_history: dict[str, int]  # lists left out because nothing came before their first positive
+    positives: int = 1  # of a list: so many positives from its position on
 
     def position(self, held_out: str) -> Array:
         """`valid` or `test` by name.
@@ -40,86 +45,108 @@ class Split:
         return self.valid if held_out == "valid" else self.test
 
 
-def split(protocol: str, offsets: Array, timestamp: Array) -> Split:
+def split(
+    protocol: str,
+    offsets: Array,
+    timestamp: Array,
+    positive: Array,
+    settings: Settings,
+    *,
+    cuts: tuple[int, int] | None = None,
+    first_user: int = 0,
+) -> Split:
     """Split by a protocol.
 
     Args:
         protocol: one of `PROTOCOLS`.
-        offsets: [users + 1], user u's interactions are rows offsets[u]:offsets[u + 1].
+        offsets: [users + 1], the u-th user's interactions are rows offsets[u]:offsets[u + 1].
         timestamp: [n], sorted within each user.
+        positive: bool [n].
+        settings: for last_n, cold_fraction and seed.
+        cuts: of global_time, taken over all users.
+        first_user: dense id of the first of these users, who may be one bucket of many.
 
     Raises:
         DataError: an unknown protocol.
     """
     if protocol == "leave_one_out":
-        return leave_one_out(np.diff(offsets))
-    if protocol == "global_time":
-        return global_time(offsets, timestamp)
+        return last_n(offsets, positive, 1)
+    if protocol == "last_n":
+        return last_n(offsets, positive, settings.last_n)
+    if protocol == "global_time" and cuts is not None:
+        return global_time(offsets, timestamp, positive, cuts)
+    if protocol == "cold_users":
+        chance = chance_of_users(settings.seed, first_user, len(offsets) - 1)
+        return cold_users(offsets, positive, chance, settings.cold_fraction)
     raise DataError(f"split must be one of {PROTOCOLS}, got {protocol!r}; set data.split")
 
 
-def leave_one_out(lengths: Array) -> Split:
-    """Last = test, second-last = valid, the rest trains.
+def last_n(offsets: Array, positive: Array, n: int) -> Split:
+    """Last n positives = test, the n before them = valid, what comes before trains. n = 1 is leave-one-out.
 
-    A user with two interactions has a test list only; a user with one trains and is counted.
+    A user without a validation list (too few positives, or nothing before them) trains up to the test list; one without
+    a test list trains whole.
     """
-    lengths = np.asarray(lengths, np.int32)
-    test = np.where(lengths >= 2, lengths - 1, NONE).astype(np.int32)
-    valid = np.where(lengths >= 3, lengths - 2, NONE).astype(np.int32)
-    train_end = np.where(lengths >= 3, lengths - 2, np.minimum(lengths, 1)).astype(np.int32)
-    return Split(train_end, valid, test, {"valid": int(np.sum(lengths == 2)), "test": int(np.sum(lengths == 1))})
+    first_test, first_valid = (_from_the_end(offsets, positive, back) for back in (n, 2 * n))
+    test, valid = (np.where(first > 0, first, NONE).astype(np.int32) for first in (first_test, first_valid))
+    train_end = np.where(valid != NONE, valid, np.where(test != NONE, test, np.diff(offsets))).astype(np.int32)
+    without = {"valid": int(np.sum(first_valid == 0)), "test": int(np.sum(first_test == 0))}
+    return Split(train_end, valid, test, without, positives=n)
 
 
-def global_time(offsets: Array, timestamp: Array) -> Split:
-    """Train = before the first cut; valid = first in [cut 1, cut 2); test = first at or after cut 2."""
-    cuts = time_cuts(timestamp)
-    users = len(offsets) - 1
-    before = np.zeros((2, users), np.int32)  # interactions before each cut
-    for user in range(users):
-        times = timestamp[offsets[user] : offsets[user + 1]]
-        before[:, user] = np.searchsorted(times, cuts, side="left")
+def global_time(offsets: Array, timestamp: Array, positive: Array, cuts: tuple[int, int]) -> Split:
+    """Train = before the first cut; valid = first positive in [cut 1, cut 2); test = first one at or after cut 2."""
     lengths = np.diff(offsets)
-    has_valid, has_test = before[1] > before[0], lengths > before[1]
-    return Split(
-        before[0],
-        np.where(has_valid & (before[0] > 0), before[0], NONE).astype(np.int32),
-        np.where(has_test & (before[1] > 0), before[1], NONE).astype(np.int32),
-        {
-            "valid": int(np.sum(has_valid & (before[0] == 0))),
-            "test": int(np.sum(has_test & (before[1] == 0))),
-        },
-    )
+    user = np.repeat(np.arange(len(lengths)), lengths)
+    before = [np.bincount(user[timestamp < cut], minlength=len(lengths)) for cut in cuts]
+    places = np.flatnonzero(positive)
+    found, without = {}, {}
+    for name, low, high in (("valid", before[0], before[1]), ("test", before[1], lengths)):
+        next_positive = np.searchsorted(places, offsets[:-1] + low)
+        row = np.append(places, len(positive))[next_positive]
+        inside = row < offsets[:-1] + high
+        position = row - offsets[:-1]
+        found[name] = np.where(inside & (position > 0), position, NONE).astype(np.int32)
+        without[name] = int(np.sum(inside & (position == 0)))
+    return Split(before[0].astype(np.int32), found["valid"], found["test"], without)
 
 
-def time_cuts(timestamp: Array) -> tuple[int, int]:
-    """Timestamps below which (at most) 80 % and 90 % of all interactions lie."""
-    ordered = np.sort(timestamp)
-    return int(ordered[len(ordered) * 8 // 10]), int(ordered[len(ordered) * 9 // 10])
-
-
-def sample_outside(rng: np.random.Generator, known: Array, items: int, count: int) -> Array:
-    """Distinct items, uniform over the catalogue without `known`; exact, in O(known + count).
+def cold_users(offsets: Array, positive: Array, chance: Array, fraction: float) -> Split:
+    """Users whose chance is below `fraction` are held out for test, those below twice of it for validation.
 
     Args:
-        rng: source of randomness.
-        known: [k] distinct item ids to keep out.
-        items: size of the catalogue.
-        count: items wanted.
-
-    Returns:
-        int32 [count], in random order.
-
-    Raises:
-        DataError: fewer than `count` items are left.
+        offsets: [users + 1].
+        positive: bool [n].
+        chance: float64 [users] in [0, 1), see `chance_of_users`.
+        fraction: of the users, for each of the two parts.
     """
-    left = items - len(known)
-    if left < count:
-        raise DataError(
-            f"{count} negatives need as many items outside the user's interactions, got {left} of {items}; "
-            f"lower the number of candidates (data.candidate_items, data prepare --candidates) to at most "
-            f"{left + 1}"
-        )
-    ranks = rng.choice(left, count, replace=False, shuffle=True)
-    # The r-th item that is not known is r plus the number of known items before it.
-    gaps = np.sort(known) - np.arange(len(known))
-    return (ranks + np.searchsorted(gaps, ranks, side="right")).astype(np.int32)
+    last = _from_the_end(offsets, positive, 1)
+    parts = {"test": chance < fraction, "valid": (chance >= fraction) & (chance < 2 * fraction)}
+    held = {name: np.where(part & (last > 0), last, NONE).astype(np.int32) for name, part in parts.items()}
+    train_end = np.where(parts["test"] | parts["valid"], 0, np.diff(offsets)).astype(np.int32)
+    without = {name: int(np.sum(part & (last == 0))) for name, part in parts.items()}
+    return Split(train_end, held["valid"], held["test"], without)
+
+
+def chance_of_users(seed: int, first_user: int, users: int) -> Array:
+    """float64 [users] in [0, 1): a number of (seed, dense id) alone, by SplitMix64's finalizer.
+
+    A generator per user would give the same, a hundred times slower.
+    """
+    with np.errstate(over="ignore"):
+        state = np.uint64(seed % 2**64) * np.uint64(0xD1342543DE82EF95) + np.arange(
+            first_user + 1, first_user + users + 1, dtype=np.uint64
+        ) * np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state ^= state >> np.uint64(31)
+    return (state >> np.uint64(11)) / 2.0**53
+
+
+def _from_the_end(offsets: Array, positive: Array, back: int) -> Array:
+    """int64 [users]: position of the user's `back`-th positive from the end; NONE where there are fewer."""
+    places = np.flatnonzero(positive)
+    ends = np.searchsorted(places, offsets)  # positives before each user's first row
+    there = np.diff(ends) >= back
+    row = np.append(places, 0)[np.where(there, ends[1:] - back, 0)]
+    return np.where(there, row - offsets[:-1], NONE)

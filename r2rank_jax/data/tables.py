@@ -1,53 +1,51 @@
-"""What every source's reader returns: interactions and items with dense ids.
-
-A reader of another source (Amazon, Yelp, ...) is a function that returns these two tables.
-"""
+"""The two tables of a prepared folder in memory, with dense ids, and their hashes."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-Array = np.ndarray
+from r2rank_jax.data.settings import Array
+
+_HASHED = {"user": "<i8", "item": "<i8", "rating": "<f8", "timestamp": "<i8", "order": "<i8"}
+_ITEM_ROWS = 10_000  # read at a time for the hash
 
 
 @dataclass(frozen=True)
 class Interactions:
-    """One row per (user, item) event; n rows."""
+    """One row per (user, item) event, sorted by user, then time, then source order; n rows."""
 
-    user: Array  # int32 [n]    dense, by numeric order of the source's ids
+    user: Array  # int32 [n]    dense
     item: Array  # int32 [n]    dense
-    rating: Array  # float32 [n]
-    timestamp: Array  # int64 [n]    seconds
-    order: Array  # int32 [n]    place in the source file; breaks ties in time
-
-    def sorted(self) -> Interactions:
-        """Sorted by user, then time, then source order: a user's rows are contiguous, oldest first."""
-        by = np.lexsort((self.order, self.timestamp, self.user))
-        return Interactions(*(getattr(self, f.name)[by] for f in dataclasses.fields(self)))
-
-    def sha256(self) -> str:
-        """Hash of the values, not of a file: parquet's bytes change with the writer's version."""
-        digest = hashlib.sha256()
-        for field in dataclasses.fields(self):
-            kind = "<f8" if field.name == "rating" else "<i8"
-            digest.update(np.ascontiguousarray(getattr(self, field.name), dtype=kind).tobytes())
-        return digest.hexdigest()
-
-    def write(self, path: Path) -> None:
-        """Write as parquet, one column per field."""
-        pl.DataFrame({f.name: getattr(self, f.name) for f in dataclasses.fields(self)}).write_parquet(path)
+    rating: Array  # float32 [n]  NaN where the source has none
+    timestamp: Array  # int64 [n]    in the source's unit
 
     @classmethod
-    def read(cls, path: Path) -> Interactions:
-        """Inverse of `write`."""
-        frame = pl.read_parquet(path)
-        return cls(*(frame[f.name].to_numpy() for f in dataclasses.fields(cls)))
+    def read(cls, paths: Sequence[Path]) -> Interactions:
+        """Read the files of all buckets, one after the other."""
+        return cls(*(np.concatenate([_column(path, name) for path in paths]) for name in cls.__dataclass_fields__))
+
+
+def hash_of_interactions(paths: Sequence[Path]) -> str:
+    """Hash of the values, column after column over all files: parquet's bytes change with the writer's version."""
+    digest = hashlib.sha256()
+    for name, kind in _HASHED.items():
+        for path in paths:
+            digest.update(np.ascontiguousarray(_column(path, name), dtype=kind).tobytes())
+    return digest.hexdigest()
+
+
+def hash_of_items(path: Path) -> str:
+    """Hash of the values of a file of items."""
+    digest = hashlib.sha256()
+    for row in _item_rows(path):
+        digest.update(repr(row).encode())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -67,31 +65,27 @@ class Items:
         """Title with its year: titles alone repeat (22 of them in MovieLens-100K)."""
         return f"{self.title[item]} ({self.year[item]})" if self.year[item] else self.title[item]
 
-    def sha256(self) -> str:
-        """Hash of the values."""
-        rows = zip(self.source_id, self.title, self.year, self.genres, strict=True)
-        return hashlib.sha256(repr(list(rows)).encode()).hexdigest()
-
-    def write(self, path: Path) -> None:
-        """Write as parquet: item, source_id, title, year, genres."""
-        pl.DataFrame(
-            {
-                "item": np.arange(len(self), dtype=np.int32),
-                "source_id": list(self.source_id),
-                "title": list(self.title),
-                "year": list(self.year),
-                "genres": [list(genres) for genres in self.genres],
-            },
-            schema_overrides={"genres": pl.List(pl.String)},
-        ).write_parquet(path)
-
     @classmethod
-    def read(cls, path: Path) -> Items:
-        """Inverse of `write`."""
-        frame = pl.read_parquet(path)
-        return cls(
-            tuple(frame["source_id"].to_list()),
-            tuple(frame["title"].to_list()),
-            tuple(frame["year"].to_list()),
-            tuple(tuple(genres) for genres in frame["genres"].to_list()),
-        )
+    def read(cls, path: Path, untitled: str) -> Items:
+        """Read `items.parquet`.
+
+        Args:
+            path: the file.
+            untitled: what an item without a title is called.
+        """
+        rows = [(key, title or untitled, *rest) for key, title, *rest in _item_rows(path)]
+        return cls(*_columns(rows, len(cls.__dataclass_fields__)))
+
+
+def _columns(rows: Iterable[tuple], width: int) -> tuple:
+    return tuple(zip(*rows, strict=True)) or ((),) * width
+
+
+def _column(path: Path, name: str) -> Array:
+    return pl.read_parquet(path, columns=[name])[name].to_numpy()
+
+
+def _item_rows(path: Path) -> Iterator[tuple]:
+    frame = pl.read_parquet(path, columns=["source_id", "title", "year", "genres", "details"])
+    for source_id, title, year, genres, details in frame.iter_rows():
+        yield source_id, title, year, tuple(genres), tuple((part["name"], part["value"]) for part in details)

@@ -61,7 +61,7 @@ def build_results(
     pairs: Sequence[tuple[str, str]],
     *,
     config: EvaluationConfig,
-    candidate_items: int,
+    candidate_items: int | None,
     seed: int,
     provenance: Provenance,
     compared: Sequence[str] | None = None,
@@ -74,7 +74,8 @@ def build_results(
         pairs: (a, b) of system names to compare; a is the one expected to be better.
         config: `bootstrap_samples` and `permutation_samples` are used, and `ks` for the analytic random
             values.
-        candidate_items: N of the lists, one of them relevant, for the analytic random values.
+        candidate_items: N of the lists, one of them relevant, for the analytic random values; None where lists have
+            several relevant items, and so no such values.
         seed: of the bootstrap and the permutations.
         provenance: see `Provenance`.
         compared: metrics of the comparisons; None = NDCG at the largest k.
@@ -96,7 +97,7 @@ def build_results(
         "schema": SCHEMA,
         "systems": summary,
         "comparisons": comparisons,
-        "analytic_random": baselines.analytic_random(candidate_items, config.ks),
+        "analytic_random": {} if candidate_items is None else baselines.analytic_random(candidate_items, config.ks),
         "data_hash": provenance.data_hash,
         "candidate_hash": provenance.candidate_hash,
         "commit": provenance.commit,

@@ -77,7 +77,7 @@ def run(config: RunConfig, run_dir: Path) -> None:
         systems,
         pairs,
         config=config.evaluation,
-        candidate_items=lists.items.shape[1],
+        candidate_items=lists.items.shape[1] if np.all(np.sum(lists.labels > 0, axis=1) <= 1) else None,
         seed=config.seed,
         provenance=Provenance(
             data_hash=inputs.dataset.data_hash,

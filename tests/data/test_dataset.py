@@ -6,10 +6,11 @@ import pytest
 
 from r2rank_jax.data.dataset import load
 from r2rank_jax.data.errors import DataError
-from r2rank_jax.data.splits import PROTOCOLS
+from r2rank_jax.data.folder import candidate_file, interactions_file
+from r2rank_jax.data.settings import DEFAULT_PROTOCOLS
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", DEFAULT_PROTOCOLS)
 def test_no_history_holds_its_positive_or_anything_later(prepared, protocol):
     data = load(prepared, protocol)
     positions = [(user, place) for user, place in data.train_lists(1).tolist()]
@@ -26,7 +27,7 @@ def test_no_history_holds_its_positive_or_anything_later(prepared, protocol):
         assert data.item[last].tolist() == data.item[rows].tolist()[-3:]
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", DEFAULT_PROTOCOLS)
 def test_held_out_positions_are_no_training_positions(prepared, protocol):
     data = load(prepared, protocol)
     training = set(map(tuple, data.train_lists(1).tolist()))
@@ -111,7 +112,7 @@ def test_train_counts_ignore_held_out_interactions(dataset):
 def test_edited_files_are_refused_with_both_hashes(prepared, tmp_path, dataset):
     folder = tmp_path / "copy"
     shutil.copytree(prepared, folder)
-    file = folder / "candidates/leave_one_out.jsonl"
+    file = folder / candidate_file("leave_one_out")
     file.write_text(file.read_text().replace('"user":3,', '"user":4,', 1))
     with pytest.raises(DataError, match=rf"candidate file whose hash does not match.*{dataset.candidate_hash}, got"):
         load(folder, "leave_one_out")
@@ -121,8 +122,8 @@ def test_edited_files_are_refused_with_both_hashes(prepared, tmp_path, dataset):
 def test_edited_interactions_are_refused(prepared, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(prepared, folder)
-    frame = pl.read_parquet(folder / "interactions.parquet")
-    frame.with_columns(rating=pl.lit(5.0, pl.Float32)).write_parquet(folder / "interactions.parquet")
+    frame = pl.read_parquet(folder / interactions_file(0))
+    frame.with_columns(rating=pl.lit(5.0, pl.Float32)).write_parquet(folder / interactions_file(0))
     with pytest.raises(DataError, match="data file whose hash does not match"):
         load(folder, "leave_one_out")
 
@@ -132,3 +133,13 @@ def test_errors_for_wrong_folder_and_split(prepared, tmp_path):
         load(tmp_path, "leave_one_out")
     with pytest.raises(DataError, match=r"got 'random'; set data\.split"):
         load(prepared, "random")
+    with pytest.raises(DataError, match=r"prepared for, leave_one_out, global_time, got 'last_n'; set data\.split"):
+        load(prepared, "last_n")
+
+
+def test_a_folder_of_the_first_format_is_refused_with_the_remedy(prepared, tmp_path):
+    shutil.copytree(prepared, tmp_path / "old")
+    path = tmp_path / "old/manifest.json"
+    path.write_text(path.read_text().replace('"format": 2', '"format": 1'))
+    with pytest.raises(DataError, match=r"format must be 2, got 1; .*remove the folder and run `r2rank data prepare`"):
+        load(tmp_path / "old", "leave_one_out")

@@ -8,8 +8,11 @@ import pytest
 from r2rank_jax.data import prepare as module
 from r2rank_jax.data.dataset import load
 from r2rank_jax.data.errors import DataError
+from r2rank_jax.data.folder import candidate_file
+from r2rank_jax.data.negatives import sample_outside
 from r2rank_jax.data.prepare import prepare
-from r2rank_jax.data.splits import HELD_OUT, NONE, PROTOCOLS, global_time, leave_one_out, sample_outside
+from r2rank_jax.data.settings import DEFAULT_PROTOCOLS
+from r2rank_jax.data.splits import HELD_OUT, NONE, global_time, last_n
 
 from .conftest import tiny_rows, write_raw
 
@@ -23,10 +26,10 @@ def sequences():
 
 
 def records(folder, protocol):
-    return [json.loads(line) for line in (folder / f"candidates/{protocol}.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (folder / candidate_file(protocol)).read_text().splitlines()]
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", DEFAULT_PROTOCOLS)
 def test_lists_have_one_positive_and_negatives_outside_the_whole_history(prepared, protocol):
     rows = sequences()
     found = records(prepared, protocol)
@@ -76,8 +79,8 @@ def test_ties_keep_source_order_and_are_counted(prepared):
 def test_a_rerun_gives_the_same_lists_and_another_seed_others(tiny_raw, tmp_path, prepared, capfd):
     for name, seed in (("again", 0), ("other", 1)):
         prepare(tiny_raw, tmp_path / name, seed=seed)
-    for protocol in PROTOCOLS:
-        file = f"candidates/{protocol}.jsonl"
+    for protocol in DEFAULT_PROTOCOLS:
+        file = candidate_file(protocol)
         digest = {k: hashlib.sha256((k / file).read_bytes()).hexdigest() for k in (prepared, tmp_path / "again")}
         assert len(set(digest.values())) == 1
         assert (tmp_path / "other" / file).read_bytes() != (prepared / file).read_bytes()
@@ -109,16 +112,16 @@ def test_a_folder_with_other_content_is_left_alone(tiny_raw, tmp_path):
     with pytest.raises(DataError, match=r"differs in .*seed"):
         prepare(tiny_raw, out, seed=3)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
-    (out / "candidates/global_time.jsonl").write_text("")
+    (out / candidate_file("global_time")).write_text("")
     with pytest.raises(DataError, match="differs in candidates/global_time"):
         prepare(tiny_raw, out)
 
 
 def test_a_failure_while_writing_leaves_nothing(tiny_raw, tmp_path, monkeypatch):
-    def fail(_):
+    def fail(*_, **__):
         raise OSError("disk full")
 
-    monkeypatch.setattr(module, "_card", fail)
+    monkeypatch.setattr(module.json, "dumps", fail)
     with pytest.raises(OSError, match="disk full"):
         prepare(tiny_raw, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
@@ -145,7 +148,7 @@ def test_too_many_candidates_and_too_few_are_refused(tiny_raw, tmp_path):
 
 
 def test_leave_one_out_by_hand():
-    parts = leave_one_out(np.array([5, 3, 2, 1]))
+    parts = last_n(np.cumsum([0, 5, 3, 2, 1]), np.ones(11, bool), 1)
     assert parts.test.tolist() == [4, 2, 1, NONE]
     assert parts.valid.tolist() == [3, 1, NONE, NONE]
     assert parts.train_end.tolist() == [3, 1, 1, 1]
@@ -153,7 +156,8 @@ def test_leave_one_out_by_hand():
 
 def test_global_time_by_hand():
     # Ten interactions at times 0..9: cuts at 8 and 9. User 0 has all but 8; user 1 starts at 8.
-    parts = global_time(np.array([0, 9, 10]), np.array([0, 1, 2, 3, 4, 5, 6, 7, 9, 8]))
+    times = np.array([0, 1, 2, 3, 4, 5, 6, 7, 9, 8])
+    parts = global_time(np.array([0, 9, 10]), times, np.ones(10, bool), (8, 9))
     assert parts.train_end.tolist() == [8, 0]
     assert parts.valid.tolist() == [NONE, NONE] and parts.without_history == {"valid": 1, "test": 0}
     assert parts.test.tolist() == [8, NONE]

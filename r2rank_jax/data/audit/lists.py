@@ -127,8 +127,9 @@ def _check_entries(table: Table, items: int, found: Findings) -> None:
     table.note(
         found, ITEMS, bad, lambda row: f"user {table.user[row]}: candidates {_brief(table.items[row])} of {items} items"
     )
-    bad = ~np.isfinite(table.labels).all(axis=1) | (table.labels < 0).any(axis=1)
-    bad |= (table.labels > 0).all(axis=1) | ~(table.labels > 0).any(axis=1)
+    relevant = table.labels > 0
+    broken = ~np.isfinite(table.labels) | (table.labels < 0)
+    bad = broken.any(axis=1) | relevant.all(axis=1) | ~relevant.any(axis=1)
     table.note(found, LABELS, bad, lambda row: f"user {table.user[row]}: labels {_brief(table.labels[row])}")
 
 

@@ -225,7 +225,8 @@ def check_catalogue(items: Items, ids: Sequence[int], counts: Array, found: Find
         counts: [items] interactions of each.
         found: added to.
     """
-    file, seen = "items.parquet", {}
+    file = "items.parquet"
+    seen: dict[str, int] = {}
     for row, (item, source_id) in enumerate(zip(ids, items.source_id, strict=True)):
         if item != row:
             found.add(ITEMS_TABLE, f"{file}, row {row}", f"item must be {row}, got {item}")

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from r2rank_jax.data.tables import Array
 
 BLUE, ORANGE, INK, MUTED, GRID = "#2b6cb0", "#c05621", "#1a202c", "#5a6673", "#e2e8f0"
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "svg.fonttype": "none",  # real text: sharp and searchable
     "svg.hashsalt": "r2rank",  # ids inside the file, otherwise random
     "font.family": "sans-serif",

@@ -121,16 +121,23 @@ def _record(text: str) -> dict[str, Any] | None:
 
 def _check_entries(table: Table, items: int, found: Findings) -> None:
     """What a list must be whoever it belongs to."""
-    outside = (table.items < 0) | (table.items >= items)
-    falling = np.diff(table.items, axis=1) <= 0
-    bad = outside.any(axis=1) | falling.any(axis=1)
+    outside = np.any((table.items < 0) | (table.items >= items), axis=1)
+    falling = np.any(np.diff(table.items, axis=1) <= 0, axis=1)
     table.note(
-        found, ITEMS, bad, lambda row: f"user {table.user[row]}: candidates {_brief(table.items[row])} of {items} items"
+        found,
+        ITEMS,
+        outside | falling,
+        lambda row: f"user {table.user[row]}: candidates {_brief(table.items[row])} of {items} items",
     )
     relevant = table.labels > 0
     broken = ~np.isfinite(table.labels) | (table.labels < 0)
-    bad = broken.any(axis=1) | relevant.all(axis=1) | ~relevant.any(axis=1)
-    table.note(found, LABELS, bad, lambda row: f"user {table.user[row]}: labels {_brief(table.labels[row])}")
+    one_kind = np.all(relevant, axis=1) | np.all(~relevant, axis=1)
+    table.note(
+        found,
+        LABELS,
+        one_kind | np.any(broken, axis=1),
+        lambda row: f"user {table.user[row]}: labels {_brief(table.labels[row])}",
+    )
 
 
 def _of_bucket(table: Table, bucket: Bucket, found: Findings) -> Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,8 @@ import numpy as np
 
 from r2rank_jax.data.audit.findings import Check, Findings
 from r2rank_jax.data.audit.tables import AGAIN, Bucket
+from r2rank_jax.data.settings import Array, Settings
 from r2rank_jax.data.splits import HELD_OUT, NONE, Split
-from r2rank_jax.data.tables import Array
 
 LINES = Check("list_lines", 'a line is {"split", "user", "position", "items", "labels"}', AGAIN)
 SIZES = Check("list_size", "a list has as many candidates, and as many labels, as the settings ask for", AGAIN)
@@ -23,9 +23,10 @@ ONCE = Check("list_repeated", "a user has one list in a part", AGAIN)
 ORDER = Check("list_order", "all validation lists by user, then all test lists by user", AGAIN)
 POSITIONS = Check("list_position", "the positive is where the protocol says, with a history before it", AGAIN)
 MISSING = Check("list_missing", "every user for whom the protocol names a positive has a list", AGAIN)
-POSITIVES = Check("list_positive", "the relevant candidates are the held-out interactions, and no others", AGAIN)
+POSITIVES = Check("list_positive", "the held-out positives are relevant, by their labels, and nothing else is", AGAIN)
 NEGATIVES = Check("list_negative_known", "no negative is an item that the user interacted with at any time", AGAIN)
 HISTORY = Check("list_history", "no held-out item is in the history that is shown before it", AGAIN)
+TIMES = Check("list_time", "under global_time a positive lies between the cuts, or after both", AGAIN)
 PARTS = Check("list_parts", "a user's validation positive comes before the test positive", AGAIN)
 
 FIELDS = ("split", "user", "position", "items", "labels")
@@ -86,7 +87,9 @@ def read_lists(file: str, content: bytes, size: int, found: Findings) -> Table:
     )
 
 
-def check_lists(table: Table, bucket: Bucket, items: int, parts: Split, found: Findings) -> None:
+def check_lists(
+    table: Table, bucket: Bucket, items: int, parts: Split, settings: Settings, found: Findings
+) -> None:
     """Every check of one file.
 
     Args:
@@ -94,12 +97,14 @@ def check_lists(table: Table, bucket: Bucket, items: int, parts: Split, found: F
         bucket: whose ids and order hold.
         items: size of the catalogue.
         parts: the protocol's positions, worked out again, for the users of this bucket.
+        settings: which interactions are positives, and with which labels.
         found: added to.
     """
     _check_entries(table, items, found)
     table = _of_bucket(table, bucket, found)
     _check_turns(table, found)
     _check_positions(table, bucket, parts, found)
+    _check_labels(table, bucket, parts, settings, found)
     _check_known(table, bucket, items, found)
     _check_parts(table, found)
 
@@ -194,48 +199,72 @@ def _check_positions(table: Table, bucket: Bucket, parts: Split, found: Findings
             found.add(MISSING, table.file, f"user {user} must have a {name} list, and has none")
 
 
-def _check_known(table: Table, bucket: Bucket, items: int, found: Findings) -> None:
-    """Positives, negatives and shown history against everything the user ever interacted with."""
-    # One sorted key per (user, item): a list's items are found among all of the bucket's by bisection.
-    key = (bucket.user.astype(np.int64) - bucket.first_user) * items + bucket.item
-    by = np.argsort(key, kind="stable")
-    wanted = (table.user[:, None] - bucket.first_user) * items + table.items
-    place = np.minimum(np.searchsorted(key[by], wanted), len(by) - 1)
-    within = (table.items >= 0) & (table.items < items)
-    known = (key[by][place] == wanted) & within
-    position = by[place] - bucket.offsets[table.user - bucket.first_user][:, None]  # the earliest, where it repeats
-    relevant = table.labels > 0
-    at = position == table.position[:, None]
-
-    bad = (relevant != (known & at)).any(axis=1)
+def _check_labels(table: Table, bucket: Bucket, parts: Split, settings: Settings, found: Findings) -> None:
+    """The relevant candidates are the positives from the list's position on, with their labels."""
+    places = np.append(np.flatnonzero(settings.positive(bucket.rating)), len(bucket.user))
+    first = np.searchsorted(places, bucket.offsets[table.user - bucket.first_user] + table.position)
+    rows = places[np.minimum(first[:, None] + np.arange(parts.positives), len(places) - 1)]  # [L, positives]
+    inside = rows < bucket.offsets[table.user - bucket.first_user + 1][:, None]
+    rows = np.where(inside, rows, 0)
+    items = np.where(inside, bucket.item[rows], NONE)
+    labels = settings.label(bucket.rating[rows.ravel()]).reshape(rows.shape)
+    same = table.items[:, :, None] == items[:, None]  # [L, N, positives]
+    due = np.max(np.where(same, labels[:, None], 0), axis=2)
+    bad = np.any(due != table.labels, axis=1) | ~np.all(np.any(same, axis=1) | ~inside, axis=1)
     table.note(
         found,
         POSITIVES,
         bad,
         lambda row: (
-            f"user {table.user[row]}: relevant are {_brief(table.items[row][relevant[row]])}, held out is "
-            f"{_brief(table.items[row][known[row] & at[row]])} at {table.position[row]}"
+            f"user {table.user[row]}: held out from {table.position[row]} on are {_brief(items[row][inside[row]])} with "
+            f"labels {_brief(labels[row][inside[row]])}, the list has {_brief(table.items[row][table.labels[row] > 0])} "
+            f"with {_brief(table.labels[row][table.labels[row] > 0])}"
         ),
     )
-    bad = known & ~relevant
+
+
+def _check_known(table: Table, bucket: Bucket, items: int, found: Findings) -> None:
+    """Negatives and positives against everything the user ever interacted with."""
+    # One sorted key per (user, item): a list's items are found among all of the bucket's by bisection.
+    key = (bucket.user.astype(np.int64) - bucket.first_user) * items + bucket.item
+    by = np.argsort(key, kind="stable")
+    wanted = (table.user[:, None] - bucket.first_user) * items + table.items
+    place = np.minimum(np.searchsorted(key[by], wanted), len(by) - 1)
+    known = (key[by][place] == wanted) & (table.items >= 0) & (table.items < items)
+    position = by[place] - bucket.offsets[table.user - bucket.first_user][:, None]  # the earliest, where it repeats
+    relevant = table.labels > 0
+
+    def said(row: int, chosen: Array) -> str:
+        return f"item {_brief(table.items[row][chosen[row]])}, interaction {_brief(position[row][chosen[row]])}"
+
+    wrong = known & ~relevant
     table.note(
         found,
         NEGATIVES,
-        bad.any(axis=1),
-        lambda row: (
-            f"user {table.user[row]} interacted with negative {_brief(table.items[row][bad[row]])} at "
-            f"{_brief(position[row][bad[row]])} of the own sequence"
-        ),
+        np.any(wrong, axis=1),
+        lambda row: f"user {table.user[row]} has negatives from the own sequence: {said(row, wrong)}",
     )
     seen = known & relevant & (position < table.position[:, None])
     table.note(
         found,
         HISTORY,
-        seen.any(axis=1),
-        lambda row: (
-            f"user {table.user[row]}: relevant {_brief(table.items[row][seen[row]])} is at "
-            f"{_brief(position[row][seen[row]])} already, before {table.position[row]}"
-        ),
+        np.any(seen, axis=1),
+        lambda row: f"user {table.user[row]} is shown what is to be found: {said(row, seen)} of {table.position[row]}",
+    )
+
+
+def check_times_of_lists(table: Table, bucket: Bucket, cuts: Sequence[int], found: Findings) -> None:
+    """Under global_time, what is held out happened between the cuts (validation), or after the second (test)."""
+    table = table.where(np.isin(table.user - bucket.first_user, np.arange(bucket.users)))
+    start = bucket.offsets[table.user - bucket.first_user]
+    stop = bucket.offsets[table.user - bucket.first_user + 1]
+    stamp = bucket.timestamp[np.clip(start + table.position, start, stop - 1)]
+    sound = np.where(table.test, stamp >= cuts[1], (stamp >= cuts[0]) & (stamp < cuts[1]))
+    table.note(
+        found,
+        TIMES,
+        ~sound,
+        lambda row: f"user {table.user[row]}'s {table.part(row)} positive is of {stamp[row]}, the cuts are {list(cuts)}",
     )
 
 

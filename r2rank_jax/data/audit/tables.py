@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 
 from r2rank_jax.data.audit.findings import Check, Findings
-from r2rank_jax.data.tables import Array, Items
+from r2rank_jax.data.partition import HASH_BITS, user_hash
+from r2rank_jax.data.settings import Array
 
 AGAIN = "prepare the data again in a new folder"
 SORTED = Check("interactions_sorted", "rows are sorted by user, then time, then source order", AGAIN)
@@ -41,11 +43,17 @@ USERS_TABLE = Check("users_table", "the users' table names every dense id of its
 USER_BUCKETS = Check("user_buckets", "a user is in the bucket that the hash of the source's id names", AGAIN)
 ITEMS_TABLE = Check("items_table", "item ids are 0, 1, 2 ... and the source's ids are unique", AGAIN)
 MARKUP = Check("text_markup", "no HTML entity or tag is left in a title", "prepare again; the readers clean titles")
-CONTROL = Check("text_control_characters", "no control or direction character is left in a title", MARKUP.remedy)
+CONTROL = Check("text_control_characters", "no control character and no line end is left in a title", MARKUP.remedy)
+DIRECTION = Check(
+    "text_direction_characters",
+    "no invisible character that changes the direction of text is in a title",
+    "nothing; prompts leave them out",
+    fault=False,
+)
 MISSING_TITLES = Check(
     "titles_missing",
     "every item has a title",
-    "nothing, if the source has none; such items are ranked by their other fields alone",
+    "nothing, if the source has none; a prompt calls such an item unknown",
     fault=False,
 )
 
@@ -56,7 +64,8 @@ _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z]{2,31}\d{0,2})
 _TAG = re.compile(
     r"</?(?:a|b|br|div|em|font|i|img|li|p|span|strong|sub|sup|table|td|tr|u|ul)(?:\s[^<>]*)?/?(?:>|$)", re.I
 )
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_DIRECTION = re.compile(r"[\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True)
@@ -77,9 +86,9 @@ class Bucket:
         """Number of users of this bucket."""
         return len(self.offsets) - 1
 
-    def sequence(self, user: int) -> slice:
-        """Rows of a dense user of this bucket."""
-        return slice(int(self.offsets[user - self.first_user]), int(self.offsets[user - self.first_user + 1]))
+    def tied(self) -> int:
+        """Interactions at the same time as the one before of the same user."""
+        return int(np.sum((np.diff(self.user) == 0) & (np.diff(self.timestamp) == 0)))
 
 
 def check_users(bucket: Bucket, found: Findings) -> bool:
@@ -216,30 +225,48 @@ def check_item_core(counts: Array, least: int, found: Findings) -> None:
     )
 
 
-def check_catalogue(items: Items, ids: Sequence[int], counts: Array, found: Findings) -> None:
+def check_user_buckets(source_ids: Sequence[str], file: str, number: int, buckets: int, found: Findings) -> None:
+    """Users are where the hash of their source id says, so that a user's rows are all in one bucket."""
+    width = 2**HASH_BITS // buckets
+    home = np.fromiter((user_hash(name) // width for name in source_ids), np.int64, len(source_ids))
+    found.add_rows(
+        USER_BUCKETS,
+        file,
+        np.flatnonzero(home != number),
+        lambda row: f"source id {source_ids[row]!r} belongs into bucket {home[row]}",
+    )
+
+
+def untitled(items: pl.DataFrame) -> Array:
+    """bool [items]: those without a title."""
+    return (items["title"].str.strip_chars() == "").to_numpy()
+
+
+def check_catalogue(items: pl.DataFrame, counts: Array, found: Findings) -> None:
     """Ids, and text that a prompt can show.
 
     Args:
-        items: the catalogue.
-        ids: column `item` of its file.
+        items: columns of `items.parquet`.
         counts: [items] interactions of each.
         found: added to.
     """
-    file = "items.parquet"
-    seen: dict[str, int] = {}
-    for row, (item, source_id) in enumerate(zip(ids, items.source_id, strict=True)):
-        if item != row:
-            found.add(ITEMS_TABLE, f"{file}, row {row}", f"item must be {row}, got {item}")
-        if not source_id:
-            found.add(ITEMS_TABLE, f"{file}, row {row}", "the source's id is empty")
-        first = seen.setdefault(source_id, row)
-        if first != row:
-            found.add(ITEMS_TABLE, f"{file}, row {row}", f"source id {source_id!r} is that of row {first} already")
-    for row, title in enumerate(items.title):
-        where = f"{file}, row {row}"
-        if not title.strip():
-            found.add(MISSING_TITLES, where, f"item {items.source_id[row]!r} ({counts[row]} interactions) has no title")
-        for check, pattern in ((MARKUP, _ENTITY), (MARKUP, _TAG), (CONTROL, _CONTROL)):
+    file, dense, ids = "items.parquet", items["item"].to_numpy(), items["source_id"]
+    found.add_rows(
+        ITEMS_TABLE,
+        file,
+        np.flatnonzero(dense != np.arange(len(dense))),
+        lambda row: f"item must be {row}, got {dense[row]}",
+    )
+    again = (~ids.is_first_distinct() | (ids == "")).arg_true().to_numpy()
+    found.add_rows(ITEMS_TABLE, file, again, lambda row: f"source id {ids[row]!r} is empty or of another item too")
+    found.add_rows(
+        MISSING_TITLES,
+        file,
+        np.flatnonzero(untitled(items)),
+        lambda row: f"item {ids[row]!r}, with {counts[row]} interactions, has no title",
+    )
+    for row, title in enumerate(items["title"].to_list()):
+        for check, pattern in ((MARKUP, _ENTITY), (MARKUP, _TAG), (CONTROL, _CONTROL), (DIRECTION, _DIRECTION)):
             match = pattern.search(title)
             if match and (pattern is not _ENTITY or html.unescape(match.group()) != match.group()):
-                found.add(check, where, f"the title holds {match.group()!r}: {title[:80]!r}")
+                found.add(check, f"{file}, row {row}", f"the title holds {match.group()!r}: {title[:80]!r}")

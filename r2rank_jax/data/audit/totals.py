@@ -8,7 +8,6 @@ from typing import Any
 from r2rank_jax.data.audit.findings import Check, Findings
 from r2rank_jax.data.audit.tables import AGAIN
 
-FILES = Check("files", "the folder has the files that its manifest names, and no others of their kind", AGAIN)
 HASHES = Check(
     "hashes", "a file's content has the hash that the manifest names", "restore the file, or prepare the data again"
 )
@@ -21,6 +20,12 @@ def check_count(found: Findings, name: str, expected: Any, counted: int) -> None
     """A number of the manifest against what was counted."""
     if expected != counted:
         found.add(COUNTS, "manifest.json", f"{name} is {expected}, the files hold {counted}")
+
+
+def check_hash(found: Findings, name: str, expected: Any, counted: str) -> None:
+    """A hash of the manifest against the files'."""
+    if expected != counted:
+        found.add(HASHES, name, f"the manifest has SHA-256 {expected}, the content has {counted}")
 
 
 def check_steps(steps: Sequence[Mapping[str, Any]], last: Mapping[str, int], found: Findings) -> None:

@@ -61,8 +61,13 @@ class Findings:
         """Number of offences that are faults, not warnings."""
         return sum(count for check, count in self.counts.items() if check.fault)
 
+    @property
+    def warnings(self) -> int:
+        """Number of offences that are none."""
+        return sum(self.counts.values()) - self.faults
+
     def text(self) -> str:
-        """All findings, faults first; empty where there are none."""
+        """All findings, faults first, each on a line of its own; empty where there are none."""
         lines = []
         for check in sorted(self.counts, key=lambda check: not check.fault):
             count, worded = self.counts[check], self.worded[check]
@@ -71,4 +76,4 @@ class Findings:
             if count > len(worded):
                 lines.append(f"    ... and {count - len(worded)} more")
             lines.append(f"    remedy: {check.remedy}")
-        return "\n".join(lines)
+        return "".join(line + "\n" for line in lines)

@@ -190,9 +190,7 @@ def _check_hashes(directory: Path, manifest: dict[str, Any], found: Findings) ->
     interactions = [directory / interactions_file(bucket) for bucket in buckets]
     if FILES not in found.counts:  # else it is known already, and there is nothing to hash
         totals.check_hash(found, "interactions", manifest["interactions_sha256"], hash_of_interactions(interactions))
-        totals.check_hash(
-            found, "items.parquet", manifest["items_sha256"], hash_of_items(directory / "items.parquet")
-        )
+        totals.check_hash(found, "items.parquet", manifest["items_sha256"], hash_of_items(directory / "items.parquet"))
     for protocol, part in manifest["protocols"].items():
         files = [directory / candidate_file(protocol, bucket) for bucket in buckets]
         totals.check_hash(found, f"candidates/{protocol}", part.get("sha256"), hash_of_files(files))
@@ -203,9 +201,7 @@ def _check_hashes(directory: Path, manifest: dict[str, Any], found: Findings) ->
             found.add(FILES, str(path.relative_to(directory)), f"is beyond the manifest's {len(buckets)} buckets")
 
 
-def _check_manifest(
-    manifest: dict[str, Any], items: int, untitled: int, counted: _Counted, found: Findings
-) -> None:
+def _check_manifest(manifest: dict[str, Any], items: int, untitled: int, counted: _Counted, found: Findings) -> None:
     if FILES in found.counts:
         return
     touched = int(np.sum(counted.per_item > 0))
@@ -229,9 +225,7 @@ def _check_manifest(
             said = part.get(key, {}).get(held_out) if held_out else part.get(key)
             totals.check_count(found, f"protocols.{protocol}.{name.replace(' ', '.')}", said, number)
         for place, cut in enumerate(part.get("cuts", ())):
-            totals.check_cut(
-                cut, 8 + place, counted.below[place], counted.up_to[place], counted.interactions, found
-            )
+            totals.check_cut(cut, 8 + place, counted.below[place], counted.up_to[place], counted.interactions, found)
 
 
 def _check_traces(directory: Path, manifest: dict[str, Any], found: Findings) -> None:

@@ -87,9 +87,7 @@ def read_lists(file: str, content: bytes, size: int, found: Findings) -> Table:
     )
 
 
-def check_lists(
-    table: Table, bucket: Bucket, items: int, parts: Split, settings: Settings, found: Findings
-) -> None:
+def check_lists(table: Table, bucket: Bucket, items: int, parts: Split, settings: Settings, found: Findings) -> None:
     """Every check of one file.
 
     Args:
@@ -211,16 +209,16 @@ def _check_labels(table: Table, bucket: Bucket, parts: Split, settings: Settings
     same = table.items[:, :, None] == items[:, None]  # [L, N, positives]
     due = np.max(np.where(same, labels[:, None], 0), axis=2)
     bad = np.any(due != table.labels, axis=1) | ~np.all(np.any(same, axis=1) | ~inside, axis=1)
-    table.note(
-        found,
-        POSITIVES,
-        bad,
-        lambda row: (
-            f"user {table.user[row]}: held out from {table.position[row]} on are {_brief(items[row][inside[row]])} with "
-            f"labels {_brief(labels[row][inside[row]])}, the list has {_brief(table.items[row][table.labels[row] > 0])} "
-            f"with {_brief(table.labels[row][table.labels[row] > 0])}"
-        ),
-    )
+
+    def wrong(row: int) -> str:
+        relevant = table.labels[row] > 0
+        return (
+            f"user {table.user[row]}: held out from {table.position[row]} on are {_brief(items[row][inside[row]])}, "
+            f"labels {_brief(labels[row][inside[row]])}; the list has {_brief(table.items[row][relevant])}, labels "
+            f"{_brief(table.labels[row][relevant])}"
+        )
+
+    table.note(found, POSITIVES, bad, wrong)
 
 
 def _check_known(table: Table, bucket: Bucket, items: int, found: Findings) -> None:
@@ -264,7 +262,7 @@ def check_times_of_lists(table: Table, bucket: Bucket, cuts: Sequence[int], foun
         found,
         TIMES,
         ~sound,
-        lambda row: f"user {table.user[row]}'s {table.part(row)} positive is of {stamp[row]}, the cuts are {list(cuts)}",
+        lambda row: f"user {table.user[row]}'s {table.part(row)} positive is of {stamp[row]}, the cuts are {cuts}",
     )
 
 

@@ -50,9 +50,7 @@ def read_table(directory: Path, file: str, schema: dict, found: Findings) -> pl.
         return None
     missing = [name for name in schema if name != "rating" and frame[name].null_count()]
     for name in missing:
-        found.add_rows(
-            FILES, file, frame[name].is_null().arg_true().to_numpy(), lambda row, name=name: f"{name} is missing"
-        )
+        found.add(FILES, f"{file}, row {frame[name].is_null().arg_max()}", f"{name} is missing")
     return None if missing else frame
 
 

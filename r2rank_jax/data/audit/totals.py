@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from r2rank_jax.data.audit.findings import Check, Findings
@@ -36,7 +37,7 @@ def check_steps(steps: Sequence[Mapping[str, Any]], last: Mapping[str, int], fou
         last: users, items and interactions, as counted.
         found: added to.
     """
-    for before, step in zip(steps, steps[1:]):
+    for before, step in pairwise(steps):
         left = before["interactions"] - sum(step.get("dropped", {}).values())
         if step["interactions"] != left:
             found.add(

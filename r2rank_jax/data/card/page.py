@@ -13,6 +13,11 @@ FIGURES = {
     "ratings.svg": "Interactions by rating",
     "candidates.svg": "Popularity of the relevant items and of the negatives",
 }
+NEGATIVES = {
+    "uniform": "negatives drawn uniformly from the items",
+    "popularity": "negatives drawn in proportion to 1 + their training interactions from the items",
+    "run": "a retriever's best items",
+}
 PARTS = {"valid": "validation", "test": "test"}
 
 
@@ -29,10 +34,10 @@ def page(card: dict[str, Any], figures: Iterable[str]) -> str:
         _summary(card),
         "## From the source to this folder",
         _steps(card["steps"]),
+        _cleaned(card),
         "## Lists",
         _lists(card),
-        _figure("candidates.svg", drawn),
-        "The further apart the two curves, the more a ranking by popularity alone gets right.",
+        _candidates(card, drawn),
         "## Users and time",
         _quantile_table({"interactions of a user": card["history_lengths"]}),
         _figure("history_lengths.svg", drawn),
@@ -48,8 +53,6 @@ def page(card: dict[str, Any], figures: Iterable[str]) -> str:
         "```json\n" + json.dumps(card["settings"], indent=2, ensure_ascii=False) + "\n```",
         _fingerprints(card),
     ]
-    if "candidates.svg" not in drawn:
-        blocks.remove("The further apart the two curves, the more a ranking by popularity alone gets right.")
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
@@ -68,8 +71,18 @@ def _steps(steps: Sequence[dict[str, Any]]) -> str:
     rows = []
     for step in steps:
         dropped = ", ".join(f"{_text(reason)}: {_number(n)}" for reason, n in step.get("dropped", {}).items() if n)
-        rows.append([_text(step["step"]), *(_number(step[k]) for k in ("users", "items", "interactions")), dropped])
+        kept = [_number(step[name]) for name in ("users", "items", "interactions")]
+        rows.append([_text(step["step"].replace("_", "-")), *kept, dropped or "nothing"])
     return _table(["after", "users", "items", "interactions", "dropped in this step"], rows, numbers=(1, 2, 3))
+
+
+def _cleaned(card: dict[str, Any]) -> str:
+    found = {what: count for what, count in card["cleaned"].items() if count}
+    found |= {f"rows of {file} set aside in quarantine.jsonl": n for file, n in card["quarantined"].items()}
+    if not found:
+        return ""
+    rows = [[_text(what), _number(count)] for what, count in found.items()]
+    return "What the reader met on the way:\n\n" + _table(["", "number"], rows, numbers=(1,))
 
 
 def _lists(card: dict[str, Any]) -> str:
@@ -93,11 +106,29 @@ def _lists(card: dict[str, Any]) -> str:
         "protocol", "part", "lists", "positives among the negatives", "relevant items seen in history",
         "positive tied in time with the one before", "left out: no history", "median history",
     ]  # fmt: skip
+    settings = card["settings"]
+    threshold = settings["positive_rating"]
     text = (
-        "A list's history is everything of its user before the positive. The two columns that must be 0 were counted "
-        "against each user's whole sequence, the future included. Ties in time keep the order of the source."
+        f"Each list has {settings['candidates']} candidates: what was held out"
+        f"{'' if threshold is None else f' and rated {threshold:g} or more'}, and {NEGATIVES[settings['negatives']]} "
+        f"that the user never interacted with. They are sorted by id, so that no place tells anything. A list's "
+        f"history is everything of its user before its first positive; ties in time keep the order of the source. The "
+        f"two columns that must be 0 were counted against each user's whole sequence, the future included."
     )
     return f"{text}\n\n{_table(head, rows, numbers=range(2, 8))}"
+
+
+def _candidates(card: dict[str, Any], drawn: set[str]) -> str:
+    if "candidates.svg" not in drawn:
+        return ""
+    protocol = next(iter(card["protocols"]))
+    middle = card["protocols"][protocol]["test"]["median_popularity_percentile"]
+    relevant, negative = (f"{100 * middle[name]:.0f}%" for name in ("relevant", "negatives"))
+    return (
+        f"{_figure('candidates.svg', drawn)}\n\nOf the test lists of `{protocol}`: the median relevant item is more "
+        f"popular than {relevant} of the catalogue, the median negative than {negative}. The further apart, the more a "
+        f"ranking by popularity alone gets right."
+    )
 
 
 def _span(card: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ QUANTILES = {"min": 0.0, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "
 HISTORIES = (10, 20, 50)  # interactions shown, for the lengths of a history in tokens
 BINS = 100  # of the histograms of popularity percentiles
 _RATINGS = 100  # more different values than this are no scale, and are not listed one by one
-_DAY = {"s": 86_400, "ms": 86_400_000}
+DAY = {"s": 86_400, "ms": 86_400_000}
 
 Measure = Callable[[Sequence[str]], Array]  # texts -> int [n], their lengths
 
@@ -53,7 +53,7 @@ class InteractionCounts:
         same_user = np.ones(len(item), bool)
         same_user[offsets[:-1][lengths > 0]] = False  # a user's first
         self.tied += int(np.sum(same_user[1:] & (np.diff(timestamp) == 0)))
-        days, counts = np.unique(timestamp // _DAY[self.unit], return_counts=True)
+        days, counts = np.unique(timestamp // DAY[self.unit], return_counts=True)
         self.days.update(dict(zip(days.tolist(), counts.tolist())))
         if len(self._ratings) <= _RATINGS:
             values, counts = np.unique(rating[~np.isnan(rating)], return_counts=True)
@@ -80,7 +80,7 @@ class InteractionCounts:
             "time_span": {
                 "first": _date(self._first, self.unit),
                 "last": _date(self._last, self.unit),
-                "days": (self._last - self._first) // _DAY[self.unit],
+                "days": (self._last - self._first) // DAY[self.unit],
             },
             "popularity": {
                 "gini": round(gini(self.per_item), 4),
@@ -219,6 +219,6 @@ def _median(histogram: Array) -> float | None:
 
 def _date(stamp: int, unit: str) -> str:
     try:
-        return datetime.fromtimestamp(stamp // (_DAY[unit] // 86_400), UTC).strftime("%Y-%m-%d")
+        return datetime.fromtimestamp(stamp // (DAY[unit] // 86_400), UTC).strftime("%Y-%m-%d")
     except (OverflowError, ValueError, OSError):
         return f"{stamp} {unit}"

@@ -3,12 +3,13 @@
 import json
 
 import numpy as np
+import polars as pl
 import pytest
 
-from r2rank_jax.data.audit import lists, tables
+from r2rank_jax.data.audit import lists, tables, totals
 from r2rank_jax.data.audit.findings import SHOWN, Check, Findings
-from r2rank_jax.data.splits import leave_one_out
-from r2rank_jax.data.tables import Items
+from r2rank_jax.data.settings import Settings
+from r2rank_jax.data.splits import last_n
 
 FIRST = 10  # dense id of the bucket's first user
 USER = [10, 10, 10, 10, 11, 11, 11]
@@ -108,9 +109,13 @@ def test_the_future_begins_tomorrow():
         assert found.faults == faults
 
 
-def catalogue(*titles):
-    n = len(titles)
-    return Items(tuple(f"s{i}" for i in range(n)), titles, ("",) * n, ((),) * n)
+def check_catalogue(found, *titles, **changed):
+    columns = {
+        "item": range(len(titles)),
+        "source_id": [f"s{i}" for i in range(len(titles))],
+        "title": titles,
+    } | changed
+    tables.check_catalogue(pl.DataFrame(columns), np.full(len(titles), 3), found)
 
 
 @pytest.mark.parametrize(
@@ -122,17 +127,17 @@ def catalogue(*titles):
         (tables.MARKUP, 'Cut off in debris <span id="x'),
         (tables.MARKUP, "Two<br/>lines"),
         (tables.CONTROL, "One\nTwo"),
-        (tables.CONTROL, "\u202ereversed"),
+        (tables.DIRECTION, "\u202ereversed"),
         (tables.CONTROL, "nothing\x00ness"),
         (tables.MISSING_TITLES, "  "),
     ],
 )
 def test_text_that_no_prompt_should_show(check, title):
     found = Findings()
-    tables.check_catalogue(catalogue("Sound", title), [0, 1], np.array([3, 4]), found)
+    check_catalogue(found, "Sound", title)
     got, text = only(found)
     assert got is check and text.startswith("items.parquet, row 1: ")
-    assert found.faults == (check is not tables.MISSING_TITLES)
+    assert found.faults == (check in (tables.MARKUP, tables.CONTROL))
 
 
 @pytest.mark.parametrize(
@@ -141,17 +146,17 @@ def test_text_that_no_prompt_should_show(check, title):
 )
 def test_unusual_titles_are_no_alarm(title):
     found = Findings()
-    tables.check_catalogue(catalogue(title), [0], np.array([1]), found)
+    check_catalogue(found, title)
     assert not found.counts
 
 
 def test_catalogue_ids_are_dense_and_unique():
     found = Findings()
-    tables.check_catalogue(catalogue("A", "B"), [0, 2], np.array([1, 1]), found)
+    check_catalogue(found, "A", "B", item=[0, 2])
     assert only(found)[1] == "items.parquet, row 1: item must be 1, got 2"
-    found, twins = Findings(), Items(("x", "x"), ("A", "B"), ("", ""), ((), ()))
-    tables.check_catalogue(twins, [0, 1], np.array([1, 1]), found)
-    assert only(found)[1] == "items.parquet, row 1: source id 'x' is that of row 0 already"
+    found = Findings()
+    check_catalogue(found, "A", "B", source_id=["x", "x"])
+    assert only(found)[1] == "items.parquet, row 1: source id 'x' is empty or of another item too"
 
 
 def test_items_nobody_has_are_outside_the_core():
@@ -160,11 +165,12 @@ def test_items_nobody_has_are_outside_the_core():
     assert only(found)[1] == "items.parquet, row 2: item 2 must have at least 3 interactions, got 2"
 
 
-def audit_lists(records, found, size=3):
+def audit_lists(records, found, *, n=1, rows=None, **settings):
     content = "".join(r if isinstance(r, str) else json.dumps(r) + "\n" for r in records).encode()
-    rows = bucket()
-    table = lists.read_lists("candidates/x/00001.jsonl", content, size, found)
-    lists.check_lists(table, rows, 10, leave_one_out(np.diff(rows.offsets)), found)
+    rows, settings = rows or bucket(), Settings(candidates=3, **settings)
+    table = lists.read_lists("candidates/x/00001.jsonl", content, settings.candidates, found)
+    parts = last_n(rows.offsets, settings.positive(rows.rating), n)
+    lists.check_lists(table, rows, 10, parts, settings, found)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +179,7 @@ def audit_lists(records, found, size=3):
         (1, {"items": [2, 6, 6]}, {lists.ITEMS}),
         (1, {"items": [2, 7, 6]}, {lists.ITEMS}),
         (3, {"items": [3, 8, 10]}, {lists.ITEMS}),
-        (1, {"labels": [1, 0, -1]}, {lists.LABELS}),
+        (1, {"labels": [1, 0, -1]}, {lists.LABELS, lists.POSITIVES}),
         (1, {"labels": [0, 1, 0]}, {lists.POSITIVES, lists.NEGATIVES}),
         (1, {"labels": [1, 1, 1]}, {lists.LABELS, lists.POSITIVES}),
         (1, {"items": [2, 6]}, {lists.SIZES, lists.MISSING}),
@@ -236,3 +242,62 @@ def test_warnings_come_last_and_are_no_faults():
         ["FAULT", "grave"],
         ["warning", "mild"],
     ]
+
+
+def test_several_positives_and_their_grades():
+    # User 10 liked all but the third (rated 1); with n = 2 the test list has the second and the fourth.
+    rows = bucket(rating=[5, 4, 1, 5, 1, 1, 1])
+    sound = {"split": "test", "user": 10, "position": 1, "items": [1, 3, 9], "labels": [1, 2, 0]}
+    for changed, checks in (
+        ({}, set()),
+        ({"labels": [2, 1, 0]}, {lists.POSITIVES}),
+        ({"labels": [1, 0, 0]}, {lists.POSITIVES, lists.NEGATIVES}),
+        ({"items": [1, 8, 9], "labels": [1, 0, 0]}, {lists.POSITIVES}),
+        ({"items": [1, 2, 3], "labels": [1, 0, 2]}, {lists.NEGATIVES}),  # seen, though not liked
+    ):
+        found = Findings()
+        audit_lists([sound | changed], found, n=2, rows=rows, positive_rating=4.0, labels="graded")
+        assert set(found.worded) == checks
+
+
+def test_positives_outside_the_cuts_in_time():
+    found, rows = Findings(), bucket()
+    table = lists.read_lists("f", "".join(json.dumps(r) + "\n" for r in LISTS).encode(), 3, found)
+    lists.check_times_of_lists(table, rows, [TIME[2], TIME[3]], found)
+    # User 11's test positive is of TIME[6], before the second cut; the other three are where they should be.
+    assert only(found) == (
+        lists.TIMES,
+        f"f, line 4: user 11's test positive is of {TIME[6]}, the cuts are [{TIME[2]}, {TIME[3]}]",
+    )
+
+
+def test_users_are_where_their_hash_says():
+    # The hash of "ada" is 0.0847 of its range: the first of eight buckets, the second of sixteen.
+    for number, buckets, faults in ((0, 1, 0), (0, 8, 0), (1, 16, 0), (1, 8, 1), (0, 16, 1)):
+        found = Findings()
+        tables.check_user_buckets(["ada"], "users/00000.parquet", number, buckets, found)
+        assert found.faults == faults
+
+
+def test_steps_account_for_every_interaction():
+    steps = [
+        {"step": "read", "users": 5, "items": 9, "interactions": 30, "dropped": {"malformed": 2}},
+        {"step": "deduplicate", "users": 5, "items": 9, "interactions": 26, "dropped": {"duplicate": 4}},
+    ]
+    last = {"users": 5, "items": 9, "interactions": 26}
+    for changed, text in (
+        ({}, ""),
+        ({"dropped": {"duplicate": 3}}, "which leaves 27"),
+        ({"users": 6}, "leaves 6 users, the files hold 5"),
+    ):
+        found = Findings()
+        totals.check_steps([steps[0], steps[1] | changed], last, found)
+        assert found.faults == bool(text) and text in found.text()
+
+
+def test_a_cut_is_an_order_statistic():
+    # Times 0 .. 9: the cut at 80% is 8, before which 8 interactions lie, and 9 up to it.
+    for below, up_to, faults in ((8, 9, 0), (7, 8, 1), (9, 10, 1), (2, 10, 0)):
+        found = Findings()
+        totals.check_cut(8, 8, below, up_to, 10, found)
+        assert found.faults == faults

@@ -29,7 +29,8 @@ HISTORY = Check("list_history", "no held-out item is in the history that is show
 TIMES = Check("list_time", "under global_time a positive lies between the cuts, or after both", AGAIN)
 PARTS = Check("list_parts", "a user's validation positive comes before the test positive", AGAIN)
 
-FIELDS = ("split", "user", "position", "items", "labels")
+
+_LIMIT = 2**31  # every id and position fits into 32 bits
 
 
 @dataclass(frozen=True)
@@ -111,10 +112,12 @@ def _record(text: str) -> dict[str, Any] | None:
     """The line as a record of the right types; None where it is none."""
     try:
         record = json.loads(text)
+        numbers = [record["user"], record["position"], *record["items"]]
         good = (
-            all(type(record[name]) is int for name in ("user", "position"))
-            and all(type(item) is int for item in record["items"])
-            and all(type(label) in (int, float) for label in record["labels"])
+            set(map(type, numbers)) == {int}
+            and max(numbers) < _LIMIT
+            and min(numbers) > -_LIMIT
+            and set(map(type, record["labels"])) <= {int, float}
             and record["split"] in HELD_OUT
         )
     except (ValueError, KeyError, TypeError):

@@ -192,6 +192,9 @@ def audit_lists(records, found, *, n=1, rows=None, **settings):
         (3, {"items": [1, 8, 9]}, {lists.POSITIVES, lists.HISTORY}),
         (1, {"split": "train"}, {lists.LINES, lists.MISSING}),
         (1, {"user": "10"}, {lists.LINES, lists.MISSING}),
+        (1, {"items": [2, 6, 10**30]}, {lists.LINES, lists.MISSING}),
+        (1, {"labels": [1, 0, float("nan")]}, {lists.LABELS, lists.POSITIVES}),
+        (1, {"labels": "100"}, {lists.LINES, lists.MISSING}),
     ],
 )
 def test_a_fault_in_a_list_is_named(line, changed, checks):

@@ -12,10 +12,10 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from r2rank_jax.data.atomic import replacing_file
-from r2rank_jax.data.audit.findings import Findings
+from r2rank_jax.data.audit.findings import Check, Findings
 from r2rank_jax.data.audit.lists import Table, read_lists
 from r2rank_jax.data.audit.reading import read_bucket
-from r2rank_jax.data.audit.tables import Bucket
+from r2rank_jax.data.audit.tables import AGAIN, Bucket
 from r2rank_jax.data.card import figures
 from r2rank_jax.data.card.page import FIGURES, page
 from r2rank_jax.data.card.statistics import (
@@ -35,6 +35,8 @@ from r2rank_jax.data.settings import Array, Settings
 from r2rank_jax.data.sources.schema import UNTITLED
 from r2rank_jax.data.splits import HELD_OUT
 from r2rank_jax.data.tables import Items
+
+IDS = Check("ids", "users and candidates are of this folder", AGAIN)
 
 _TEXTS = 100_000  # items whose texts are measured at a time
 _OF_MANIFEST = (
@@ -68,7 +70,7 @@ def write_card(directory: Path, tokenizer: Path | None = None) -> None:
     histories: dict[str, list[Array]] = {unit: [] for unit in measures}
     for number, bucket in enumerate(_buckets(directory, manifest)):
         for protocol, parts in lists.items():
-            table = _lists(directory, protocol, number, manifest)
+            table = _lists(directory, protocol, number, manifest, bucket, len(items))
             _count_lists(parts, bucket, table)
             for unit, each in lengths.items():
                 found = history_sums(bucket.offsets, bucket.item, bucket.first_user, table.user, table.position, each)
@@ -109,10 +111,13 @@ def _buckets(directory: Path, manifest: dict[str, Any]) -> Iterator[Bucket]:
         yield bucket
 
 
-def _lists(directory: Path, protocol: str, number: int, manifest: dict[str, Any]) -> Table:
+def _lists(directory: Path, protocol: str, number: int, manifest: dict[str, Any], bucket: Bucket, items: int) -> Table:
     file, found = candidate_file(protocol, number), Findings()
     content = (directory / file).read_bytes() if (directory / file).is_file() else b""
     table = read_lists(file, content, Settings(**manifest["settings"]).candidates, found)
+    place = table.user - bucket.first_user
+    known = (place >= 0) & (place < bucket.users) & np.all((table.items >= 0) & (table.items < items), axis=1)
+    table.note(found, IDS, ~known, lambda row: f"user {table.user[row]} or a candidate is unknown")
     if found.faults:
         raise DataError(_cannot_read(directory, found))
     return table

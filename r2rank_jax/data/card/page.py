@@ -59,9 +59,10 @@ def page(card: dict[str, Any], figures: Iterable[str]) -> str:
 def _summary(card: dict[str, Any]) -> str:
     density = card["interactions"] / max(card["users"] * card["items"], 1)
     span = card["time_span"]
+    when = "without times" if span is None else f"{span['first']} to {span['last']}"
     return (
         f"{_number(card['interactions'])} interactions of {_number(card['users'])} users with "
-        f"{_number(card['items'])} {card['domain']}, {span['first']} to {span['last']}. "
+        f"{_number(card['items'])} {card['domain']}, {when}. "
         f"{100 * density:.3g}% of all pairs of a user and an item are known. The figures below were counted from the "
         f"files of this folder; `r2rank data audit` checks them again."
     )
@@ -133,6 +134,8 @@ def _candidates(card: dict[str, Any], drawn: set[str]) -> str:
 
 def _span(card: dict[str, Any]) -> str:
     span, tied = card["time_span"], card["tied_with_the_interaction_before"]
+    if span is None:
+        return "The source has no times: its order stands for them, and a split by calendar time means nothing."
     return (
         f"From {span['first']} to {span['last']}: {_number(span['days'])} days. {_number(tied['interactions'])} "
         f"interactions ({100 * tied['share']:.1f}%) happened at the same time as the one before of the same user, so "

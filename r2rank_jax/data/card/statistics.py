@@ -75,9 +75,12 @@ class InteractionCounts:
     def summary(self) -> dict[str, Any]:
         """As it stands in `card.json`."""
         n = int(self.per_item.sum())
+        timeless = self._first == self._last == 0  # what a reader writes where the source has no times
         return {
             "history_lengths": quantiles(self.lengths),
-            "time_span": {
+            "time_span": None
+            if timeless
+            else {
                 "first": _date(self._first, self.unit),
                 "last": _date(self._last, self.unit),
                 "days": (self._last - self._first) // DAY[self.unit],

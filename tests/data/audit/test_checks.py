@@ -102,6 +102,14 @@ def test_milliseconds_are_told_from_seconds():
     assert "row 3: the unit is ms, but 900000003 looks like seconds" in only(found)[1]
 
 
+def test_a_source_without_times_is_one_warning():
+    found = Findings()
+    tables.check_times(bucket(timestamp=[0] * 7), "s", found)
+    assert found.faults == 0 and only(found)[1].endswith(
+        "all timestamps are 0: the order of the source stands for time"
+    )
+
+
 def test_the_future_begins_tomorrow():
     for stamp, faults in ((1_000_000_000 + 86_400, 0), (1_000_000_000 + 86_401, 1)):
         found = Findings()

@@ -34,6 +34,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "core": {"k_core": 5},
     "graded": {"protocols": PROTOCOLS, "positive_rating": 4.0, "labels": "graded", "last_n": 2, "candidates": 8},
     "popularity": {"negatives": "popularity", "seed": 3},
+    "run": {"negatives": "run", "bucket_rows": 100},
 }
 
 
@@ -57,6 +58,10 @@ def sound(raw, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_no_false_alarm(raw, tmp_path, settings):
+    if settings.get("negatives") == "run":
+        ranked = [{"user": str(user), "items": [str(1 + user * k % 60) for k in range(60)]} for user in range(1, 30)]
+        (tmp_path / "run.jsonl").write_text("".join(json.dumps(record) + "\n" for record in ranked))
+        settings = settings | {"run": str(tmp_path / "run.jsonl")}
     prepare(raw, tmp_path / "data", **settings)
     found = audit(tmp_path / "data")
     assert found.faults == 0, found.text()

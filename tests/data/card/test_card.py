@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 
 from r2rank_jax import cli
+from r2rank_jax.data.audit.folder import audit
 from r2rank_jax.data.card.figures import history_lengths, over_time, popularity, ratings
 from r2rank_jax.data.card.writing import write_card
 from r2rank_jax.data.dataset import load
@@ -169,3 +170,16 @@ def test_what_cannot_be_counted_is_refused_and_the_old_card_stays(folder, tmp_pa
     assert content(tmp_path / "data") == before
     assert cli.main(["data", "card", str(tmp_path)]) == 2
     assert "has no manifest.json" in capfd.readouterr().err
+
+
+def test_a_source_without_ratings_times_and_titles(tmp_path):
+    (tmp_path / "raw").mkdir()
+    rows = [f"u{u}\ti{(u * 7 + i * 3) % 30}\n" for u in range(9) for i in range(1 + u)]
+    (tmp_path / "raw/bare.inter").write_text("user_id:token\titem_id:token\n" + "".join(rows))
+    prepare(tmp_path / "raw", tmp_path / "data", protocols=["leave_one_out"], candidates=5)
+    card, text = json.loads((tmp_path / "data/card.json").read_text()), (tmp_path / "data/card.md").read_text()
+    assert card["time_span"] is None and card["ratings"] == {}
+    assert card["catalogue"] == {"titles_missing": card["items"], "titles_repeated": 0, "genres_missing": card["items"]}
+    assert "without times. " in text and "The source has no times" in text and "1970" not in text
+    found = audit(tmp_path / "data")
+    assert found.faults == 0, found.text()

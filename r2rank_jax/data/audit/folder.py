@@ -72,11 +72,10 @@ def audit(directory: Path) -> Findings:
     if settings is None or items is None:
         return found
     counted = _Counted(np.zeros(items.height, np.int64), protocols={p: Counter() for p in manifest["protocols"]})
-    sizes = [_size(directory / interactions_file(bucket)) for bucket in range(manifest["buckets"])]
-    with Progress("audit", sum(sizes)) as progress:
+    with Progress("audit", manifest["interactions"], "interactions") as progress:
         for number in range(manifest["buckets"]):
             _audit_bucket(directory, number, manifest, settings, counted, found)
-            progress.update(sum(sizes[: number + 1]), counted.interactions)
+            progress.update(counted.interactions)
     _check_hashes(directory, manifest, found)
     tables.check_catalogue(items, counted.per_item, found)
     if settings.k_core > 1:
@@ -244,7 +243,3 @@ def _check_traces(directory: Path, manifest: dict[str, Any], found: Findings) ->
         read_traces(path, load(directory, protocol))
     except (DataError, ValueError) as error:
         found.add(TRACES, path.name, str(error).removeprefix(f"{path}, ").removeprefix(f"{path}: "))
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0

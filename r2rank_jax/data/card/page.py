@@ -18,6 +18,11 @@ NEGATIVES = {
     "popularity": "negatives drawn in proportion to 1 + their training interactions from the items",
     "run": "a retriever's best items",
 }
+READING = """\
+- *Positives among negatives*, *seen in history*: must be 0; counted against all that a user ever did, the future included.
+- *Tied in time*: the first positive happened at the same time as the interaction before it, so that only the order of
+  the source tells which came first.
+- *Left out*: users whose positive has nothing before it, so that there is nothing to reason from."""
 PARTS = {"valid": "validation", "test": "test"}
 
 
@@ -37,6 +42,7 @@ def page(card: dict[str, Any], figures: Iterable[str]) -> str:
         _cleaned(card),
         "## Lists",
         _lists(card),
+        _runs(card),
         _candidates(card, drawn),
         "## Users and time",
         _quantile_table({"interactions of a user": card["history_lengths"]}),
@@ -104,8 +110,8 @@ def _lists(card: dict[str, Any]) -> str:
                 ]
             )
     head = [
-        "protocol", "part", "lists", "positives among the negatives", "relevant items seen in history",
-        "positive tied in time with the one before", "left out: no history", "median history",
+        "protocol", "part", "lists", "positives among negatives", "seen in history", "tied in time", "left out",
+        "median history",
     ]  # fmt: skip
     settings = card["settings"]
     threshold = settings["positive_rating"]
@@ -113,10 +119,20 @@ def _lists(card: dict[str, Any]) -> str:
         f"Each list has {settings['candidates']} candidates: what was held out"
         f"{'' if threshold is None else f' and rated {threshold:g} or more'}, and {NEGATIVES[settings['negatives']]} "
         f"that the user never interacted with. They are sorted by id, so that no place tells anything. A list's "
-        f"history is everything of its user before its first positive; ties in time keep the order of the source. The "
-        f"two columns that must be 0 were counted against each user's whole sequence, the future included."
+        f"history is everything of its user before its first positive."
     )
-    return f"{text}\n\n{_table(head, rows, numbers=range(2, 8))}"
+    return f"{text}\n\n{_table(head, rows, numbers=range(2, 8))}\n\n{READING}"
+
+
+def _runs(card: dict[str, Any]) -> str:
+    """What the run file gave; empty where the negatives are drawn."""
+    runs = {name: parts["run"] for name, parts in card["protocols"].items() if "run" in parts}
+    if not runs:
+        return ""
+    names = list(next(iter(runs.values())))
+    rows = [[f"`{protocol}`", *(_number(run[name]) for name in names)] for protocol, run in runs.items()]
+    head = ["the run file", *(name.replace("_", " ") for name in names)]
+    return _table(head, rows, numbers=range(1, len(head)))
 
 
 def _candidates(card: dict[str, Any], drawn: set[str]) -> str:

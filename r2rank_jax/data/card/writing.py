@@ -159,7 +159,7 @@ def _protocol(part: dict[str, Any], parts: dict[str, ListCounts]) -> dict[str, A
             "tied_with_the_interaction_before": tied[name],
             "left_out_without_history": part["left_out_without_history"][name],
         }
-    return found | ({"cuts": part["cuts"]} if "cuts" in part else {})
+    return found | {name: part[name] for name in ("cuts", "run") if name in part}
 
 
 def _text(each: Array, histories: Array) -> dict[str, dict[str, float]]:

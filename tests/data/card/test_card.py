@@ -183,3 +183,16 @@ def test_a_source_without_ratings_times_and_titles(tmp_path):
     assert "without times. " in text and "The source has no times" in text and "1970" not in text
     found = audit(tmp_path / "data")
     assert found.faults == 0, found.text()
+
+
+def test_what_a_run_file_gave(tmp_path):
+    ranked = [{"user": str(user), "items": [str(item) for item in range(1, 61)]} for user in range(1, 20)]
+    (tmp_path / "run.jsonl").write_text("".join(json.dumps(record) + "\n" for record in ranked))
+    settings = {"negatives": "run", "run": str(tmp_path / "run.jsonl"), "protocols": ["leave_one_out"]}
+    prepare(write_raw(tmp_path / "raw"), tmp_path / "data", **settings)
+    run = json.loads((tmp_path / "data/card.json").read_text())["protocols"]["leave_one_out"]["run"]
+    text = (tmp_path / "data/card.md").read_text()
+    # 19 of 40 users have a ranking of everything: both their positives are in it.
+    assert (run["positives"], run["positives_found"]) == (80, 38)
+    assert "a retriever's best items that the user never interacted with" in text
+    assert "| positives | positives found |" in text and "| 80 | 38 |" in text

@@ -19,7 +19,7 @@ NEGATIVES = {
     "run": "a retriever's best items",
 }
 READING = """\
-- *Positives among negatives*, *seen in history*: must be 0; counted against all that a user ever did, the future included.
+- *Positives among negatives*, *seen in history*: must be 0; counted against all that a user ever did, also later.
 - *Tied in time*: the first positive happened at the same time as the interaction before it, so that only the order of
   the source tells which came first.
 - *Left out*: users whose positive has nothing before it, so that there is nothing to reason from."""

@@ -2,6 +2,8 @@
 
 r2rank data fetch NAME --out DIR
 r2rank data prepare --source DIR --out DIR [--seed 0] [--candidates 20] [--protocols ...] [--k-core 5] ...
+r2rank data audit DIR
+r2rank data card DIR [--tokenizer FILE]
 r2rank data synthesize --data DIR --out FILE [--split leave_one_out] [--lists 4000] [--positives 1] [--seed 0]
 r2rank model fetch NAME --out DIR
 r2rank model import HF_DIR --out DIR
@@ -40,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unknown argument {overrides[0]!r}; see `r2rank {' '.join(args[:2])} --help`")
     try:
         if known.command == "data":
-            _data(known)
+            return _data(known)
         elif known.command == "model":
             _model(known)
         elif known.command == "export":
@@ -72,7 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="r2rank", description=__doc__, formatter_class=_Raw, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    data = commands.add_parser("data", help="fetch, prepare, synthesize").add_subparsers(dest="action", required=True)
+    data = commands.add_parser("data", help="fetch, prepare, audit, card, synthesize").add_subparsers(
+        dest="action", required=True
+    )
     fetch = data.add_parser("fetch", help="get a data set's source files", allow_abbrev=False)
     fetch.add_argument(
         "name",
@@ -84,6 +88,11 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--source", type=Path, required=True, help="folder with the source files")
     prepare.add_argument("--out", type=Path, required=True, help="folder to write")
     _add_prepare(prepare)
+    audit = data.add_parser("audit", help="check a prepared folder; exit code 1 if it is faulty", allow_abbrev=False)
+    audit.add_argument("directory", type=Path, metavar="DIR", help="folder that `data prepare` wrote")
+    card = data.add_parser("card", help="write a prepared folder's card and figures again", allow_abbrev=False)
+    card.add_argument("directory", type=Path, metavar="DIR", help="folder that `data prepare` wrote")
+    card.add_argument("--tokenizer", type=Path, help="a tokenizer.json, to count tokens; default: characters and words")
     synthesize = data.add_parser("synthesize", help="worked rationales from the template teacher", allow_abbrev=False)
     synthesize.add_argument("--data", type=Path, required=True, help="folder that `data prepare` wrote")
     synthesize.add_argument("--out", type=Path, required=True, help="JSONL file to write")
@@ -183,7 +192,8 @@ class _Raw(argparse.RawDescriptionHelpFormatter):
     pass
 
 
-def _data(known: argparse.Namespace) -> None:
+def _data(known: argparse.Namespace) -> int:
+    """Exit code 1 where an audit finds faults."""
     if known.action == "fetch":
         from r2rank_jax.data.fetch import fetch
 
@@ -193,6 +203,17 @@ def _data(known: argparse.Namespace) -> None:
 
         settings = {f.name: getattr(known, f.name) for f in dataclasses.fields(Settings) if hasattr(known, f.name)}
         prepare(known.source, known.out, workers=known.workers, ray=known.ray, **settings)
+    elif known.action == "audit":
+        from r2rank_jax.data.audit.folder import audit
+
+        found = audit(known.directory)
+        print(f"{found.text()}{known.directory}: {found.faults} faults, {found.warnings} warnings")
+        return 1 if found.faults else 0
+    elif known.action == "card":
+        from r2rank_jax.data.card.writing import write_card
+
+        write_card(known.directory, known.tokenizer)
+        print(known.directory / "card.md")
     else:
         from r2rank_jax.data.teacher import synthesize
 
@@ -204,6 +225,7 @@ def _data(known: argparse.Namespace) -> None:
             seed=known.seed,
             positives=known.positives,
         )
+    return 0
 
 
 def _model(known: argparse.Namespace) -> None:

@@ -332,3 +332,6 @@ def _assemble(work: Path, folder: Path, manifest: Facts) -> None:
         except OSError:  # a file system without links
             shutil.copyfile(path, folder / name)
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    from r2rank_jax.data.card.writing import write_card  # here: worker processes need no figures
+
+    write_card(folder)

@@ -1,0 +1,245 @@
+"""`r2rank data audit`: every check on one prepared folder, bucket by bucket, in the memory of one bucket."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from r2rank_jax.data.audit import tables, totals
+from r2rank_jax.data.audit.findings import Check, Findings
+from r2rank_jax.data.audit.lists import check_lists, check_times_of_lists, read_lists
+from r2rank_jax.data.audit.reading import FILES, ITEMS, read_bucket, read_table
+from r2rank_jax.data.audit.tables import AGAIN, Bucket
+from r2rank_jax.data.dataset import load
+from r2rank_jax.data.errors import DataError
+from r2rank_jax.data.folder import (
+    candidate_file,
+    hash_of_files,
+    interactions_file,
+    manifest_of,
+    users_file,
+)
+from r2rank_jax.data.progress import Progress
+from r2rank_jax.data.settings import Array, Settings
+from r2rank_jax.data.splits import HELD_OUT, NONE, Split, split
+from r2rank_jax.data.tables import hash_of_interactions, hash_of_items
+from r2rank_jax.data.traces import read_traces
+
+MANIFEST = Check("manifest", "the manifest has every field that preparation writes", AGAIN)
+SKIPPED = Check("not_checked", "every list can be checked", "mend what is said of the bucket, and audit again")
+TRACES = Check("traces", "traces are whole, and of training positions alone", "run `r2rank data synthesize` again")
+
+_FIELDS = (
+    "settings", "source", "domain", "time_unit", "users", "items", "interactions", "buckets", "interactions_sha256",
+    "items_sha256", "steps", "protocols", "interactions_tied_in_time", "items_without_title",
+    "items_without_interactions",
+)  # fmt: skip
+
+
+@dataclass
+class _Counted:
+    """What the buckets add up to."""
+
+    per_item: Array  # int64 [items]
+    users: int = 0
+    interactions: int = 0
+    tied: int = 0
+    below: list[int] = field(default_factory=lambda: [0, 0])  # interactions before each of the two cuts
+    up_to: list[int] = field(default_factory=lambda: [0, 0])  # the same, and those at it
+    protocols: dict[str, Counter[str]] = field(default_factory=dict)
+
+
+def audit(directory: Path) -> Findings:
+    """Check a prepared folder.
+
+    Args:
+        directory: that `r2rank data prepare` wrote, and perhaps somebody or something changed.
+
+    Returns:
+        What was found; `faults` is 0 where the folder can be trusted.
+
+    Raises:
+        DataError: there is no manifest to check against.
+    """
+    manifest, found = manifest_of(directory), Findings()
+    settings = _settings(manifest, found)
+    items = read_table(directory, "items.parquet", ITEMS, found)
+    if settings is None or items is None:
+        return found
+    counted = _Counted(np.zeros(items.height, np.int64), protocols={p: Counter() for p in manifest["protocols"]})
+    with Progress("audit", manifest["interactions"], "interactions") as progress:
+        for number in range(manifest["buckets"]):
+            _audit_bucket(directory, number, manifest, settings, counted, found)
+            progress.update(counted.interactions)
+    _check_hashes(directory, manifest, found)
+    tables.check_catalogue(items, counted.per_item, found)
+    if settings.k_core > 1:
+        tables.check_item_core(counted.per_item, settings.k_core, found)
+    _check_manifest(manifest, items.height, int(tables.untitled(items).sum()), counted, found)
+    _check_traces(directory, manifest, found)
+    return found
+
+
+def _settings(manifest: dict[str, Any], found: Findings) -> Settings | None:
+    missing = [name for name in _FIELDS if name not in manifest]
+    if missing:
+        found.add(MANIFEST, "manifest.json", f"lacks {', '.join(missing)}; nothing else can be checked")
+        return None
+    try:
+        settings = Settings(**manifest["settings"])
+    except (TypeError, DataError) as error:
+        found.add(MANIFEST, "manifest.json", f"settings: {error}; nothing else can be checked")
+        return None
+    if set(settings.protocols) != set(manifest["protocols"]):
+        found.add(
+            MANIFEST,
+            "manifest.json",
+            f"settings name the protocols {sorted(settings.protocols)}, but there are {sorted(manifest['protocols'])}",
+        )
+    return settings
+
+
+def _audit_bucket(
+    directory: Path, number: int, manifest: dict[str, Any], settings: Settings, counted: _Counted, found: Findings
+) -> None:
+    bucket, source_ids = read_bucket(directory, number, counted.users, found)
+    tables.check_user_buckets(source_ids, users_file(number), number, manifest["buckets"], found)
+    if bucket is None:
+        counted.users += len(source_ids)
+        return
+    catalogue = len(counted.per_item)
+    sound = tables.check_users(bucket, found)
+    sound &= tables.check_items(bucket, catalogue, found)
+    tables.check_duplicates(bucket, found)
+    tables.check_ratings(bucket, found)
+    tables.check_orders(bucket, found)
+    tables.check_times(bucket, manifest["time_unit"], found)
+    if settings.k_core > 1:
+        tables.check_user_core(bucket, settings.k_core, found)
+    counted.users += bucket.users
+    counted.interactions += len(bucket.user)
+    counted.tied += bucket.tied()
+    counted.per_item += np.bincount(bucket.item[(bucket.item >= 0) & (bucket.item < catalogue)], minlength=catalogue)
+    if not sound:
+        found.add(SKIPPED, bucket.file, "its rows are not in order, or name ids that do not exist: lists not checked")
+        return
+    for protocol in manifest["protocols"]:
+        _audit_lists(directory, number, protocol, bucket, manifest, settings, counted, found)
+
+
+def _audit_lists(
+    directory: Path,
+    number: int,
+    protocol: str,
+    bucket: Bucket,
+    manifest: dict[str, Any],
+    settings: Settings,
+    counted: _Counted,
+    found: Findings,
+) -> None:
+    cuts = manifest["protocols"][protocol].get("cuts")
+    if protocol == "global_time":
+        if cuts is None:
+            found.add(MANIFEST, "manifest.json", "protocols.global_time lacks cuts")
+            return
+        for place, cut in enumerate(cuts):
+            counted.below[place] += int(np.sum(bucket.timestamp < cut))
+            counted.up_to[place] += int(np.sum(bucket.timestamp <= cut))
+    parts = split(
+        protocol,
+        bucket.offsets,
+        bucket.timestamp,
+        settings.positive(bucket.rating),
+        settings,
+        cuts=cuts,
+        first_user=bucket.first_user,
+    )
+    counted.protocols[protocol].update(_facts(bucket, parts))
+    file = candidate_file(protocol, number)
+    if not (directory / file).is_file():
+        found.add(FILES, file, "is not there")
+        return
+    table = read_lists(file, (directory / file).read_bytes(), settings.candidates, found)
+    check_lists(table, bucket, len(counted.per_item), parts, settings, found)
+    if protocol == "global_time":
+        check_times_of_lists(table, bucket, cuts, found)
+
+
+def _facts(bucket: Bucket, parts: Split) -> Counter[str]:
+    """What the manifest says of a protocol, of one bucket: name, or name and part, -> number."""
+    facts = Counter({"train_interactions": int(parts.train_end.sum())})
+    for name in HELD_OUT:
+        held = parts.position(name) != NONE
+        row = (bucket.offsets[:-1] + parts.position(name))[held]
+        facts[f"lists {name}"] = int(np.sum(held))
+        facts[f"left_out_without_history {name}"] = parts.without_history[name]
+        facts[f"positives_tied_in_time_with_the_interaction_before {name}"] = int(
+            np.sum(bucket.timestamp[row] == bucket.timestamp[row - 1])
+        )
+    return facts
+
+
+def _check_hashes(directory: Path, manifest: dict[str, Any], found: Findings) -> None:
+    buckets = range(manifest["buckets"])
+    interactions = [directory / interactions_file(bucket) for bucket in buckets]
+    if FILES not in found.counts:  # else it is known already, and there is nothing to hash
+        totals.check_hash(found, "interactions", manifest["interactions_sha256"], hash_of_interactions(interactions))
+        totals.check_hash(found, "items.parquet", manifest["items_sha256"], hash_of_items(directory / "items.parquet"))
+    for protocol, part in manifest["protocols"].items():
+        files = [directory / candidate_file(protocol, bucket) for bucket in buckets]
+        totals.check_hash(found, f"candidates/{protocol}", part.get("sha256"), hash_of_files(files))
+    expected = [interactions, [directory / users_file(bucket) for bucket in buckets]]
+    expected += [[directory / candidate_file(p, bucket) for bucket in buckets] for p in manifest["protocols"]]
+    for paths in expected:
+        for path in sorted(set(paths[0].parent.glob(f"*{paths[0].suffix}")) - set(paths)):
+            found.add(FILES, str(path.relative_to(directory)), f"is beyond the manifest's {len(buckets)} buckets")
+
+
+def _check_manifest(manifest: dict[str, Any], items: int, untitled: int, counted: _Counted, found: Findings) -> None:
+    if FILES in found.counts:
+        return
+    touched = int(np.sum(counted.per_item > 0))
+    for name, number in (
+        ("users", counted.users),
+        ("items", items),
+        ("interactions", counted.interactions),
+        ("interactions_tied_in_time", counted.tied),
+        ("items_without_title", untitled),
+        ("items_without_interactions", items - touched),
+    ):
+        totals.check_count(found, name, manifest[name], number)
+    last = {"users": counted.users, "items": touched, "interactions": counted.interactions}
+    totals.check_steps(manifest["steps"], last, found)
+    if SKIPPED in found.counts:
+        return
+    for protocol, facts in counted.protocols.items():
+        part = manifest["protocols"][protocol]
+        for name, number in facts.items():
+            key, _, held_out = name.partition(" ")
+            said = part.get(key, {}).get(held_out) if held_out else part.get(key)
+            totals.check_count(found, f"protocols.{protocol}.{name.replace(' ', '.')}", said, number)
+        for place, cut in enumerate(part.get("cuts", ())):
+            totals.check_cut(cut, 8 + place, counted.below[place], counted.up_to[place], counted.interactions, found)
+
+
+def _check_traces(directory: Path, manifest: dict[str, Any], found: Findings) -> None:
+    """Whatever `read_traces` asks for, of the traces that lie in the folder."""
+    path = directory / "traces.jsonl"
+    if not path.is_file():
+        return
+    try:
+        with path.open(encoding="utf-8") as file:
+            header = json.loads(file.readline())
+        protocol = header["split"]
+    except (ValueError, KeyError, TypeError):
+        found.add(TRACES, f"{path.name}, line 1", "must be a JSON object that names the split")
+        return
+    try:
+        read_traces(path, load(directory, protocol))
+    except (DataError, ValueError) as error:
+        found.add(TRACES, path.name, str(error).removeprefix(f"{path}, ").removeprefix(f"{path}: "))

@@ -3,6 +3,8 @@
 r2rank data fetch NAME --out DIR
 r2rank data prepare --source DIR --out DIR [--seed 0] [--candidates 20]
 r2rank data synthesize --data DIR --out FILE [--split leave_one_out] [--lists 4000] [--positives 1] [--seed 0]
+r2rank data synthesize ... --teacher URL --model NAME [--show-label retry] [--budget-usd 20] [--any-setting value]
+r2rank data synthesize ... --teacher batch --model NAME --batch-out FILE | --batch-in FILE
 r2rank model fetch NAME --out DIR
 r2rank model import HF_DIR --out DIR
 r2rank export RUN_OR_MODEL_DIR --out HF_DIR [--phase rl] [--form causal-lm] [--dtype bfloat16] [--shard-gib 4]
@@ -17,12 +19,15 @@ import argparse
 import importlib.util
 import os
 import sys
+import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
 
 import tyro
 
 from r2rank_jax.config import ConfigError, RunConfig
+
+TEMPLATE = "template"
 
 
 class _UsageError(ValueError):
@@ -34,10 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     parser = _parser()
     known, overrides = parser.parse_known_args(args)
-    if overrides and not hasattr(known, "config"):
+    if overrides and not hasattr(known, "config") and getattr(known, "teacher", TEMPLATE) == TEMPLATE:
         parser.error(f"unknown argument {overrides[0]!r}; see `r2rank {' '.join(args[:2])} --help`")
     try:
-        if known.command == "data":
+        if known.command == "data" and known.action == "synthesize":
+            return _synthesize(known, overrides)
+        elif known.command == "data":
             _data(known)
         elif known.command == "model":
             _model(known)
@@ -83,15 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--out", type=Path, required=True, help="folder to write")
     prepare.add_argument("--seed", type=int, default=0, help="of the negatives")
     prepare.add_argument("--candidates", type=int, default=20, help="items of a list, one of them the positive")
-    synthesize = data.add_parser("synthesize", help="worked rationales from the template teacher", allow_abbrev=False)
-    synthesize.add_argument("--data", type=Path, required=True, help="folder that `data prepare` wrote")
-    synthesize.add_argument("--out", type=Path, required=True, help="JSONL file to write")
-    synthesize.add_argument("--split", default="leave_one_out", choices=("leave_one_out", "global_time"))
-    synthesize.add_argument("--lists", type=int, default=4000, help="trace budget: lists with worked rationales")
-    synthesize.add_argument(
-        "--positives", type=int, default=1, help="relevant items of a list; data.train_positives is RL's"
-    )
-    synthesize.add_argument("--seed", type=int, default=0, help="of the choice of lists")
+    _add_synthesize(data.add_parser("synthesize", help="worked rationales from a teacher", allow_abbrev=False))
 
     model = commands.add_parser("model", help="fetch, import").add_subparsers(dest="action", required=True)
     fetch = model.add_parser("fetch", help="get a pretrained model as a Hugging Face folder", allow_abbrev=False)
@@ -147,6 +146,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_synthesize(synthesize: argparse.ArgumentParser) -> None:
+    synthesize.add_argument("--data", type=Path, required=True, help="folder that `data prepare` wrote")
+    synthesize.add_argument("--out", type=Path, required=True, help="JSONL file to write")
+    synthesize.add_argument("--split", default="leave_one_out", choices=("leave_one_out", "global_time"))
+    synthesize.add_argument("--lists", type=int, default=4000, help="trace budget: lists with worked rationales")
+    synthesize.add_argument(
+        "--positives", type=int, default=1, help="relevant items of a list; data.train_positives is RL's"
+    )
+    synthesize.add_argument("--seed", type=int, default=0, help="of the choice of lists")
+    synthesize.add_argument("--history-items", type=int, default=10, help="interactions shown, as data.history_items")
+    synthesize.add_argument(
+        "--teacher",
+        default=TEMPLATE,
+        metavar="template | batch | URL",
+        help="URL of an OpenAI-compatible API, as http://localhost:8000/v1; with --model --help: its settings",
+    )
+
+
 def _add_export(export: argparse.ArgumentParser) -> None:
     export.add_argument("source", type=Path, metavar="RUN_OR_MODEL_DIR")
     export.add_argument("--out", type=Path, required=True, help="directory to write")
@@ -174,17 +191,34 @@ def _data(known: argparse.Namespace) -> None:
         from r2rank_jax.data.prepare import prepare
 
         prepare(known.source, known.out, seed=known.seed, candidates=known.candidates)
-    else:
-        from r2rank_jax.data.teacher import synthesize
 
-        synthesize(
-            known.data,
-            known.out,
-            split=known.split,
-            lists=known.lists,
-            seed=known.seed,
-            positives=known.positives,
-        )
+
+def _synthesize(known: argparse.Namespace, overrides: list[str]) -> int:
+    """Exit code 1 where a language model left lists unfinished."""
+    names = ("split", "lists", "seed", "positives", "history_items")
+    asked = {name: getattr(known, name) for name in names}
+    if known.teacher == TEMPLATE:
+        from r2rank_jax.data.teacher import template
+
+        template.synthesize(known.data, known.out, **asked)
+        return 0
+    from r2rank_jax.data.teacher import language_model
+    from r2rank_jax.data.teacher.settings import TeacherSettings
+
+    settings = tyro.cli(TeacherSettings, args=overrides, prog=f"r2rank data synthesize --teacher {known.teacher}")
+    missing = language_model.synthesize(
+        known.data, known.out, settings, teacher=known.teacher, key=_teacher_key(known.teacher), **asked
+    )
+    if missing is not None:
+        print(f"r2rank: {missing}", file=sys.stderr)
+    return 0 if missing is None else 1
+
+
+def _teacher_key(url: str) -> str:
+    """OpenAI's key goes to OpenAI only: another endpoint must be given its own, on purpose."""
+    key = os.environ.get("R2RANK_TEACHER_API_KEY", "")
+    is_openai = urllib.parse.urlsplit(url).netloc == "api.openai.com"
+    return key or (os.environ.get("OPENAI_API_KEY", "") if is_openai else "")
 
 
 def _model(known: argparse.Namespace) -> None:

@@ -205,7 +205,7 @@ def _synthesize(known: argparse.Namespace, overrides: list[str]) -> int:
     from r2rank_jax.data.teacher import language_model
     from r2rank_jax.data.teacher.settings import TeacherSettings
 
-    settings = tyro.cli(TeacherSettings, args=overrides, prog=f"r2rank data synthesize --teacher {known.teacher}")
+    settings = tyro.cli(TeacherSettings, args=overrides, prog="r2rank data synthesize --teacher URL")
     missing = language_model.synthesize(
         known.data, known.out, settings, teacher=known.teacher, key=_teacher_key(known.teacher), **asked
     )

@@ -73,8 +73,8 @@ def _read_line(
         key, response, error = found["custom_id"], found.get("response"), found.get("error")
     except (ValueError, KeyError, TypeError, AttributeError):
         raise DataError(
-            f"{path}, line {number}: expected a response with a custom_id, got {line[:120].decode('utf-8', 'replace')!r}; "
-            "give the output file of the batch, not its input, whole"
+            f"{path}, line {number}: expected a response with a custom_id, got "
+            f"{line[:120].decode('utf-8', 'replace')!r}; give the whole output file of the batch"
         ) from None
     if "body" in found:  # requests have a custom_id, too
         raise DataError(f"{path}, line {number}: expected a response, got a request; give the batch's output file")

@@ -160,6 +160,11 @@ def open_endpoint(url: str, key: str, settings: TeacherSettings) -> Endpoint:
         DataError: not an http(s) address, one that holds a secret, or a key that no header can carry. The message
             repeats neither.
     """
+    if any(mark in url for mark in "@?#"):
+        raise DataError(
+            "--teacher must be an address without user, password, ? and #, which would end up in files; give the key "
+            "in the environment (R2RANK_TEACHER_API_KEY)"
+        )
     try:
         parts = urllib.parse.urlsplit(url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and " " not in url
@@ -167,11 +172,6 @@ def open_endpoint(url: str, key: str, settings: TeacherSettings) -> Endpoint:
         usable = False
     if not usable:
         raise DataError(f"--teacher must be template, batch, or an address as http://localhost:8000/v1, got {url!r}")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise DataError(
-            "--teacher must be an address without user, password, ? and #, which would end up in files; give the key "
-            "in the environment (R2RANK_TEACHER_API_KEY)"
-        )
     key = key.strip()
     if not all("!" <= character <= "~" for character in key):
         raise DataError("the key must be printable ASCII without spaces, got other characters; look at its variable")

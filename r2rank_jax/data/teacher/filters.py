@@ -1,4 +1,4 @@
-"""Which answers may teach. Each check is cheap, strict and counted; an answer counts under the first that refuses it."""
+"""Which answers may teach. Each check is strict and counted; an answer counts under the first that refuses it."""
 
 from __future__ import annotations
 
@@ -97,10 +97,12 @@ def open_filters(settings: TeacherSettings) -> Filters:
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    # One more for the token that ends a rationale.
-    return Filters(
-        lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids) + 1, settings.rationale_tokens
-    )
+    tokenizer.encode_special_tokens = True  # as the pupil reads rationales: text is data
+
+    def tokens(text: str) -> int:
+        return len(tokenizer.encode(text, add_special_tokens=False).ids) + 1  # the token that ends it
+
+    return Filters(tokens, settings.rationale_tokens)
 
 
 def leaks(reasons: str) -> bool:

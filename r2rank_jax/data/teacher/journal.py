@@ -6,9 +6,9 @@ One JSON object a line, each with the request's key:
     {"key", "failed": reason, "billed": bool}  it brought no answer
     {"key", "answer": {...}, "usage": [prompt, completion] | null}
 
-A line is one write, and an answer is on the disk (fsync) before anything is made of it. A process that is killed can leave
-one torn line, the last, which the next one cuts off; requests that were in flight have an "asked" and nothing after
-it, and count as billed at their ceiling.
+A line is one write, and an answer is on the disk (fsync) before anything is made of it. A process that is killed can
+leave one torn line, the last, which the next one cuts off; requests that were in flight have an "asked" and nothing
+after it, and count as billed at their ceiling.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from typing import Any
 
 from r2rank_jax.data.errors import DataError
 from r2rank_jax.data.teacher.answers import Answer
-from r2rank_jax.data.teacher.ledger import Tokens
+from r2rank_jax.data.teacher.ledger import NOTHING, Tokens
 
 
 @dataclass
 class Past:
     """What a journal says about earlier runs."""
 
-    known: Tokens = Tokens()
-    unknown: Tokens = Tokens()  # ceilings of attempts that may have been billed
+    known: Tokens = NOTHING
+    unknown: Tokens = NOTHING  # ceilings of attempts that may have been billed
     counts: Counter[str] = field(default_factory=Counter)  # asked, answered, lost in flight, failed: reason
     open: dict[str, Tokens] = field(default_factory=dict)  # asked, nothing after it
 
@@ -164,14 +164,14 @@ class Journal:
                 past.open[key] = ceiling
             elif "failed" in record:
                 past.counts[f"failed: {record['failed']}"] += 1
-                ceiling = past.open.pop(key, Tokens())
+                ceiling = past.open.pop(key, NOTHING)
                 if record["billed"]:
                     past.unknown = past.unknown.plus(ceiling)
             else:
                 if key in self.answers:
                     raise ValueError("a second answer")
                 self.answers[key] = record["answer"]["content"]
-                ceiling = past.open.pop(key, Tokens())
+                ceiling = past.open.pop(key, NOTHING)
                 past.counts["answered"] += 1
                 if record["usage"] is None:
                     past.unknown = past.unknown.plus(ceiling)

@@ -71,7 +71,8 @@ def synthesize(
     if offline == (settings.batch_out is None and settings.batch_in is None):
         raise DataError(
             "--teacher batch needs --batch-out or --batch-in, and an address goes with neither, got "
-            f"--teacher {OFFLINE if offline else 'ADDRESS'}, --batch-out {settings.batch_out}, --batch-in {settings.batch_in}"
+            f"--teacher {OFFLINE if offline else 'ADDRESS'}, --batch-out {settings.batch_out}, --batch-in "
+            f"{settings.batch_in}"
         )
     endpoint = None if offline else open_endpoint(teacher, key, settings)
     filters = open_filters(settings)
@@ -136,9 +137,9 @@ def _ask(endpoint: Endpoint, lesson: Lesson, journal: Journal, filters: Filters,
         if asker.outcome.stopped is not None:
             break
     print(progress.line(), file=sys.stderr, flush=True)
-    if asker.outcome.stopped is None and asker.outcome.given_up:
-        reasons = _listed(Counter(asker.outcome.given_up.values()))
-        return f"{len(asker.outcome.given_up):,} requests brought no answer in {lesson.settings.attempts} attempts ({reasons})"
+    given_up = asker.outcome.given_up
+    if asker.outcome.stopped is None and given_up:
+        return f"{len(given_up):,} requests brought no answer ({_listed(Counter(given_up.values()))})"
     return asker.outcome.stopped
 
 

@@ -33,6 +33,9 @@ class Tokens(NamedTuple):
         return self.prompt + self.completion
 
 
+NOTHING = Tokens()
+
+
 def prompt_ceiling(texts: Iterable[str]) -> int:
     """Most tokens that a prompt of these texts can have: a token of text is at least one byte of UTF-8."""
     return MESSAGE_OVERHEAD + sum(len(text.encode("utf-8", "replace")) for text in texts)
@@ -71,7 +74,7 @@ class Ledger:
         self.budget = budget
         self.known = known  # reported by answers
         self.unknown = unknown  # ceilings of attempts that may have been billed and reported nothing
-        self.in_flight = Tokens()
+        self.in_flight = NOTHING
         self._asking = 0
         self._changed = threading.Condition()
 

@@ -144,8 +144,8 @@ class Journal:
                 self._remember(number, line)
                 end += len(line)
         past = self.past
-        past.counts["lost in flight"] += len(past.open)
         for ceiling in past.open.values():
+            past.counts["lost in flight"] += 1
             past.unknown = past.unknown.plus(ceiling)
         past.open.clear()
         return end

@@ -36,6 +36,7 @@ ROOT = Path(__file__).parent.parent
 SERVER = str(Path(__file__).with_name("fault_server.py"))
 WIDTH = 20  # candidates of a list
 ATTEMPTS = 6
+CEILING = 3000  # tokens; no request of this check can cost as much
 
 
 class Bench:
@@ -164,14 +165,17 @@ def files_with(folder: Path, secret: str) -> list[str]:
     return [path.name for path in folder.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
 
 
+def moments(begin: int, end: int, count: int, rng: random.Random) -> list[int]:
+    """Numbers of answers at which to kill: a random one in each of `count` parts of the way, and some way to go."""
+    return [begin + int((i + 0.2 + 0.7 * rng.random()) * (end - begin) / (count + 1)) for i in range(count)]
+
+
 def attack(bench: Bench, kills: int, seed: int) -> tuple[dict[str, Any], dict[str, bool]]:
     """Run to the end through a small budget, kills and a second process; figures, and what held of each run."""
     requests, rng = bench.requests, random.Random(seed)
-    # The i-th kill comes at a random moment of the i-th part of the requests.
-    moments = [int((i + 0.2 + 0.7 * rng.random()) * requests / (kills + 1)) for i in range(kills)]
-    early = [moment for moment in moments if moment < requests * 0.3]
-    start, small = time.monotonic(), requests * 700
-    first_status, first_said = bench.run("--budget-tokens", str(small), kills=early)
+    early = kills // 3
+    start, small = time.monotonic(), requests * 300  # enough for a third of them
+    first_status, first_said = bench.run("--budget-tokens", str(small), kills=moments(0, requests // 4, early, rng))
     first_bill, first_booked = bench.billed(), booked(bench.journal)
     answers = bench.answers()
     holder = bench.start("--budget-tokens", str(small * 10))
@@ -180,12 +184,14 @@ def attack(bench: Bench, kills: int, seed: int) -> tuple[dict[str, Any], dict[st
     refused_status, refused_said = bench.finish(bench.start())
     holder.kill()
     bench.finish(holder)
-    status, _ = bench.run("--budget-tokens", str(small * 10), kills=moments[len(early) :])
+    late = moments(bench.answers(), requests, kills - early, rng)
+    status, _ = bench.run("--budget-tokens", str(small * 10), kills=late)
     bench.server.terminate()
     figures = {
         "seconds": round(time.monotonic() - start, 1),
         "kills": kills + 1,
         "budget_small": small,
+        "answered_under_small_budget": answers,
         "booked_under_small_budget": first_booked,
         "billed_under_small_budget": first_bill,
         "billed": bench.billed(),
@@ -193,7 +199,7 @@ def attack(bench: Bench, kills: int, seed: int) -> tuple[dict[str, Any], dict[st
     }
     held = {
         "a budget too small stops the run": first_status == 1 and "the budget is reached" in first_said,
-        "its books reach the budget and not further": 0.95 * small < first_booked <= small,
+        "its books reach the budget and not further": small - CEILING < first_booked <= small,
         "the bill stays within it": 0 < first_bill <= first_booked,
         "the books cover the bill": figures["billed"] <= figures["booked"] <= small * 10,
         "a second process is refused": refused_status == 2 and "another has it open" in refused_said,

@@ -42,23 +42,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if overrides and not hasattr(known, "config") and getattr(known, "teacher", TEMPLATE) == TEMPLATE:
         parser.error(f"unknown argument {overrides[0]!r}; see `r2rank {' '.join(args[:2])} --help`")
     try:
-        if known.command == "data" and known.action == "synthesize":
-            return _synthesize(known, overrides)
-        elif known.command == "data":
-            _data(known)
-        elif known.command == "model":
+        if known.command == "data":
+            return _data(known, overrides)
+        if known.command == "model":
             _model(known)
         elif known.command == "export":
             from r2rank_jax.pretrained.exporting import export
 
-            export(
-                known.source,
-                known.out,
-                phase=known.phase,
-                form=known.form,
-                dtype=known.dtype,
-                shard_gib=known.shard_gib,
-            )
+            options = {name: getattr(known, name) for name in ("phase", "form", "dtype", "shard_gib")}
+            export(known.source, known.out, **options)
         elif known.command == "report":
             from r2rank_jax.report.build import build
 
@@ -74,7 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="r2rank", description=__doc__, formatter_class=_Raw, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="r2rank", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     data = commands.add_parser("data", help="fetch, prepare, synthesize").add_subparsers(dest="action", required=True)
@@ -90,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--out", type=Path, required=True, help="folder to write")
     prepare.add_argument("--seed", type=int, default=0, help="of the negatives")
     prepare.add_argument("--candidates", type=int, default=20, help="items of a list, one of them the positive")
-    _add_synthesize(data.add_parser("synthesize", help="worked rationales from a teacher", allow_abbrev=False))
+    _add_synthesize(data.add_parser("synthesize", help="worked rationales", allow_abbrev=False, add_help=False))
 
     model = commands.add_parser("model", help="fetch, import").add_subparsers(dest="action", required=True)
     fetch = model.add_parser("fetch", help="get a pretrained model as a Hugging Face folder", allow_abbrev=False)
@@ -112,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(
             name,
             help=text,
-            formatter_class=_Raw,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
             add_help=False,
             description=f"{text}; any field of the configuration can be overridden",
@@ -151,17 +145,16 @@ def _add_synthesize(synthesize: argparse.ArgumentParser) -> None:
     synthesize.add_argument("--out", type=Path, required=True, help="JSONL file to write")
     synthesize.add_argument("--split", default="leave_one_out", choices=("leave_one_out", "global_time"))
     synthesize.add_argument("--lists", type=int, default=4000, help="trace budget: lists with worked rationales")
-    synthesize.add_argument(
-        "--positives", type=int, default=1, help="relevant items of a list; data.train_positives is RL's"
-    )
+    synthesize.add_argument("--positives", type=int, default=1, help="relevant items; data.train_positives is RL's")
     synthesize.add_argument("--seed", type=int, default=0, help="of the choice of lists")
     synthesize.add_argument("--history-items", type=int, default=10, help="interactions shown, as data.history_items")
     synthesize.add_argument(
         "--teacher",
         default=TEMPLATE,
         metavar="template | batch | URL",
-        help="URL of an OpenAI-compatible API, as http://localhost:8000/v1; with --model --help: its settings",
+        help="sentences from statistics; files for a batch; an OpenAI-compatible API, as http://localhost:8000/v1",
     )
+    synthesize.add_argument("-h", "--help", action=_TeacherHelp, nargs=0, help="show this and a language model's flags")
 
 
 def _add_export(export: argparse.ArgumentParser) -> None:
@@ -178,25 +171,31 @@ def _add_export(export: argparse.ArgumentParser) -> None:
     export.add_argument("--shard-gib", type=float, default=4.0, help="most that one file of a whole model may hold")
 
 
-class _Raw(argparse.RawDescriptionHelpFormatter):
-    pass
+class _TeacherHelp(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from r2rank_jax.data.teacher.settings import TeacherSettings
+
+        parser.print_help()
+        tyro.cli(TeacherSettings, args=["--help"], prog="\nr2rank data synthesize --teacher URL")
 
 
-def _data(known: argparse.Namespace) -> None:
+def _data(known: argparse.Namespace, overrides: list[str]) -> int:
+    if known.action == "synthesize":
+        return _synthesize(known, overrides)
     if known.action == "fetch":
         from r2rank_jax.data.fetch import fetch
 
         fetch(known.name, known.out)
-    elif known.action == "prepare":
+    else:
         from r2rank_jax.data.prepare import prepare
 
         prepare(known.source, known.out, seed=known.seed, candidates=known.candidates)
+    return 0
 
 
 def _synthesize(known: argparse.Namespace, overrides: list[str]) -> int:
     """Exit code 1 where a language model left lists unfinished."""
-    names = ("split", "lists", "seed", "positives", "history_items")
-    asked = {name: getattr(known, name) for name in names}
+    asked = {name: getattr(known, name) for name in ("split", "lists", "seed", "positives", "history_items")}
     if known.teacher == TEMPLATE:
         from r2rank_jax.data.teacher import template
 

@@ -22,7 +22,7 @@ quotes, and put nothing else in double quotes. Do not invent facts about the use
 Then conclude. The last line of your answer is exactly one of these two:
 VERDICT: MATCH
 VERDICT: MISMATCH
-MATCH means that the user's next choice is likely to be this candidate; MISMATCH that it is not."""
+MATCH means that this candidate is likely to be among the user's next choices; MISMATCH that it is not."""
 DATA = "BEGIN\n{prefix}{suffix}\nEND"
 SHOWN = """\
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,6 @@ def synthesize(
     Raises:
         DataError: settings that cannot be, more lists than training positions, or a journal in use.
     """
-    settings = settings.with_journal(out)
     offline = teacher == OFFLINE
     if offline == (settings.batch_out is None and settings.batch_in is None):
         raise DataError(
@@ -79,8 +79,7 @@ def synthesize(
     dataset = load(directory, split)
     drawn = _draw(dataset, lists, seed, min_history, candidate_items, positives)
     lesson = Lesson(dataset, drawn, settings, history_items)
-    assert settings.journal is not None
-    with Journal(settings.journal) as journal:
+    with Journal(settings.journal or out.with_suffix(".journal.jsonl")) as journal:
         ledger = Ledger(Budget.of(settings), journal.past.known, journal.past.unknown)
         _say_past(journal)
         if settings.batch_in is not None:
@@ -139,7 +138,9 @@ def _ask(endpoint: Endpoint, lesson: Lesson, journal: Journal, filters: Filters,
     print(progress.line(), file=sys.stderr, flush=True)
     given_up = asker.outcome.given_up
     if asker.outcome.stopped is None and given_up:
-        return f"{len(given_up):,} requests brought no answer ({_listed(Counter(given_up.values()))})"
+        return (
+            f"{len(given_up):,} requests brought no answer ({_listed(dict(Counter(given_up.values()).most_common(3)))})"
+        )
     return asker.outcome.stopped
 
 
@@ -158,7 +159,7 @@ def _finish(out: Path, header: dict[str, Any], lesson: Lesson, found: Survey, st
         return (
             f"{stopped or 'answers are missing'}; {found.unfinished:,} of {len(lesson.lists):,} lists are unfinished, "
             f"{len(found.open):,} requests are open; {len(rows):,} complete lists are in {out if rows else 'no file'}; "
-            f"run the command again to go on"
+            "go on with the same command, or with --batch-out for the next batch"
         )
     return None if rows else f"no list is complete, {dropped}; no traces were written"
 
@@ -183,5 +184,5 @@ def _say_past(journal: Journal) -> None:
         print(f"{journal.path}: so far {_listed(journal.past.counts)}", file=sys.stderr, flush=True)
 
 
-def _listed(counts: dict[str, int]) -> str:
+def _listed(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in counts.items()) or "none"

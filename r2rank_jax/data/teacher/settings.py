@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,10 +122,6 @@ class TeacherSettings:
         """The settings that shaped the rationales, for the header of the traces."""
         names = ("show_label", "draws", "rationale_words", "rationale_tokens")
         return {name: getattr(self, name) for name in names} | self.body_fields()
-
-    def with_journal(self, out: Path) -> TeacherSettings:
-        """The same with its journal's place settled: beside `out` unless it was given."""
-        return dataclasses.replace(self, journal=self.journal or out.with_suffix(".journal.jsonl"))
 
 
 def _flag(name: str) -> str:

@@ -145,7 +145,7 @@ def test_a_budget_buys_whole_lists_and_says_what_is_missing(ask, tmp_path, datas
     Stub(monkeypatch)
     most = 64 * 20 * 110 + 10_000  # one block of lists, and the ceiling of a request
     missing = ask(lists=100, budget_tokens=most, max_tokens=400)
-    assert missing.startswith("the budget is reached; ") and "run the command again to go on" in missing
+    assert missing.startswith("the budget is reached; ") and "go on with the same command" in missing
     traces = read_traces(tmp_path / "t.jsonl", dataset)
     assert 64 <= len(traces) < 70 and traces.header["lists_unfinished"] == 100 - len(traces)
     assert most - 6000 < sum(traces.header["tokens"].values()) <= most

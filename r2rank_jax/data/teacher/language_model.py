@@ -87,7 +87,7 @@ def synthesize(
             print(f"{settings.batch_in}: {_listed(counts)}")
         if settings.batch_out is not None and _offer(settings.batch_out, lesson, journal, filters, ledger):
             return None
-        stopped = None if endpoint is None else _ask(endpoint, lesson, journal, filters.branch(), ledger)
+        stopped = None if endpoint is None else _ask(endpoint, lesson, journal, filters, ledger)
         found = survey(lesson, range(len(drawn)), journal.answers, filters)
     header = {"teacher": settings.model, "data_hash": dataset.data_hash, "split": split, "seed": seed}
     header |= {"positives": positives, "prompts": VERSION, "settings": settings.told()}

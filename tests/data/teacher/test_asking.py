@@ -127,6 +127,12 @@ def test_many_failures_in_a_row_stop_the_run(run):
     assert endpoint.times.total() <= 10 + 2 * (20 + 8)
 
 
+def test_failures_between_answers_do_not_stop_the_run(run):
+    refuse = AskError("status 400", retry=False, billed=False)
+    outcome, *_ = run(100, lambda i, _: refuse if i % 2 else yes(), concurrency=1)
+    assert outcome.stopped is None and len(outcome.given_up) == 50 == outcome.answered
+
+
 @pytest.mark.parametrize("budget", [Budget(tokens=1000), Budget(usd=0.001, prompt_usd=1.0, completion_usd=1.0)])
 def test_a_budget_is_used_and_never_exceeded(run, budget):
     """Answers cost 40 of a feared 100 tokens: 23 leave too little for a twenty-fourth, whatever was in flight."""

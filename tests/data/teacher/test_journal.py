@@ -89,6 +89,17 @@ def test_a_second_process_is_refused_and_a_killed_one_lets_go(path):
     Journal(path).__exit__(None, None, None)
 
 
+def test_an_answer_is_on_the_disk_before_anything_is_made_of_it(path, monkeypatch):
+    synced = []
+    with Journal(path) as journal:
+        real = os.fdatasync
+        monkeypatch.setattr(os, "fdatasync", lambda file: real(file) or synced.append("d" in journal.answers))
+        journal.asked("d", Tokens(1, 1))
+        assert synced == []
+        journal.answered("d", answer("D"))
+    assert synced == [False]
+
+
 def test_a_full_disk_leaves_no_half_line(path, monkeypatch):
     before = path.read_bytes()
     real = os.write

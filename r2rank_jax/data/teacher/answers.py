@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from r2rank_jax.data.item_text import whole_characters
 from r2rank_jax.data.teacher.ledger import Tokens
 
 THINKING_FIELDS = ("reasoning_content", "reasoning")  # DeepSeek and vLLM until 0.11; OpenRouter and vLLM since
@@ -81,12 +82,12 @@ def parse_stream(lines: Iterable[bytes]) -> Answer:
 
 
 def _answer(content: str, thinking: str, finish: Any, envelope: dict[str, Any]) -> Answer:
-    said, inline = split_thinking(_valid(content))
+    said, inline = split_thinking(whole_characters(content))
     return Answer(
         content=said,
-        thinking=_valid(thinking) or inline,
-        finish_reason=_valid(_text(finish)),
-        model=_valid(_text(envelope.get("model"))),
+        thinking=whole_characters(thinking) or inline,
+        finish_reason=whole_characters(_text(finish)),
+        model=whole_characters(_text(envelope.get("model"))),
         usage=_usage(envelope.get("usage")),
     )
 
@@ -150,11 +151,6 @@ def _text(value: Any) -> str:
     if isinstance(value, list):
         value = "".join(part["text"] for part in value if isinstance(part, dict) and isinstance(part.get("text"), str))
     return value if isinstance(value, str) else ""
-
-
-def _valid(text: str) -> str:
-    """Without lone surrogates, which JSON may hold and UTF-8 may not. Two halves of one character stay together."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _usage(found: Any) -> Tokens | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from r2rank_jax.data.errors import DataError
+from r2rank_jax.data.templates import find_template
 
 OWN_FIELDS = ("model", "messages", "stream", "stream_options", "n")  # of a body; not for --extra
 LIMIT_FIELDS = ("max_tokens", "max_completion_tokens")
@@ -19,6 +20,8 @@ class TeacherSettings:
 
     model: str
     """Name by which the endpoint knows the model."""
+    template: str = "films-1"
+    """The pupil's data.template: words of the prompts."""
     show_label: Literal["never", "retry", "always"] = "retry"
     """Whether the teacher is told what the user did; "retry": only where a first answer was refused."""
     draws: int = 3
@@ -65,6 +68,7 @@ class TeacherSettings:
     """Read the answers of such a batch into the journal first."""
 
     def __post_init__(self) -> None:
+        find_template(self.template)
         _require(bool(self.model.strip()), "--model must name the teacher's model", repr(self.model))
         for name in ("draws", "max_tokens", "rationale_words", "concurrency", "attempts"):
             _require(getattr(self, name) >= 1, f"--{_flag(name)} must be at least 1", getattr(self, name))
@@ -120,7 +124,7 @@ class TeacherSettings:
 
     def told(self) -> dict[str, Any]:
         """The settings that shaped the rationales, for the header of the traces."""
-        names = ("show_label", "draws", "rationale_words", "rationale_tokens")
+        names = ("template", "show_label", "draws", "rationale_words", "rationale_tokens")
         return {name: getattr(self, name) for name in names} | self.body_fields()
 
 

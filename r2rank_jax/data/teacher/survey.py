@@ -18,6 +18,7 @@ from r2rank_jax.data.teacher.filters import Filters
 from r2rank_jax.data.teacher.instructions import Rationale, messages
 from r2rank_jax.data.teacher.ledger import Tokens, prompt_ceiling
 from r2rank_jax.data.teacher.settings import TeacherSettings
+from r2rank_jax.data.templates import find_template
 from r2rank_jax.data.tokens import prefix_of, suffixes_of
 
 
@@ -59,14 +60,16 @@ class Lesson:
 
     def __init__(self, dataset: Dataset, lists: Lists, settings: TeacherSettings, history_items: int):
         self.dataset, self.lists, self.settings, self.history_items = dataset, lists, settings, history_items
+        self._template = find_template(settings.template)
         self._fields = settings.body_fields()
         self._limit = settings.token_limit()
 
     def candidates(self, row: int) -> list[Candidate]:
         """The N candidates of a list."""
         lists = self.lists
-        prefix = prefix_of(self.dataset, int(lists.user[row]), int(lists.position[row]), self.history_items)
-        suffixes = suffixes_of(self.dataset, lists.items[row].tolist())
+        user, position = int(lists.user[row]), int(lists.position[row])
+        prefix = prefix_of(self.dataset, user, position, self.history_items, self._template)
+        suffixes = suffixes_of(self.dataset, lists.items[row].tolist(), self._template)
         return [Candidate(prefix, suffix, label > 0) for suffix, label in zip(suffixes, lists.labels[row].tolist())]
 
     def request(self, candidate: Candidate, draw: int) -> Request:

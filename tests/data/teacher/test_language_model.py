@@ -16,6 +16,7 @@ from r2rank_jax.data.teacher.instructions import VERSION
 from r2rank_jax.data.teacher.language_model import synthesize
 from r2rank_jax.data.teacher.ledger import Tokens
 from r2rank_jax.data.teacher.settings import TeacherSettings
+from r2rank_jax.data.templates import FILMS_1, GAMES_1
 from r2rank_jax.data.tokens import prefix_of, suffixes_of
 from r2rank_jax.data.traces import read_traces
 
@@ -72,19 +73,21 @@ def test_traces_that_sft_reads(ask, tmp_path, dataset, monkeypatch):
     header = traces.header
     assert (header["teacher"], header["prompts"], header["positives"]) == ("stub-1", VERSION, 3)
     assert header["settings"] == {
-        "show_label": "always", "draws": 3, "rationale_words": 120, "rationale_tokens": None, "model": "stub-1",
+        "template": "films-1", "show_label": "always", "draws": 3, "rationale_words": 120,
+        "rationale_tokens": None, "model": "stub-1",
         "temperature": 0.6, "max_tokens": 4096, "top_p": 0.9,
     }  # fmt: skip
     assert header["tokens"] == {"prompt": 12_000, "completion": 1200} and header["answers"] == 120
     assert set(header["answers_refused"].values()) == {0} and header["lists_dropped"] == {}
 
 
-def test_the_teacher_reads_the_pupils_words(ask, tmp_path, dataset, monkeypatch):
+@pytest.mark.parametrize("template", [FILMS_1, GAMES_1])
+def test_the_teacher_reads_the_pupils_words(ask, tmp_path, dataset, monkeypatch, template):
     stub = Stub(monkeypatch)
-    ask(lists=1, history_items=4, concurrency=1)
+    ask(lists=1, history_items=4, concurrency=1, template=template.name)
     lists = read_traces(tmp_path / "t.jsonl", dataset).lists
-    prefix = prefix_of(dataset, int(lists.user[0]), int(lists.position[0]), 4)
-    for prompt, suffix in zip(stub.prompts, suffixes_of(dataset, lists.items[0].tolist()), strict=True):
+    prefix = prefix_of(dataset, int(lists.user[0]), int(lists.position[0]), 4, template)
+    for prompt, suffix in zip(stub.prompts, suffixes_of(dataset, lists.items[0].tolist(), template), strict=True):
         assert prompt.startswith(f"BEGIN\n{prefix}{suffix}\nEND")
 
 

@@ -52,6 +52,7 @@ def test_a_ceiling_counts_bytes():
     ("settings", "message"),
     [
         ({"model": " "}, "--model must name"),
+        ({"template": "songs-1"}, "data.template must be one of films-1, .* got 'songs-1'"),
         ({"draws": 0}, "--draws must be at least 1, got 0"),
         ({"timeout_s": 0.0}, "--timeout-s must be positive"),
         ({"budget_usd": -1.0}, "--budget-usd must not be negative"),

@@ -5,6 +5,8 @@ r2rank data prepare --source DIR --out DIR [--seed 0] [--candidates 20] [--proto
 r2rank data audit DIR
 r2rank data card DIR [--tokenizer FILE]
 r2rank data synthesize --data DIR --out FILE [--split leave_one_out] [--lists 4000] [--positives 1] [--seed 0]
+r2rank data synthesize ... --teacher URL --model NAME [--show-label retry] [--budget-usd 20] [--any-setting value]
+r2rank data synthesize ... --teacher batch --model NAME --batch-out FILE | --batch-in FILE
 r2rank model fetch NAME --out DIR
 r2rank model import HF_DIR --out DIR
 r2rank export RUN_OR_MODEL_DIR --out HF_DIR [--phase rl] [--form causal-lm] [--dtype bfloat16] [--shard-gib 4]
@@ -20,6 +22,7 @@ import dataclasses
 import importlib.util
 import os
 import sys
+import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +30,8 @@ import tyro
 
 from r2rank_jax.config import ConfigError, RunConfig
 from r2rank_jax.data.settings import DEFAULT_PROTOCOLS, LABELS, NEGATIVES, ON_ERROR, PROTOCOLS, Settings
+
+TEMPLATE = "template"
 
 
 class _UsageError(ValueError):
@@ -38,24 +43,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     parser = _parser()
     known, overrides = parser.parse_known_args(args)
-    if overrides and not hasattr(known, "config"):
+    if overrides and not hasattr(known, "config") and getattr(known, "teacher", TEMPLATE) == TEMPLATE:
         parser.error(f"unknown argument {overrides[0]!r}; see `r2rank {' '.join(args[:2])} --help`")
     try:
         if known.command == "data":
-            return _data(known)
-        elif known.command == "model":
+            return _data(known, overrides)
+        if known.command == "model":
             _model(known)
         elif known.command == "export":
             from r2rank_jax.pretrained.exporting import export
 
-            export(
-                known.source,
-                known.out,
-                phase=known.phase,
-                form=known.form,
-                dtype=known.dtype,
-                shard_gib=known.shard_gib,
-            )
+            options = {name: getattr(known, name) for name in ("phase", "form", "dtype", "shard_gib")}
+            export(known.source, known.out, **options)
         elif known.command == "report":
             from r2rank_jax.report.build import build
 
@@ -71,7 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="r2rank", description=__doc__, formatter_class=_Raw, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="r2rank", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     data = commands.add_parser("data", help="fetch, prepare, audit, card, synthesize").add_subparsers(
@@ -93,15 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     card = data.add_parser("card", help="write a prepared folder's card and figures again", allow_abbrev=False)
     card.add_argument("directory", type=Path, metavar="DIR", help="folder that `data prepare` wrote")
     card.add_argument("--tokenizer", type=Path, help="a tokenizer.json, to count tokens; default: characters and words")
-    synthesize = data.add_parser("synthesize", help="worked rationales from the template teacher", allow_abbrev=False)
-    synthesize.add_argument("--data", type=Path, required=True, help="folder that `data prepare` wrote")
-    synthesize.add_argument("--out", type=Path, required=True, help="JSONL file to write")
-    synthesize.add_argument("--split", default="leave_one_out", choices=PROTOCOLS)
-    synthesize.add_argument("--lists", type=int, default=4000, help="trace budget: lists with worked rationales")
-    synthesize.add_argument(
-        "--positives", type=int, default=1, help="relevant items of a list; data.train_positives is RL's"
-    )
-    synthesize.add_argument("--seed", type=int, default=0, help="of the choice of lists")
+    _add_synthesize(data.add_parser("synthesize", help="worked rationales", allow_abbrev=False, add_help=False))
 
     model = commands.add_parser("model", help="fetch, import").add_subparsers(dest="action", required=True)
     fetch = model.add_parser("fetch", help="get a pretrained model as a Hugging Face folder", allow_abbrev=False)
@@ -123,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(
             name,
             help=text,
-            formatter_class=_Raw,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
             add_help=False,
             description=f"{text}; any field of the configuration can be overridden",
@@ -157,6 +150,23 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_synthesize(synthesize: argparse.ArgumentParser) -> None:
+    synthesize.add_argument("--data", type=Path, required=True, help="folder that `data prepare` wrote")
+    synthesize.add_argument("--out", type=Path, required=True, help="JSONL file to write")
+    synthesize.add_argument("--split", default="leave_one_out", choices=PROTOCOLS)
+    synthesize.add_argument("--lists", type=int, default=4000, help="trace budget: lists with worked rationales")
+    synthesize.add_argument("--positives", type=int, default=1, help="relevant items; data.train_positives is RL's")
+    synthesize.add_argument("--seed", type=int, default=0, help="of the choice of lists")
+    synthesize.add_argument("--history-items", type=int, default=10, help="interactions shown, as data.history_items")
+    synthesize.add_argument(
+        "--teacher",
+        default=TEMPLATE,
+        metavar="template | batch | URL",
+        help="sentences from statistics; files for a batch; an OpenAI-compatible API, as http://localhost:8000/v1",
+    )
+    synthesize.add_argument("-h", "--help", action=_TeacherHelp, nargs=0, help="show this and a language model's flags")
+
+
 def _add_export(export: argparse.ArgumentParser) -> None:
     export.add_argument("source", type=Path, metavar="RUN_OR_MODEL_DIR")
     export.add_argument("--out", type=Path, required=True, help="directory to write")
@@ -172,6 +182,8 @@ def _add_export(export: argparse.ArgumentParser) -> None:
 
 
 def _add_prepare(prepare: argparse.ArgumentParser) -> None:
+    prepare.add_argument("--kind", help="form of the source, as amazon-2023 or plain; default: told by its files")
+    prepare.add_argument("--column", action="append", default=[], metavar="KEY=NAME", help="of plain files: user=uid")
     prepare.add_argument("--seed", type=int, default=0, help="of the negatives")
     prepare.add_argument("--candidates", type=int, default=20, help="items of a list, the positives included")
     prepare.add_argument("--protocols", nargs="+", default=DEFAULT_PROTOCOLS, choices=PROTOCOLS, help="which splits")
@@ -188,12 +200,26 @@ def _add_prepare(prepare: argparse.ArgumentParser) -> None:
     prepare.add_argument("--ray", action="store_true", help="have the buckets done by Ray Data (extra data-ray)")
 
 
-class _Raw(argparse.RawDescriptionHelpFormatter):
-    pass
+def _column(text: str) -> tuple[str, str]:
+    """One --column."""
+    key, equals, name = text.partition("=")
+    if not (key and equals and name):
+        raise _UsageError(f"--column must be KEY=NAME, as user=reviewer_id, got {text!r}")
+    return key, name
 
 
-def _data(known: argparse.Namespace) -> int:
-    """Exit code 1 where an audit finds faults."""
+class _TeacherHelp(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from r2rank_jax.data.teacher.settings import TeacherSettings
+
+        parser.print_help()
+        tyro.cli(TeacherSettings, args=["--help"], prog="\nr2rank data synthesize --teacher URL")
+
+
+def _data(known: argparse.Namespace, overrides: list[str]) -> int:
+    """Exit code 1 where an audit finds faults, or a language model left lists unfinished."""
+    if known.action == "synthesize":
+        return _synthesize(known, overrides)
     if known.action == "fetch":
         from r2rank_jax.data.fetch import fetch
 
@@ -201,6 +227,7 @@ def _data(known: argparse.Namespace) -> int:
     elif known.action == "prepare":
         from r2rank_jax.data.prepare import prepare
 
+        known.columns = dict(_column(text) for text in known.column)
         settings = {f.name: getattr(known, f.name) for f in dataclasses.fields(Settings) if hasattr(known, f.name)}
         prepare(known.source, known.out, workers=known.workers, ray=known.ray, **settings)
     elif known.action == "audit":
@@ -214,18 +241,34 @@ def _data(known: argparse.Namespace) -> int:
 
         write_card(known.directory, known.tokenizer)
         print(known.directory / "card.md")
-    else:
-        from r2rank_jax.data.teacher import synthesize
-
-        synthesize(
-            known.data,
-            known.out,
-            split=known.split,
-            lists=known.lists,
-            seed=known.seed,
-            positives=known.positives,
-        )
     return 0
+
+
+def _synthesize(known: argparse.Namespace, overrides: list[str]) -> int:
+    """Exit code 1 where a language model left lists unfinished."""
+    asked = {name: getattr(known, name) for name in ("split", "lists", "seed", "positives", "history_items")}
+    if known.teacher == TEMPLATE:
+        from r2rank_jax.data.teacher import template
+
+        template.synthesize(known.data, known.out, **asked)
+        return 0
+    from r2rank_jax.data.teacher import language_model
+    from r2rank_jax.data.teacher.settings import TeacherSettings
+
+    settings = tyro.cli(TeacherSettings, args=overrides, prog="r2rank data synthesize --teacher URL")
+    missing = language_model.synthesize(
+        known.data, known.out, settings, teacher=known.teacher, key=_teacher_key(known.teacher), **asked
+    )
+    if missing is not None:
+        print(f"r2rank: {missing}", file=sys.stderr)
+    return 0 if missing is None else 1
+
+
+def _teacher_key(url: str) -> str:
+    """OpenAI's key goes to OpenAI only: another endpoint must be given its own, on purpose."""
+    key = os.environ.get("R2RANK_TEACHER_API_KEY", "")
+    is_openai = urllib.parse.urlsplit(url).netloc == "api.openai.com"
+    return key or (os.environ.get("OPENAI_API_KEY", "") if is_openai else "")
 
 
 def _model(known: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ import pytest
 from r2rank_jax.config import DataConfig
 from r2rank_jax.data.dataset import Dataset, load
 from r2rank_jax.data.prepare import prepare
-from r2rank_jax.data.teacher import synthesize
+from r2rank_jax.data.teacher.template import synthesize
 from r2rank_jax.data.tokens import Encoder, as_text_tokenizer, corpus, train_tokenizer
 from r2rank_jax.data.traces import Traces, read_traces
 

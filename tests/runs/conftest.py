@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from r2rank_jax.data.prepare import prepare
-from r2rank_jax.data.teacher import synthesize
+from r2rank_jax.data.teacher.template import synthesize
 from tests.data.conftest import write_raw
 
 COMMAND = (sys.executable, "-m", "r2rank_jax.cli")

@@ -23,7 +23,7 @@ from r2rank_jax.data.folder import candidate_file, hash_of_files, interactions_f
 from r2rank_jax.data.prepare import prepare
 from r2rank_jax.data.settings import PROTOCOLS
 from r2rank_jax.data.tables import hash_of_interactions, hash_of_items
-from r2rank_jax.data.teacher import synthesize
+from r2rank_jax.data.teacher.template import synthesize
 
 from ..conftest import tiny_rows, write_raw
 

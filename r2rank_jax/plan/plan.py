@@ -152,8 +152,6 @@ def _print_estimate(found: Estimate, topology: Topology, work: dict[str, dict[st
             f"{phase} update: {plan.chunk_items} of {config.data.candidate_items} items at once, "
             f"{RECOMPUTED[plan.model.remat]} recomputed"
         )
-    if mesh.fsdp > 1 and config.data.candidate_items in (found.sft.chunk_items, found.rl.chunk_items):
-        print("all items at once: XLA may copy activations along fsdp, which is not estimated; --backend compile shows")
     for name, each in work.items():
         least = f", at least {each['least_seconds']:.3g} s" if each["least_seconds"] else ""
         print(f"{name}: {each['flops']:.3g} FLOPs{least}")

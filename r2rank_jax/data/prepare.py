@@ -46,7 +46,7 @@ from r2rank_jax.data.partition import (
 from r2rank_jax.data.retrieved import read_run
 from r2rank_jax.data.sealing import Facts, sealed, work_folder
 from r2rank_jax.data.settings import Array, Settings
-from r2rank_jax.data.sources.source import Quarantine, Source, fatal, open_source
+from r2rank_jax.data.sources.source import OnError, Quarantine, Source, fatal, open_source
 from r2rank_jax.data.tables import hash_of_interactions, hash_of_items
 from r2rank_jax.data.times import time_cuts
 from r2rank_jax.data.user_buckets import count_core, deduplicate, place, write_interactions
@@ -71,14 +71,15 @@ def prepare(source: Path, out: Path, *, workers: int = 1, ray: bool = False, **s
             else.
     """
     chosen = Settings(**settings)
-    opened = open_source(source, chosen.kind, chosen.columns or None)
+    malformed = _Malformed()
+    opened = open_source(source, chosen.kind, chosen.columns or None, malformed)
     identity = _identity(source, opened, chosen)
     if out.exists() and any(out.iterdir()):
         _require_same(out, identity)
         print(f"{out}: already prepared with the same content")
         return
     with work_folder(out, identity) as work:
-        read = sealed(work / "read", partial(_read, source, chosen))
+        read = sealed(work / "read", partial(_read, opened, chosen, malformed))
         if chosen.run is not None:
             sealed(work / "run", partial(_read_run, Path(chosen.run)))
         buckets = number_of_buckets(read["interactions"], chosen.bucket_rows)
@@ -121,12 +122,21 @@ def _require_same(out: Path, identity: Facts) -> None:
         )
 
 
-def _read(source: Path, settings: Settings, folder: Path) -> Facts:
+class _Malformed:
+    """What is done with malformed rows; where they go is known only after the source is open."""
+
+    def __init__(self) -> None:
+        self.then: OnError = fatal
+
+    def __call__(self, file: Path, line: int, reason: str, text: str) -> None:
+        self.then(file, line, reason, text)
+
+
+def _read(opened: Source, settings: Settings, malformed: _Malformed, folder: Path) -> Facts:
     """The one pass over the source's files."""
     quarantine = Quarantine(folder / QUARANTINE)
-    opened = open_source(
-        source, settings.kind, settings.columns or None, quarantine if settings.on_error == "quarantine" else fatal
-    )
+    if settings.on_error == "quarantine":
+        malformed.then = quarantine
     items = write_items(opened.items(), folder / "items.parquet")
     rows = write_shards(checked_interactions(opened.interactions()), folder / "interactions")
     if not rows:
@@ -176,6 +186,7 @@ def _prepare_buckets(
         "source": source.name,
         "domain": source.domain,
         "time_unit": source.time_unit,
+        "notes": list(source.notes),
         "users": sum(users),
         "interactions": left,
         "buckets": buckets,

@@ -68,7 +68,8 @@ def work_folder(out: Path, identity: Facts) -> Iterator[Path]:
     Raises:
         DataError: another process works there now.
     """
-    folder = out.resolve().parent / f".{out.name}.preparing"
+    out = out.resolve()
+    folder = out.parent / f".{out.name}.preparing"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         try:

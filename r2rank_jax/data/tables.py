@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from r2rank_jax.data.errors import DataError
 from r2rank_jax.data.settings import Array
 
 _HASHED = {"user": "<i8", "item": "<i8", "rating": "<f8", "timestamp": "<i8", "order": "<i8"}
-_ITEM_ROWS = 10_000  # read at a time for the hash
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,20 @@ def _columns(rows: Iterable[tuple], width: int) -> tuple:
 
 
 def _column(path: Path, name: str) -> Array:
-    return pl.read_parquet(path, columns=[name])[name].to_numpy()
+    return _read(path, [name])[name].to_numpy()
 
 
 def _item_rows(path: Path) -> Iterator[tuple]:
-    frame = pl.read_parquet(path, columns=["source_id", "title", "year", "genres", "details"])
+    frame = _read(path, ["source_id", "title", "year", "genres", "details"])
     for source_id, title, year, genres, details in frame.iter_rows():
         yield source_id, title, year, tuple(genres), tuple((part["name"], part["value"]) for part in details)
+
+
+def _read(path: Path, columns: list[str]) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(path, columns=columns)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise DataError(
+            f"{path} must be a table that `r2rank data prepare` wrote, with {', '.join(columns)}, and cannot be read: "
+            f"{str(error).splitlines()[0]}; restore it, or prepare the data again in a new folder"
+        ) from error

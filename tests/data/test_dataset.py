@@ -128,6 +128,19 @@ def test_edited_interactions_are_refused(prepared, tmp_path):
         load(folder, "leave_one_out")
 
 
+@pytest.mark.parametrize("file", ["items.parquet", "interactions/00000.parquet"])
+@pytest.mark.parametrize("damage", ["gone", "torn"])
+def test_tables_that_cannot_be_read_are_named_with_the_remedy(prepared, tmp_path, file, damage):
+    path = tmp_path / "copy" / file
+    shutil.copytree(prepared, tmp_path / "copy")
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "torn":
+        path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=rf"{file} must be a table that .* cannot be read: .*; restore it"):
+        load(tmp_path / "copy", "leave_one_out")
+
+
 def test_errors_for_wrong_folder_and_split(prepared, tmp_path):
     with pytest.raises(DataError, match=r"no manifest\.json; run `r2rank data prepare"):
         load(tmp_path, "leave_one_out")

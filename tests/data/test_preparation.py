@@ -271,3 +271,27 @@ def test_users_are_spread_over_the_buckets_evenly():
     for user in range(8000):
         found[user_hash(f"u{user}") >> 60] += 1
     assert len(found) == 8 and max(abs(count - 1000) for count in found.values()) < 5 * np.sqrt(1000)
+
+
+def test_your_own_columns_through_the_command(tmp_path, capfd):
+    header, rows = (
+        "sku,customer,stars,when\n",
+        [f"s{(u * k) % 17},c{u},{k},{k}\n" for u in range(1, 30) for k in (1, 2, 3, 5)],
+    )
+    (tmp_path / "log.csv").write_text(header + "".join(rows))
+    names = {"user": "customer", "item": "sku", "rating": "stars", "timestamp": "when"}
+    flags = [f"--column={ours}={theirs}" for ours, theirs in names.items()]
+    out = tmp_path / "out"
+    paths = ["--source", str(tmp_path / "log.csv"), "--out", str(out)]
+    assert main(["data", "prepare", *paths, "--kind=plain", *flags, "--candidates=5"]) == 0
+    frame, manifest = read(out)
+    assert manifest["settings"]["columns"] == names and manifest["settings"]["kind"] == "plain"
+    found = {(row["user_id"], row["item_id"], row["rating"], row["timestamp"]) for row in frame.iter_rows(named=True)}
+    wanted = {}
+    for row in rows:
+        item, user, rating, time = row.strip().split(",")
+        wanted.setdefault((user, item), (user, item, float(rating), int(time)))
+    assert found == set(wanted.values())
+    capfd.readouterr()
+    assert main(["data", "prepare", *paths, "--column", "user"]) == 2
+    assert "--column must be KEY=NAME, as user=reviewer_id, got 'user'" in capfd.readouterr().err

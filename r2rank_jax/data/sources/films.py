@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import html
 import re
 from collections import Counter
 
-from r2rank_jax.data.sources.items import ENTITIES
-from r2rank_jax.data.sources.objects import joined_surrogates
+from r2rank_jax.data.sources.items import ENTITIES, one_line, unescaped
 
 PLACEHOLDER_TITLES = {"unkonwn", "unknown", ""}  # item 267 of MovieLens-100K, in RecBole's spelling and its own
 ARTICLES = "The|A|An|Les|Le|La|L'|Il|I|Lo|Der|Die|Das|Det|Den|El|Los|Las|Una|Un|O|Os"
@@ -37,9 +35,9 @@ def film_title(title: str, counts: Counter[str]) -> str:
     >>> film_title("Horseman on the Roof, The (Hussard sur le toit, Le)", Counter())
     'The Horseman on the Roof'
     """
-    shown = html.unescape(title)
+    shown = unescaped(title)
     counts[ENTITIES] += shown != title
-    text = " ".join(joined_surrogates(shown).split())
+    text = one_line(shown)
     if text.lower() in PLACEHOLDER_TITLES:
         return ""
     text = _ALTERNATIVE.sub("", text) or text

@@ -27,6 +27,7 @@ _TAG = re.compile(
     r"[^<>]*(?:>|$)|<!--.*?(?:-->|$)",
     re.IGNORECASE,
 )
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class ItemRow(NamedTuple):
@@ -42,18 +43,35 @@ class ItemRow(NamedTuple):
 
 
 def clean_text(text: str, counts: Counter[str]) -> str:
-    """Resolve HTML entities, take debris of markup away, make every run of blanks one; both are counted.
+    """Resolve HTML entities, take debris of markup away (both are counted), make one blank of every run of blanks and
+    control characters.
 
     >>> clean_text('Tom &amp;amp; Jerry <span id="x', Counter())
     'Tom & Jerry'
     """
-    shown = html.unescape(html.unescape(text)) if "&" in text else text  # 2014 and 2018 have some escaped twice
+    shown = unescaped(text)
     if shown != text:
         counts[ENTITIES] += 1
     bare = _TAG.sub(" ", shown) if "<" in shown else shown
     if bare != shown:
         counts[MARKUP] += 1
-    return " ".join(joined_surrogates(bare).split())
+    return one_line(bare)
+
+
+def unescaped(text: str) -> str:
+    """HTML entities resolved until none is left: some sources have them escaped twice."""
+    while "&" in text and (shown := html.unescape(text)) != text:
+        text = shown
+    return text
+
+
+def one_line(text: str) -> str:
+    """Blanks and control characters as single blanks, none at the ends.
+
+    >>> one_line("Tom\\x00 and\\n Jerry ")
+    'Tom and Jerry'
+    """
+    return " ".join(_CONTROL.sub(" ", joined_surrogates(text)).split())
 
 
 def item_batches(

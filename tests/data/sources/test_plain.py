@@ -1,9 +1,12 @@
 import json
+from collections import Counter
 
 import polars as pl
 import pytest
 
 from r2rank_jax.data.errors import DataError
+from r2rank_jax.data.sources.films import film_title
+from r2rank_jax.data.sources.items import ENTITIES, clean_text
 from r2rank_jax.data.sources.schema import NO_ITEMS, NO_RATINGS, NO_TIMES
 from r2rank_jax.data.sources.source import Quarantine, open_source
 
@@ -148,3 +151,10 @@ def test_the_items_own_id_may_have_another_name(folder):
     source = open_source(folder, columns={"items.item": "id", "title": "name"})
     with pytest.raises(DataError, match=r"items\.jsonl, line 2: id must not be missing or empty"):
         items(source)
+
+
+def test_no_entity_and_no_control_character_is_left_in_a_text():
+    counts = Counter()
+    assert clean_text("Tom\x00 &amp;amp;amp;amp; Jerry\x85", counts) == "Tom & Jerry"
+    assert film_title("Tom &amp;amp;amp; Jerry\x7f, The", counts) == "The Tom & Jerry"
+    assert counts == {ENTITIES: 2}

@@ -156,5 +156,5 @@ def test_the_items_own_id_may_have_another_name(folder):
 def test_no_entity_and_no_control_character_is_left_in_a_text():
     counts = Counter()
     assert clean_text("Tom\x00 &amp;amp;amp;amp; Jerry\x85", counts) == "Tom & Jerry"
-    assert film_title("Tom &amp;amp;amp; Jerry\x7f, The", counts) == "The Tom & Jerry"
+    assert film_title("Tom &amp;amp;amp; Jerry, The\x7f", counts) == "The Tom & Jerry"
     assert counts == {ENTITIES: 2}

@@ -99,9 +99,9 @@ def over_time(days: Counter[int], cuts: Mapping[str, int]) -> bytes | None:
         return None
     unit, word = ("D", "day") if last - first < 92 else ("M", "month") if last - first < 365 * 12 else ("Y", "year")
     dates = np.array(list(days), "datetime64[D]").astype(f"datetime64[{unit}]")
-    start, stop = dates.min(), dates.max()
+    start = dates.min()
     counts = np.bincount((dates - start).astype(np.int64), list(days.values()))
-    edges = np.arange(start, stop + 2).astype("datetime64[D]")
+    edges = (start + np.arange(len(counts) + 1).astype(f"timedelta64[{unit}]")).astype("datetime64[D]")
     with _style():
         figure, axes = _figure()
         axes.stairs(counts, edges.astype(float), fill=True, color=BLUE, alpha=0.85)

@@ -110,7 +110,7 @@ def over_time(days: Counter[int], cuts: Mapping[str, int]) -> bytes | None:
         axes.xaxis.set_major_formatter(matplotlib.dates.ConciseDateFormatter(locator, show_offset=True))
         for name, day in cuts.items():
             _mark(axes, day, name, left=day == min(cuts.values()))
-        axes.set(ylabel=f"interactions in a {word}", ylim=(0, counts.max() * 1.18))
+        axes.set(ylabel=f"interactions in a {word}", ylim=(0, float(np.max(counts)) * 1.18))
         return _svg(figure)
 
 

@@ -182,7 +182,7 @@ def share_of_top(counts: Array, part: float) -> float:
     0.8
     """
     top = int(np.ceil(part * len(counts)))
-    return float(np.sort(counts)[::-1][:top].sum() / max(counts.sum(), 1))
+    return float(np.sort(counts)[::-1][:top].sum()) / max(int(counts.sum()), 1)
 
 
 def characters(texts: Sequence[str]) -> Array:

@@ -156,7 +156,7 @@ def _add_synthesize(synthesize: argparse.ArgumentParser) -> None:
     synthesize.add_argument("--split", default="leave_one_out", choices=PROTOCOLS)
     synthesize.add_argument("--lists", type=int, default=4000, help="trace budget: lists with worked rationales")
     synthesize.add_argument("--positives", type=int, default=1, help="relevant items; data.train_positives is RL's")
-    synthesize.add_argument("--seed", type=int, default=0, help="of the choice of lists")
+    synthesize.add_argument("--seed", type=_whole, default=0, help="of the choice of lists")
     synthesize.add_argument("--history-items", type=int, default=10, help="interactions shown, as data.history_items")
     synthesize.add_argument(
         "--teacher",
@@ -184,7 +184,7 @@ def _add_export(export: argparse.ArgumentParser) -> None:
 def _add_prepare(prepare: argparse.ArgumentParser) -> None:
     prepare.add_argument("--kind", help="form of the source, as amazon-2023 or plain; default: told by its files")
     prepare.add_argument("--column", action="append", default=[], metavar="KEY=NAME", help="of plain files: user=uid")
-    prepare.add_argument("--seed", type=int, default=0, help="of the negatives")
+    prepare.add_argument("--seed", type=_whole, default=0, help="of the negatives")
     prepare.add_argument("--candidates", type=int, default=20, help="items of a list, the positives included")
     prepare.add_argument("--protocols", nargs="+", default=DEFAULT_PROTOCOLS, choices=PROTOCOLS, help="which splits")
     prepare.add_argument("--k-core", type=int, default=0, help="users and items need so many of each other; 0: off")
@@ -198,6 +198,24 @@ def _add_prepare(prepare: argparse.ArgumentParser) -> None:
     prepare.add_argument("--on-error", default="fatal", choices=ON_ERROR, help="what to do with malformed rows")
     prepare.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     prepare.add_argument("--ray", action="store_true", help="have the buckets done by Ray Data (extra data-ray)")
+
+
+def _whole(text: str) -> int:
+    """A number from 0 on."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 on, got {text!r}")
+    return int(text)
+
+
+def _require_place(out: Path, *, is_folder: bool) -> None:
+    """Refuse an --out that nothing could be written to, before there is anything to write."""
+    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if nearest.is_dir() != (is_folder or nearest != out):
+        wanted = "folder" if is_folder else "file"
+        raise _UsageError(
+            f"--out must be a {wanted} to write, got {out}, where {nearest} is a "
+            f"{'folder' if nearest.is_dir() else 'file'}; give another --out"
+        )
 
 
 def _column(text: str) -> tuple[str, str]:
@@ -218,6 +236,8 @@ class _TeacherHelp(argparse.Action):
 
 def _data(known: argparse.Namespace, overrides: list[str]) -> int:
     """Exit code 1 where an audit finds faults, or a language model left lists unfinished."""
+    if hasattr(known, "out"):
+        _require_place(known.out, is_folder=known.action != "synthesize")
     if known.action == "synthesize":
         return _synthesize(known, overrides)
     if known.action == "fetch":
@@ -227,7 +247,10 @@ def _data(known: argparse.Namespace, overrides: list[str]) -> int:
     elif known.action == "prepare":
         from r2rank_jax.data.prepare import prepare
 
-        known.columns = dict(_column(text) for text in known.column)
+        columns = [_column(text) for text in known.column]
+        known.columns = dict(columns)
+        if len(columns) > len(known.columns):
+            raise _UsageError(f"--column must name each of ours once, got {', '.join(known.column)}; leave one out")
         settings = {f.name: getattr(known, f.name) for f in dataclasses.fields(Settings) if hasattr(known, f.name)}
         prepare(known.source, known.out, workers=known.workers, ray=known.ray, **settings)
     elif known.action == "audit":

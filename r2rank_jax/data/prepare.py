@@ -87,7 +87,9 @@ def prepare(source: Path, out: Path, *, workers: int = 1, ray: bool = False, **s
             manifest = identity | _prepare_buckets(work, opened, chosen, read, buckets, over_buckets)
         with replacing_folder(out) as folder:
             _assemble(work, folder, manifest)
-    print(f"{out}: {manifest['interactions']} interactions, {manifest['users']} users, {manifest['items']} items")
+    aside = sum(manifest["quarantined"].values())
+    said = f"; {aside} malformed rows set aside in {QUARANTINE}" if aside else ""
+    print(f"{out}: {manifest['interactions']} interactions, {manifest['users']} users, {manifest['items']} items{said}")
 
 
 def _identity(source: Path, opened: Source, settings: Settings) -> Facts:

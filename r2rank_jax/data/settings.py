@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,12 @@ class Settings:
     """"quarantine": malformed rows are set aside and counted."""
 
     def __post_init__(self) -> None:
-        for name, least in (("candidates", 2), ("k_core", 0), ("last_n", 1), ("bucket_rows", 1)):
+        for name, least in (("seed", 0), ("candidates", 2), ("k_core", 0), ("last_n", 1), ("bucket_rows", 1)):
             _require(getattr(self, name) >= least, f"{name} must be at least {least}, got {getattr(self, name)}")
+        _require(
+            self.positive_rating is None or math.isfinite(self.positive_rating),
+            f"positive_rating must be a number, got {self.positive_rating}; leave it out to count every interaction",
+        )
         for name, known in (("labels", LABELS), ("negatives", NEGATIVES), ("on_error", ON_ERROR)):
             _require(getattr(self, name) in known, f"{name} must be one of {known}, got {getattr(self, name)!r}")
         _require(

@@ -87,7 +87,10 @@ def _measures(tokenizer: Path | None) -> dict[str, Measure]:
         return {"characters": characters, "words": words}
     if not tokenizer.is_file():
         raise DataError(f"--tokenizer must name a tokenizer.json, got {tokenizer}, which is not there")
-    backend = Tokenizer.from_file(str(tokenizer))
+    try:
+        backend = Tokenizer.from_file(str(tokenizer))
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        raise DataError(f"--tokenizer must name a tokenizer.json, got {tokenizer}, which is none: {error}") from error
 
     def tokens(texts: Sequence[str]) -> Array:
         encoded = backend.encode_batch_fast(list(texts), add_special_tokens=False)

@@ -86,6 +86,8 @@ def open_plain(path: Path, columns: dict[str, str], on_error: OnError) -> Source
     names["item"] = columns.get("items.item", fields.item) if tables else fields.item
     if tables:
         _require(catalogue, names["item"], "items.item")
+    for key in columns.keys() & {"title", "year", "genres"}:
+        _require(catalogue, names[key], key)
     counts: Counter[str] = Counter()
 
     def items() -> Iterator[pl.DataFrame]:

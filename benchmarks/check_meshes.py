@@ -97,8 +97,8 @@ def train(config: RunConfig, lists: list[Any]) -> tuple[TrainState, list[float],
     """The final state of RL and all losses; RL starts where SFT ended."""
     mesh = make_mesh(config.mesh)
     part = part_of_batch(mesh)
-    rows = SHAPE.users // part.parts
-    mine = jax.tree.map(lambda x: x[part.place * rows : (part.place + 1) * rows], lists)
+    rows = np.arange(SHAPE.users).reshape(part.parts, -1)[list(part.places)]
+    mine = jax.tree.map(lambda x: x[rows.ravel()], lists)
     batches = [to_mesh(mesh, each) for each in mine]
     state = fresh_state(mesh, MODEL, OPTIMIZER, STEPS, seed=0)
     step, sft, rl = make_sft_step(mesh, config), [], []

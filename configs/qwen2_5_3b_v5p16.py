@@ -11,9 +11,9 @@ two and a half minutes):
     rl update: 20 of 20 items at once, layers recomputed
     rl rollout: 1.74e+15 FLOPs, at least 0.477 s
     rl update: 5.22e+15 FLOPs, at least 1.42 s
-    compiled sft step in 43 s: 26.8 GiB (estimated 26.4) ... all-reduce 12 times, 6.33 GiB
+    compiled sft step in 32 s: 26.8 GiB (estimated 26.4) ... all-reduce 10 times, 11.5 GiB
     compiled rollout wave in 12 s: 13.3 GiB (estimated 12.9)
-    compiled rl update in 58 s: 27.8 GiB (estimated 37.9) ... all-reduce 17 times, 6.33 GiB
+    compiled rl update in 25 s: 27.8 GiB (estimated 37.9) ... all-reduce 17 times, 11.5 GiB
     fits: yes, 27.8 of 95.7 GiB on each device
 """
 

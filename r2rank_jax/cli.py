@@ -290,7 +290,8 @@ def _synthesize(known: argparse.Namespace, overrides: list[str]) -> int:
 def _teacher_key(url: str) -> str:
     """OpenAI's key goes to OpenAI only: another endpoint must be given its own, on purpose."""
     key = os.environ.get("R2RANK_TEACHER_API_KEY", "")
-    is_openai = urllib.parse.urlsplit(url).netloc == "api.openai.com"
+    address = urllib.parse.urlsplit(url)
+    is_openai = (address.scheme, address.netloc) == ("https", "api.openai.com")
     return key or (os.environ.get("OPENAI_API_KEY", "") if is_openai else "")
 
 

@@ -134,34 +134,22 @@ def abstract_params(mesh: Mesh, config: ModelConfig) -> Params:
 
 
 class Part(NamedTuple):
-    """One of several equal parts."""
+    """Some of the equal parts of a batch."""
 
-    place: int
+    places: tuple[int, ...]  # which ones, ascending
     parts: int
 
 
 def part_of_batch(mesh: Mesh) -> Part:
     """Which rows of every batch this process has to bring: those that its devices hold.
 
-    Processes whose devices differ along the tensor axis only hold the same users, and bring the same rows.
-
-    Raises:
-        ConfigError: the devices of a process do not hold neighbouring users, or hold other numbers of them than those
-            of another process.
+    One part for every place along data x fsdp. On a torus a process's places need not be neighbours; processes whose
+    devices differ along the tensor axis only hold the same users, and bring the same rows.
     """
-    columns = mesh.devices.reshape(-1, mesh.shape["tensor"])  # [data x fsdp, tensor]
-    processes = {device.process_index for device in mesh.devices.flat}
-    held = {p: [at for at, column in enumerate(columns) if p in {d.process_index for d in column}] for p in processes}
-    mine = held[jax.process_index()]
-    parts = {(rows[0], len(rows)) for rows in held.values()}
-    whole = sum(size for _, size in parts) == len(columns) and len({size for _, size in parts}) == 1
-    if not whole or any(rows != list(range(rows[0], rows[0] + len(rows))) for rows in held.values()):
-        raise ConfigError(
-            f"every process must hold the same number of neighbouring users, got data x fsdp places {held} by process "
-            f"on mesh data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']} x tensor={mesh.shape['tensor']}; make "
-            "mesh.tensor a divisor or a multiple of the devices of one process"
-        )
-    return Part(mine[0] // len(mine), len(columns) // len(mine))
+    places = mesh.devices.reshape(-1, mesh.shape["tensor"])
+    here = jax.process_index()
+    mine = (at for at, devices in enumerate(places) if here in {device.process_index for device in devices})
+    return Part(tuple(mine), len(places))
 
 
 def to_mesh(mesh: Mesh, local: Any) -> Any:
@@ -169,10 +157,22 @@ def to_mesh(mesh: Mesh, local: Any) -> Any:
 
     Args:
         mesh: from `make_mesh`.
-        local: pytree of NumPy arrays, the rows that `part_of_batch` names.
+        local: pytree of NumPy arrays, the rows that `part_of_batch` names, part by part.
     """
-    split = users(mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split, np.asarray(x)), local)
+    part, split = part_of_batch(mesh), users(mesh)
+
+    def spread(x: Any) -> jax.Array:
+        rows = np.asarray(x)
+        share = len(rows) // len(part.places)
+
+        def of_device(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
+            at = part.places.index((index[0].start or 0) // share) * share
+            return rows[at : at + share]
+
+        return jax.make_array_from_callback((share * part.parts, *rows.shape[1:]), split, of_device)
+
+    return jax.tree.map(spread, local)
 
 
 def sum_over_users(mesh: Mesh, each: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[Any, Any], tuple[Any, Any]]:

@@ -3,11 +3,12 @@
 import dataclasses
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
 from r2rank_jax.config import ConfigError
-from r2rank_jax.sharding import MESH_AXES, across_slices, part_of_batch
+from r2rank_jax.sharding import MESH_AXES, across_slices, part_of_batch, to_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,26 +42,27 @@ def mesh_of_processes(shape, processes):
 
 
 @pytest.mark.parametrize(
-    ("shape", "processes", "parts"),
+    ("shape", "processes", "places"),
     [
-        ((1, 1, 1), [0], [0]),
-        ((4, 1, 1), [0, 0, 1, 1], [0, 1]),
-        ((1, 4, 1), [0, 0, 1, 1], [0, 1]),
-        ((2, 1, 2), [0, 0, 1, 1], [0, 1]),
-        ((1, 1, 4), [0, 0, 1, 1], [0, 0]),  # heads are split over both processes, which read the same users
-        ((2, 1, 2), [0, 1, 0, 1], [0, 0]),
-        ((2, 1, 4), [0, 0, 1, 1, 2, 2, 3, 3], [0, 0, 1, 1]),
+        ((1, 1, 1), [0], [(0,)]),
+        ((4, 1, 1), [0, 0, 1, 1], [(0, 1), (2, 3)]),
+        ((2, 1, 2), [0, 0, 1, 1], [(0,), (1,)]),
+        ((1, 1, 4), [0, 0, 1, 1], [(0,), (0,)]),  # heads are split over both processes, which read the same users
+        ((2, 1, 2), [0, 1, 0, 1], [(0, 1), (0, 1)]),
+        ((1, 4, 1), [0, 1, 1, 0], [(0, 3), (1, 2)]),  # as the hosts of a torus lie
+        ((2, 1, 4), [0, 0, 1, 1, 2, 2, 3, 3], [(0,), (0,), (1,), (1,)]),
     ],
 )
-def test_a_process_reads_the_users_of_its_devices(monkeypatch, shape, processes, parts):
-    found = []
-    for process in range(max(processes) + 1):
+def test_a_process_reads_the_users_of_its_devices(monkeypatch, shape, processes, places):
+    for process, expected in enumerate(places):
         monkeypatch.setattr("jax.process_index", lambda: process)  # noqa: B023
-        found.append(part_of_batch(mesh_of_processes(shape, processes)))
-    assert found == [(part, max(parts) + 1) for part in parts]
+        assert part_of_batch(mesh_of_processes(shape, processes)) == (expected, shape[0] * shape[1])
 
 
-@pytest.mark.parametrize("processes", [[0, 1, 0, 1], [0, 0, 0, 1]])
-def test_users_of_a_process_must_be_neighbours_and_as_many_as_those_of_another(processes):
-    with pytest.raises(ConfigError, match="the same number of neighbouring users, got data x fsdp places"):
-        part_of_batch(mesh_of_processes((4, 1, 1), processes))
+def test_rows_come_to_the_devices_they_were_brought_for():
+    """The devices of one process in any order: the global array is the batch."""
+    devices = np.array(jax.devices())[[3, 0, 2, 1]].reshape(2, 2, 1)
+    rows = np.arange(24).reshape(8, 3)
+    found = to_mesh(jax.sharding.Mesh(devices, MESH_AXES), {"x": rows})["x"]
+    np.testing.assert_array_equal(found, rows)
+    assert found.addressable_shards[0].data.shape == (2, 3)

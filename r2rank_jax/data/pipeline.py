@@ -90,7 +90,7 @@ def trace_batches(
     *,
     batch_users: int,
     seed: int,
-    process_index: int = 0,
+    process_index: int | Sequence[int] = 0,
     process_count: int = 1,
     workers: int = 0,
 ) -> Batches[tuple[ListBatch, Rationales]]:
@@ -101,8 +101,8 @@ def trace_batches(
         encoder: of the same data set.
         batch_users: U of the global batch.
         seed: of the order.
-        process_index: which contiguous rows of every batch this process takes.
-        process_count: processes; must divide `batch_users`.
+        process_index: which contiguous part of every batch this process takes, or which parts, ascending.
+        process_count: parts; must divide `batch_users`.
         workers: processes that encode ahead; 0 = a thread.
 
     Returns:
@@ -131,7 +131,7 @@ def list_batches(
     seed: int,
     positives: int = 1,
     min_history: int | None = None,
-    process_index: int = 0,
+    process_index: int | Sequence[int] = 0,
     process_count: int = 1,
     workers: int = 0,
 ) -> Batches[ListBatch]:
@@ -145,8 +145,8 @@ def list_batches(
         seed: of the order and of the negatives.
         positives: relevant items of a list, the user's next ones; the rest are negatives.
         min_history: interactions before a positive; the encoder's `min_history` by default.
-        process_index: which contiguous rows of every batch this process takes.
-        process_count: processes; must divide `batch_users`.
+        process_index: which contiguous part of every batch this process takes, or which parts, ascending.
+        process_count: parts; must divide `batch_users`.
         workers: processes that draw and encode ahead; 0 = a thread.
 
     Returns:
@@ -172,7 +172,7 @@ def evaluation_batches(
     *,
     batch_users: int,
     users: Sequence[int] | None = None,
-    process_index: int = 0,
+    process_index: int | Sequence[int] = 0,
     process_count: int = 1,
 ) -> Iterator[ListBatch]:
     """The frozen lists in order of user, each exactly once.
@@ -184,8 +184,8 @@ def evaluation_batches(
         batch_users: U of every global batch. The last is filled with rows whose user is -1 and whose mask is
             False.
         users: only these users; all by default.
-        process_index: which contiguous rows of every batch this process takes.
-        process_count: processes; must divide `batch_users`.
+        process_index: which contiguous part of every batch this process takes, or which parts, ascending.
+        process_count: parts; must divide `batch_users`.
 
     Yields:
         ListBatch of numpy arrays.
@@ -216,7 +216,7 @@ def _batches(
     lengths: Lengths,
     batch_users: int,
     seed: int,
-    process_index: int,
+    process_index: int | Sequence[int],
     process_count: int,
     workers: int,
 ) -> Batches[T]:
@@ -243,12 +243,12 @@ def _batches(
     return Batches(batch_of_alike if lengths.buckets > 1 else batch, workers)
 
 
-def _rows_of(batch_users: int, process_index: int, process_count: int) -> slice:
-    if not 0 <= process_index < process_count or batch_users < 1 or batch_users % process_count:
+def _rows_of(batch_users: int, process_index: int | Sequence[int], process_count: int) -> Array:
+    mine = [process_index] if isinstance(process_index, int) else list(process_index)
+    if not all(0 <= part < process_count for part in mine) or batch_users < 1 or batch_users % process_count:
         raise DataError(
             f"batch_users={batch_users} must be a positive multiple of process_count={process_count}, and "
             f"process_index in [0, {process_count}), got {process_index}; set batch_users to a multiple of "
             f"{process_count}"
         )
-    share = batch_users // process_count
-    return slice(process_index * share, (process_index + 1) * share)
+    return np.arange(batch_users).reshape(process_count, -1)[mine].ravel()

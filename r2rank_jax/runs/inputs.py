@@ -93,7 +93,7 @@ def held_out_metrics(
         inputs.encoder,
         name,
         batch_users=config.evaluation.batch_users,
-        process_index=part.place,
+        process_index=part.places,
         process_count=part.parts,
     )
     scores, tokens = score_lists(scorer, mesh, params, batches)

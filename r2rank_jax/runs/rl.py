@@ -53,7 +53,7 @@ def run(config: RunConfig, run_dir: Path) -> None:
         candidate_items=config.data.candidate_items,
         positives=config.data.train_positives,
         seed=config.seed,
-        process_index=part.place,
+        process_index=part.places,
         process_count=part.parts,
         workers=config.compute.data_workers,
     )

@@ -63,7 +63,7 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
         inputs.encoder,
         batch_users=config.sft.batch_users,
         seed=seed,
-        process_index=part.place,
+        process_index=part.places,
         process_count=part.parts,
         workers=config.compute.data_workers,
     )

@@ -68,8 +68,10 @@ def gradients(
         params: float32.
         constants: pytree that all rows share, not differentiated.
         rows: of the whole batch.
-        scores: [U, N, G] under `params`, where they are known already; not needed if one chunk holds all items.
-        chunk_items: items of each user that are read together; N or more: all at once, without a loop.
+        scores: [U, N, G] under `params`, where they are known already; else a forward finds them, unless all items are
+            read without a loop.
+        chunk_items: items of each user that are read together; N or more: all at once, without a loop where parameters
+            are not split along fsdp.
         trained: what is differentiated.
 
     Returns:
@@ -77,18 +79,11 @@ def gradients(
     """
     items = rows.batch.items.shape[1]
     moved, rest = split(trained, params)
-    if chunk_items >= items:
-
-        def of_own_tokens(shared: tuple[Params, Params, Any], own: Rows) -> tuple[Array, Judgement]:
-            moved, rest, constants = shared
-            return losses.of_tokens(join(moved, rest), constants, None, own)
+    # Left to XLA, a batch and parameters that are both split make it add up activations in every layer.
+    if chunk_items >= items and mesh.shape["fsdp"] == 1:
 
         def whole_loss(moved: Params) -> tuple[Array, Judgement]:
-            if mesh.shape["fsdp"] == 1:
-                of_tokens, judged = of_own_tokens((moved, rest, constants), rows)
-            else:  # left to XLA, a batch and parameters that are both split make it add up activations in every layer
-                halves = in_compute_dtype(model, moved), in_compute_dtype(model, rest)
-                of_tokens, judged = sum_over_users(mesh, of_own_tokens)((*halves, constants), rows)
+            of_tokens, judged = losses.of_tokens(join(moved, rest), constants, None, rows)
             return of_tokens + losses.of_scores(constants, judged.scores, rows), judged
 
         return jax.grad(whole_loss, has_aux=True)(moved)
@@ -119,7 +114,7 @@ def gradients(
             return jax.tree.map(lambda total, x: total + x.astype(jnp.float32), so_far, found), judged
 
         nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (moved, kv))
-        (total, d_kv), judged = jax.lax.scan(visit, nothing, _split(rows, by_score, chunk_items))
+        (total, d_kv), judged = jax.lax.scan(visit, nothing, _split(rows, by_score, min(chunk_items, items)))
         (through_prefix,) = pull(jax.tree.map(lambda d, x: d.astype(x.dtype), d_kv, kv))
         return jax.tree.map(jnp.add, total, through_prefix), _join(judged, items)
 

@@ -27,6 +27,7 @@ MAX_BYTES = 64 * 2**20  # of one answer
 HIDDEN = "[key]"
 SECRET_CHARACTERS = 8  # a shorter key ("EMPTY" is a habit) is a word that answers may hold
 TRANSIENT = {408, 409, 425, 429}  # and 5xx
+GATEWAYS = {408, 502, 504, 522, 524}  # somebody lost patience; the server behind may have gone on, and is paid
 SETUP = {401: "the key", 402: "the account", 403: "the key's rights", 404: "the address and --model"}
 
 
@@ -128,7 +129,7 @@ class Endpoint:
             retry=retry,
             remedy=SETUP.get(status, "the address: a redirect is not followed" if status < 400 else ""),
             after_s=_retry_after(error.headers.get("Retry-After"), time.time()) if retry else 0.0,
-            billed=False,
+            billed=status in GATEWAYS,
         )
 
     def _hide(self, text: str) -> str:

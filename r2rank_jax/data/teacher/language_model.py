@@ -79,7 +79,7 @@ def synthesize(
     dataset = load(directory, split)
     drawn = _draw(dataset, lists, seed, min_history, candidate_items, positives)
     lesson = Lesson(dataset, drawn, settings, history_items)
-    with Journal(settings.journal or out.with_suffix(".journal.jsonl")) as journal:
+    with Journal(settings.journal or out.with_name(out.name.removesuffix(".jsonl") + ".journal.jsonl")) as journal:
         ledger = Ledger(Budget.of(settings), journal.past.known, journal.past.unknown)
         _say_past(journal)
         if settings.batch_in is not None:

@@ -100,6 +100,7 @@ def test_no_key_no_header(server, endpoint):
         (reply(429, {}, Retry_After="7"), "status 429", True, False),
         (reply(500, {}), "status 500", True, False),
         (reply(503, b"", kind="text/html"), "status 503", True, False),
+        (reply(504, {}), "status 504", True, True),
         (reply(400, {}), "status 400", False, False),
         (reply(401, {}), "status 401", False, False),
         (reply(200, b"{", length=100), "cut off", True, True),

@@ -265,6 +265,7 @@ def test_the_command(prepared, tmp_path, monkeypatch, capsys):
     assert run("--teacher", URL) == (0, {""}), "OpenAI's key is not for others"
     assert run("--teacher", "https://api.openai.com/v1", "--temperature", "0.5") == (0, {"sk-openai"})
     assert run("--teacher", "https://api.openai.com.evil.org/v1", "--temperature", "0.4") == (0, {""})
+    assert run("--teacher", "http://api.openai.com/v1", "--temperature", "0.35") == (0, {""}), "in clear text"
     monkeypatch.setenv("R2RANK_TEACHER_API_KEY", "sk-own")
     assert run("--teacher", URL, "--temperature", "0.3") == (0, {"sk-own"})
     assert run("--teacher", URL, "--budget-tokens", "0", "--temperature", "0.2") == (1, set())

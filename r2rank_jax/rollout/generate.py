@@ -137,7 +137,8 @@ class Generator:
         """
         if keys is None and key is not None:
             keys = self._row_keys(key, batch)
-        weights = self._weights(params)
+        # Programs whose collectives wait side by side can keep many CPU devices on few cores from ever meeting.
+        weights = jax.block_until_ready(self._weights(params))
         before, lanes, living = self._run(self._begin, weights, batch, keys)
         for said in range(0, self._max_tokens, self._wave_tokens):
             live = int(living)

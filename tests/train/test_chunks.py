@@ -51,7 +51,9 @@ def at_once(monkeypatch, chunk_items):
 def rl_update(config, params, reference, batch):
     """Gradient and metrics of the last update after a rollout, the policy having moved from its reference."""
     mesh = make_mesh(config.mesh)
-    rollout = make_rollout(mesh, config, STOP)(params, batch, jax.random.key(7))
+    # Programs with collectives that wait side by side can keep eight devices on two cores from ever meeting.
+    params, reference, batch = jax.block_until_ready((params, reference, batch))
+    rollout = jax.block_until_ready(make_rollout(mesh, config, STOP)(params, batch, jax.random.key(7)))
 
     def update(params, reference, batch, rollout):
         known = assess(mesh, config, params, reference, batch, rollout)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import time
 from statistics import median
 
@@ -26,16 +27,19 @@ from workload import (
     flops,
     generator,
     independent,
+    is_out_of_memory,
     make,
     matmul_rate,
     parse,
+    peak_gib,
     prefill_and_decode_seconds,
     print_table,
+    report,
     seconds,
 )
 
 from r2rank_jax.model.forward import judge
-from r2rank_jax.rollout.decoding import Before, Lanes, merge
+from r2rank_jax.rollout.decoding import Before, Lanes, Rollout, merge
 from r2rank_jax.rollout.generate import Generator
 from r2rank_jax.rollout.sampling import row_keys
 from r2rank_jax.types import Array, ListBatch, Params
@@ -69,6 +73,35 @@ def compaction(shape: Shape, params: Params, batch: ListBatch, keys: Array, roun
     return lines, lines[1].seconds / lines[0].seconds
 
 
+def of_independent(
+    shape: Shape, params: Params, alone: ListBatch, keys: Array, rounds: int
+) -> tuple[float, int, np.ndarray]:
+    """Seconds for all rows with nothing shared, in as few groups as fit into memory; rows of a group; their tokens."""
+    rows = shape.rows
+    while True:
+        part, own_keys = jax.tree.map(lambda x: x[:rows], alone), keys[:rows]  # noqa: B023
+        write = generator(shape, 1)
+        try:
+            took = median(seconds(lambda: write(params, part, None, own_keys), rounds))  # noqa: B023
+            tokens = np.asarray(write(params, part, None, own_keys).rationales.tokens).ravel()
+            return took * shape.rows / rows, rows, tokens
+        except jax.errors.JaxRuntimeError as error:
+            if not is_out_of_memory(error) or rows % 2:
+                raise
+            rows //= 2
+            print(f"out of memory, now {rows} rows at a time", flush=True)
+
+
+def logp_gaps(shape: Shape, params: Params, batch: ListBatch, rollout: Rollout) -> np.ndarray:
+    """How far the trainer's log-probabilities are from the rollout's, token by token; one user at a time."""
+    judged = jax.jit(lambda params, batch, rationales: judge(shape.model, params, batch, rationales).logp)
+    gaps = []
+    for user in range(shape.users):
+        one = jax.tree.map(lambda x: x[user : user + 1], (batch, rollout.rationales, rollout.logp))  # noqa: B023
+        gaps.append(np.abs(np.asarray(judged(params, *one[:2]) - one[2])))
+    return np.concatenate(gaps)
+
+
 def main() -> None:
     shape, rounds, with_peers = parse(__doc__)
     params, batch, said = make(shape)
@@ -83,19 +116,27 @@ def main() -> None:
     ours = write(params, batch, None, keys)
     lines = [Line("shared prefix", median(took), compile_s, tokens, counted["rollout"])]
 
+    report("shared prefix, seconds", median(took))
+    report("tokens a second", tokens / median(took))
+    report("peak_gib", peak_gib())
+
     alone, _ = independent(batch, said)
-    write_alone = generator(shape, 1)
-    apart = seconds(lambda: write_alone(params, alone, None, keys.reshape(-1, 1, 1)), rounds)
-    theirs = write_alone(params, alone, None, keys.reshape(-1, 1, 1))
-    lines.append(Line("independent prompts", median(apart), None, tokens, counted["rollout_independent"]))
-    same = np.mean(np.asarray(ours.rationales.tokens).ravel() == np.asarray(theirs.rationales.tokens).ravel())
-    judged = jax.jit(lambda p: judge(shape.model, p, batch, ours.rationales).logp)(params)
+    apart, rows, theirs = of_independent(shape, params, alone, keys.reshape(-1, 1, 1), rounds)
+    name = "independent prompts" + (f", {rows} of {shape.rows} at a time" if rows < shape.rows else "")
+    lines.append(Line(name, apart, None, tokens, counted["rollout_independent"]))
+    report("rollout_vs_independent", apart / median(took))
+    same = np.mean(np.asarray(ours.rationales.tokens).ravel()[: theirs.size] == theirs)
+    gaps = logp_gaps(shape, params, batch, ours)
     found = {
-        "rollout_vs_independent": median(apart) / median(took),
+        "rollout_vs_independent": apart / median(took),
         "same_tokens": float(same),
-        "max_logp_gap": float(jnp.max(jnp.abs(judged - ours.logp))),
+        "max_logp_gap": float(np.max(gaps)),
+        "mean_logp_gap": float(np.mean(gaps)),
         "compilations": programs,
+        "peak_gib": peak_gib(),
     }
+    for figure, value in found.items():
+        report(figure, value)
 
     missing = "left out" if not with_peers else peers.peers_available("torch")
     if missing is None:
@@ -110,6 +151,10 @@ def main() -> None:
     else:
         print(f"transformers: {missing}")
 
+    if os.environ.get("QUICK"):
+        print_table(lines, rate)
+        print(json.dumps({k: float(f"{v:.4g}") for k, v in found.items()} | {"device": jax.devices()[0].device_kind}))
+        return
     ended, found["compaction"] = compaction(shape, params, batch, keys, rounds)
     lines += ended
 

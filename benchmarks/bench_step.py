@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import time
+from pathlib import Path
 from statistics import median
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import peers
-from workload import Line, flops, make, matmul_rate, parse, print_table, run_config
+from kernel_times import kernel_times, options, print_kernels
+from workload import Line, flops, make, matmul_rate, parse, peak_gib, print_table, report, run_config
 
 from r2rank_jax.rollout.generate import make_rollout
 from r2rank_jax.sharding import make_mesh, replicated
@@ -49,15 +52,25 @@ def main() -> None:
         times.append(time.perf_counter())
         gap = max(gap, float(metrics["logp_gap"]))
         took.append([b - a for a, b in itertools.pairwise(times)])
+        print("seconds:", *(f"{seconds:.3f}" for seconds in took[-1]), flush=True)
+    profile = os.environ.get("PROFILE")  # a folder: one more step is profiled, kernel by kernel
+    if profile:
+        with jax.profiler.trace(profile, profiler_options=options()):
+            rollout = write(state.params, batch, jax.random.key(rounds + 1))
+            known = assess(state.params, reference, batch, rollout)
+            state, metrics = jax.block_until_ready(update(state, reference, batch, rollout, known))
+        print_kernels(kernel_times(Path(profile)))
     tokens, first = shape.rows * shape.length, took.pop(0)
     parts = [median(part) for part in zip(*took)]
     whole = median(sum(step) for step in took)
+    report("step_s", whole)
+    report("peak_gib", peak_gib())
     names = ("  rollout", "  assess", "  update")
     # The reference is read without its logits; those are made in the update, once more than there are rationales.
     costs = (counted["rollout"], counted["rollout"] - counted["logits"], counted["update"] + counted["logits"])
     lines = [Line("step", whole, sum(first) - whole, tokens, sum(costs))]
     lines += [Line(n, p, f - p, tokens, c) for n, p, f, c in zip(names, parts, first, costs)]
-    found = {"step_s": whole, "max_logp_gap": gap}
+    found = {"step_s": whole, "max_logp_gap": gap, "peak_gib": peak_gib()}
 
     missing = "left out" if not with_peers else peers.peers_available("trl")
     if missing is None:

@@ -31,6 +31,7 @@ from workload import (
     matmul_rate,
     parse,
     print_table,
+    report,
     run_config,
     seconds,
     that_fit,
@@ -75,6 +76,7 @@ def measure(name: str, shape: Shape, rows: Rows, params: Params, counted: float,
     compiled = jax.jit(step).lower(params, state, rows).compile()
     compile_s = time.perf_counter() - start
     took = seconds(lambda: compiled(params, state, rows), rounds)
+    report(f"{name}, seconds", median(took))
     memory = compiled.memory_analysis()
     assert memory is not None
     line = Line(

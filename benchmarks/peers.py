@@ -60,10 +60,32 @@ def to_torch(
     """
     import torch
 
+    model: Any = transformers.Qwen2ForCausalLM(_settings(config))
+    model.load_state_dict({name: torch.tensor(weight) for name, weight in _state(config, params).items()})
+    return model.to(device=device, dtype=getattr(torch, dtype)).eval()
+
+
+def random_torch(
+    config: ModelConfig, dtype: Literal["float32", "bfloat16"], device: str
+) -> transformers.Qwen2ForCausalLM:
+    """As `to_torch`, with random weights made on the device."""
+    import torch
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, dtype))
+    try:
+        with torch.device(device):
+            return transformers.Qwen2ForCausalLM(_settings(config)).eval()
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _settings(config: ModelConfig) -> Any:
+    """The configuration of a Qwen2 of this shape."""
     if config.qk_norm or not config.attention_bias:
         raise ValueError("Qwen2 needs attention_bias=True and qk_norm=False")
     family: Any = transformers.Qwen2Config
-    settings = family(
+    return family(
         vocab_size=config.vocabulary,
         hidden_size=config.width,
         num_hidden_layers=config.layers,
@@ -79,9 +101,6 @@ def to_torch(
         eos_token_id=None,
         pad_token_id=0,
     )
-    model: Any = transformers.Qwen2ForCausalLM(settings)
-    model.load_state_dict({name: torch.tensor(weight) for name, weight in _state(config, params).items()})
-    return model.to(device=device, dtype=getattr(torch, dtype)).eval()
 
 
 def _state(config: ModelConfig, params: Params) -> dict[str, np.ndarray]:

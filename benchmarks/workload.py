@@ -260,3 +260,19 @@ def parse(description: str | None) -> tuple[Shape, int, bool]:
     parser.add_argument("--no-peers", action="store_true", help="leave torch and TRL out")
     given = parser.parse_args()
     return dataclasses.replace(SHAPES[given.shape], users=given.users), given.rounds, not given.no_peers
+
+
+def report(name: str, value: float) -> None:
+    """Print a figure as soon as it is known, so that a benchmark that is stopped has shown what it measured."""
+    print(f"{name} = {value:.4g}", flush=True)
+
+
+def peak_gib() -> float:
+    """The most memory that JAX held on the first device so far; 0 where the device does not count (CPU)."""
+    statistics = jax.devices()[0].memory_stats() or {}
+    return statistics.get("peak_bytes_in_use", 0) / GIB
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether XLA or torch refused an allocation."""
+    return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()

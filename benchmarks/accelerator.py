@@ -1,0 +1,126 @@
+"""Everything that is to be known of one accelerator, in parts, each within its own limit and with its own log.
+
+    python benchmarks/accelerator.py --out OUT                              all parts, about 9 minutes on an H200
+    python benchmarks/accelerator.py --out OUT --parts exact step           some of them
+    python benchmarks/accelerator.py --out OUT --shape smoke --users 2      a rehearsal on CPU
+
+exact      attention backends against einsum in float32; one RL step in float32 against the CPU's, at JAX's default
+           precision of matrix products and at the highest
+step       seconds of one RL step, and its kernels
+update     one update, shared prefix against independent prompts
+rollout    one rollout, shared prefix against independent prompts; rollout against trainer
+peers      `transformers.generate` and an update in torch, on as many of the same rows as fit
+smollm2    SFT, RL and evaluation of SmolLM2-135M on MovieLens-100K; needs --data and --model (docs/performance.md)
+
+A part that fails or runs out of time does not stop the others. The exit status is 1 where one did.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent
+# What XLA for GPUs says where Triton has no tiles for a product (jax 0.10.2, 8,000 rows); cuBLAS computes it instead.
+NO_TILES, WITHOUT_TRITON = "output tile sizes", "--xla_gpu_enable_triton_gemm=false"
+LIMITS_S = {"exact": 120, "step": 180, "update": 150, "rollout": 180, "peers": 120, "smollm2": 420}
+DRIVER = "import sys; from r2rank_jax.cli import main; sys.exit(main())"
+
+
+def commands(part: str, given: argparse.Namespace) -> list[tuple[list[str], dict[str, str]]]:
+    """The processes of one part, each with what it adds to the environment."""
+    shape = ["--shape", given.shape, "--users", str(given.users), "--rounds", str(given.rounds), "--no-peers"]
+    alone = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}  # nobody else computes on this device
+    if part == "exact":
+        values = [str(FOLDER / "step_values.py"), str(given.out / "step_values.npz")]
+        on_cpu = {"JAX_PLATFORMS": "cpu"}
+        tests = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "tests/model/test_attention.py"]
+        return [
+            ([*values, "--write"], on_cpu),
+            (values, {}),
+            (values, {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}),
+            (tests, {"JAX_PLATFORMS": "" if given.shape == "smoke" else "cuda"}),
+        ]
+    if part == "step":
+        return [([str(FOLDER / "bench_step.py"), *shape], alone | {"PROFILE": str(given.out / "profile")})]
+    if part in ("update", "rollout"):
+        return [([str(FOLDER / f"bench_{part}.py"), *shape], alone | {"QUICK": "1"})]
+    if part == "peers":
+        return [([str(FOLDER / "bench_peers.py"), *shape[:-1]], {"JAX_PLATFORMS": "cpu"})]
+    run = ["--config", str(FOLDER.parent / "configs/smollm2_135m.py"), "--run-dir", str(given.out / "smollm2")]
+    run += ["--data.directory", given.data, "--data.traces", f"{given.data}/traces.jsonl", "--pretrained", given.model]
+    run += ["--evaluation.batch-users", "64", "--sft.steps", "250", "--sft.validate-every", "250"]
+    run += ["--sft.checkpoint-every", "250", "--sft.optimizer.learning-rate", "1e-4", "--rl.steps", "60"]
+    run += ["--rl.validate-every", "60", "--rl.checkpoint-every", "60", "--rl.optimizer.learning-rate", "1e-5"]
+    return [(["-c", DRIVER, phase, *run], alone) for phase in ("sft", "rl", "eval")]
+
+
+def run_process(command: list[str], environment: dict[str, str], log: Path, seconds: float) -> tuple[int, str]:
+    """The exit status of one process, 124 where time ran out, and what it printed, which is added to `log`."""
+    print(f"== {environment} {' '.join(command)[:100]}", flush=True)
+    before = log.stat().st_size if log.exists() else 0
+    with log.open("ab") as file:
+        try:
+            status = subprocess.run(
+                [sys.executable, *command],
+                env={"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | os.environ | environment,
+                cwd=FOLDER.parent,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                timeout=max(seconds, 1),
+                check=False,
+            ).returncode
+        except subprocess.TimeoutExpired:
+            status = 124
+    printed = log.read_bytes()[before:].decode(errors="replace")
+    print(printed[-2500:], flush=True)
+    return status, printed
+
+
+def run_part(part: str, given: argparse.Namespace) -> dict[str, Any]:
+    """Run the processes of one part one after the other; what they print goes to the screen and to OUT/PART.log."""
+    start, status, figures, log = time.monotonic(), [], [], given.out / f"{part}.log"
+    for command, environment in commands(part, given):
+
+        def left() -> float:
+            return LIMITS_S[part] - (time.monotonic() - start)
+
+        code, printed = run_process(command, environment, log, left())
+        if code not in (0, 124) and NO_TILES in printed:
+            flags = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {WITHOUT_TRITON}"}
+            code, printed = run_process(command, environment | flags, log, left())
+        status.append(code)
+        figures += [json.loads(line) for line in printed.splitlines()[-1:] if line.startswith("{")]
+    return {"part": part, "status": status, "seconds": round(time.monotonic() - start, 1), "figures": figures}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for logs and figures")
+    parser.add_argument("--parts", nargs="+", choices=LIMITS_S, default=list(LIMITS_S))
+    parser.add_argument("--shape", default="qwen2.5-1.5b")
+    parser.add_argument("--users", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--data", default="data/ml-100k", help="prepared MovieLens-100K with traces.jsonl")
+    parser.add_argument("--model", default="models/smollm2-135m", help="what `r2rank model import` wrote")
+    given = parser.parse_args()
+    given.out = given.out.resolve()
+    given.out.mkdir(parents=True, exist_ok=True)
+    failed = False
+    for part in given.parts:
+        result = run_part(part, given)
+        failed |= any(result["status"])
+        with (given.out / "accelerator.jsonl").open("a") as file:
+            file.write(json.dumps(result) + "\n")
+    print((given.out / "accelerator.jsonl").read_text())
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

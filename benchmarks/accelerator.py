@@ -29,7 +29,7 @@ from typing import Any
 FOLDER = Path(__file__).resolve().parent
 # What XLA for GPUs says where Triton has no tiles for a product (jax 0.10.2, 8,000 rows); cuBLAS computes it instead.
 NO_TILES, WITHOUT_TRITON = "output tile sizes", "--xla_gpu_enable_triton_gemm=false"
-LIMITS_S = {"exact": 120, "step": 180, "update": 150, "rollout": 180, "peers": 120, "smollm2": 420}
+LIMITS_S = {"exact": 100, "step": 170, "update": 120, "rollout": 140, "peers": 80, "smollm2": 330}
 DRIVER = "import sys; from r2rank_jax.cli import main; sys.exit(main())"
 
 

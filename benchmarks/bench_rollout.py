@@ -27,7 +27,6 @@ from workload import (
     flops,
     generator,
     independent,
-    is_out_of_memory,
     make,
     matmul_rate,
     parse,
@@ -36,6 +35,7 @@ from workload import (
     print_table,
     report,
     seconds,
+    turn,
 )
 
 from r2rank_jax.model.forward import judge
@@ -73,25 +73,6 @@ def compaction(shape: Shape, params: Params, batch: ListBatch, keys: Array, roun
     return lines, lines[1].seconds / lines[0].seconds
 
 
-def of_independent(
-    shape: Shape, params: Params, alone: ListBatch, keys: Array, rounds: int
-) -> tuple[float, int, np.ndarray]:
-    """Seconds for all rows with nothing shared, in as few groups as fit into memory; rows of a group; their tokens."""
-    rows = shape.rows
-    while True:
-        part, own_keys = jax.tree.map(lambda x: x[:rows], alone), keys[:rows]  # noqa: B023
-        write = generator(shape, 1)
-        try:
-            took = median(seconds(lambda: write(params, part, None, own_keys), rounds))  # noqa: B023
-            tokens = np.asarray(write(params, part, None, own_keys).rationales.tokens).ravel()
-            return took * shape.rows / rows, rows, tokens
-        except jax.errors.JaxRuntimeError as error:
-            if not is_out_of_memory(error) or rows % 2:
-                raise
-            rows //= 2
-            print(f"out of memory, now {rows} rows at a time", flush=True)
-
-
 def logp_gaps(shape: Shape, params: Params, batch: ListBatch, rollout: Rollout) -> np.ndarray:
     """How far the trainer's log-probabilities are from the rollout's, token by token; one user at a time."""
     judged = jax.jit(lambda params, batch, rationales: judge(shape.model, params, batch, rationales).logp)
@@ -105,23 +86,30 @@ def logp_gaps(shape: Shape, params: Params, batch: ListBatch, rollout: Rollout) 
 def main() -> None:
     shape, rounds, with_peers = parse(__doc__)
     params, batch, said = make(shape)
-    counted, rate, tokens = flops(shape), matmul_rate(shape.model.dtype), shape.rows * shape.length
     keys = row_keys(jax.random.key(0), batch.user, batch.items, shape.rationales)
 
-    write = generator(shape, shape.rationales)
-    start = time.perf_counter()
-    programs = write.warm_up(params, batch, sampled=True)
-    compile_s = time.perf_counter() - start
+    write, write_alone = generator(shape, shape.rationales), generator(shape, 1)
+    alone, _ = independent(batch, said)
+    rows = int(os.environ.get("INDEPENDENT_ROWS", shape.rows))  # as many as fit into memory
+    part, part_keys = jax.tree.map(lambda x: x[:rows], alone), keys.reshape(-1, 1, 1)[:rows]
+    with turn(alone=False):
+        start = time.perf_counter()
+        programs = write.warm_up(params, batch, sampled=True)
+        compile_s = time.perf_counter() - start
+        write_alone.warm_up(params, part, sampled=True)
+        report("compile_s", compile_s)
+    turn_taken = turn(alone=True)
+    turn_taken.__enter__()
+    counted, rate, tokens = flops(shape), matmul_rate(shape.model.dtype), shape.rows * shape.length
     took = seconds(lambda: write(params, batch, None, keys), rounds)
     ours = write(params, batch, None, keys)
     lines = [Line("shared prefix", median(took), compile_s, tokens, counted["rollout"])]
-
     report("shared prefix, seconds", median(took))
     report("tokens a second", tokens / median(took))
     report("peak_gib", peak_gib())
 
-    alone, _ = independent(batch, said)
-    apart, rows, theirs = of_independent(shape, params, alone, keys.reshape(-1, 1, 1), rounds)
+    apart = median(seconds(lambda: write_alone(params, part, None, part_keys), rounds)) * shape.rows / rows
+    theirs = np.asarray(write_alone(params, part, None, part_keys).rationales.tokens).ravel()
     name = "independent prompts" + (f", {rows} of {shape.rows} at a time" if rows < shape.rows else "")
     lines.append(Line(name, apart, None, tokens, counted["rollout_independent"]))
     report("rollout_vs_independent", apart / median(took))

@@ -13,33 +13,89 @@ import itertools
 import json
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import peers
+from jax.sharding import Mesh
 from kernel_times import kernel_times, options, print_kernels
-from workload import Line, flops, make, matmul_rate, parse, peak_gib, print_table, report, run_config
+from workload import (
+    Line,
+    Shape,
+    flops,
+    make,
+    matmul_rate,
+    parse,
+    peak_gib,
+    print_table,
+    report,
+    run_config,
+    turn,
+)
 
+from r2rank_jax.config import RunConfig
+from r2rank_jax.plan.programs import abstract_rollout
 from r2rank_jax.rollout.generate import make_rollout
-from r2rank_jax.sharding import make_mesh, replicated
+from r2rank_jax.runs.inputs import abstract_lists
+from r2rank_jax.sharding import abstract_params, make_mesh, replicated
 from r2rank_jax.train.rl_step import make_rl_steps
-from r2rank_jax.train.state import fresh_state, start_from
+from r2rank_jax.train.state import abstract_state, fresh_state, start_from
+from r2rank_jax.types import ListBatch
 
 
 def main() -> None:
     shape, rounds, with_peers = parse(__doc__)
     params, batch, _ = make(shape)
     config = run_config(shape)
-    mesh, rate, counted = make_mesh(config.mesh), matmul_rate(shape.model.dtype), flops(shape)
+    mesh = make_mesh(config.mesh)
     params = jax.device_put(params, replicated(mesh))  # where a state lives; elsewhere the second step compiles again
-    state = start_from(fresh_state(mesh, config.model, config.rl.optimizer, rounds + 1, 0), params)
+    state = start_from(fresh_state(mesh, config.model, config.rl.optimizer, config.rl.steps, 0), params)
     reference = jax.tree.map(jnp.copy, params)
-    write = make_rollout(mesh, config, shape.model.vocabulary)  # a stop token that is never drawn
-    assess, update = make_rl_steps(mesh, config)
+    with turn(alone=False):
+        start = time.perf_counter()
+        write = make_rollout(mesh, config, shape.model.vocabulary)  # a stop token that is never drawn
+        with ThreadPoolExecutor() as pool:
+            rollout_ready = pool.submit(write.warm_up, params, batch, sampled=True)
+            assess, update = pool.map(lambda lowered: lowered.compile(), lowered_steps(mesh, config))
+            rollout_ready.result()
+        compile_s = time.perf_counter() - start
+        report("compile_s", compile_s)
+    with turn(alone=True):
+        measure(
+            shape, rounds, with_peers, config, (write, assess, update), (state, reference, params, batch), compile_s
+        )
 
+
+def lowered_steps(mesh: Mesh, config: RunConfig) -> list[jax.stages.Lowered]:
+    """Assessment and update, traced."""
+    state = abstract_state(mesh, config.model, config.rl.optimizer, config.rl.steps, config.trained)
+    batch, reference = abstract_lists(mesh, config, config.rl.batch_users), abstract_params(mesh, config.model)
+    rollout, assessment = abstract_rollout(mesh, config)
+    assess, update = make_rl_steps(mesh, config)
+    return [
+        assess.lower(state.params, reference, batch, rollout),  # type: ignore[attr-defined]
+        update.lower(state, reference, batch, rollout, assessment),  # type: ignore[attr-defined]
+    ]
+
+
+def measure(
+    shape: Shape,
+    rounds: int,
+    with_peers: bool,
+    config: RunConfig,
+    programs: tuple[Any, Any, Any],
+    values: tuple[Any, Any, Any, ListBatch],
+    compile_s: float,
+) -> None:
+    """Time whole steps, then print."""
+    write, assess, update = programs
+    state, reference, params, batch = values
+    rate, counted = matmul_rate(shape.model.dtype), flops(shape)
     took: list[list[float]] = []
     gap = 0.0
     for step in range(rounds + 1):
@@ -60,7 +116,8 @@ def main() -> None:
             known = assess(state.params, reference, batch, rollout)
             state, metrics = jax.block_until_ready(update(state, reference, batch, rollout, known))
         print_kernels(kernel_times(Path(profile)))
-    tokens, first = shape.rows * shape.length, took.pop(0)
+    tokens = shape.rows * shape.length
+    took.pop(0)  # the first step allocates
     parts = [median(part) for part in zip(*took)]
     whole = median(sum(step) for step in took)
     report("step_s", whole)
@@ -68,8 +125,8 @@ def main() -> None:
     names = ("  rollout", "  assess", "  update")
     # The reference is read without its logits; those are made in the update, once more than there are rationales.
     costs = (counted["rollout"], counted["rollout"] - counted["logits"], counted["update"] + counted["logits"])
-    lines = [Line("step", whole, sum(first) - whole, tokens, sum(costs))]
-    lines += [Line(n, p, f - p, tokens, c) for n, p, f, c in zip(names, parts, first, costs)]
+    lines = [Line("step", whole, compile_s, tokens, sum(costs))]
+    lines += [Line(n, p, None, tokens, c) for n, p, c in zip(names, parts, costs)]
     found = {"step_s": whole, "max_logp_gap": gap, "peak_gib": peak_gib()}
 
     missing = "left out" if not with_peers else peers.peers_available("trl")

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from workload import REFERENCE, make, run_config
+from workload import REFERENCE, make, run_config, turn
 
 from r2rank_jax.model.forward import judge
 from r2rank_jax.rollout.generate import make_rollout
@@ -29,8 +29,13 @@ from r2rank_jax.train.state import fresh_state, start_from
 
 
 def main() -> int:
+    with turn(alone=False):
+        return compare()
+
+
+def compare() -> int:
     path, writes = Path(sys.argv[1]), "--write" in sys.argv[2:]
-    shape = dataclasses.replace(REFERENCE, users=2)
+    shape = dataclasses.replace(REFERENCE, users=2, wave_tokens=64)
     config = run_config(shape)
     mesh = make_mesh(config.mesh)
     params, batch, _ = make(shape)

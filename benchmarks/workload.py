@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import fcntl
 import functools
+import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -19,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import meta
 
-from r2rank_jax.config import DataConfig, ModelConfig, RLConfig, RunConfig
+from r2rank_jax.config import ComputeConfig, DataConfig, ModelConfig, RLConfig, RunConfig
 from r2rank_jax.model.counting import Lists, forward_flops, update_flops
 from r2rank_jax.model.presets import QWEN2_5_1_5B
 from r2rank_jax.model.transformer import initial_params
@@ -42,6 +45,7 @@ class Shape:
     length: int = 64  # T
     items: int = 20  # N
     rationales: int = 4  # G
+    wave_tokens: int = 16
 
     @property
     def rows(self) -> int:
@@ -62,8 +66,9 @@ REFERENCE = Shape(
         rope_theta=1e6,
     )
 )
-# Qwen2.5-1.5B's, for one accelerator; random weights cost what trained ones do.
-QWEN_1_5B = Shape(QWEN2_5_1_5B, prefix=1000, suffix=100, length=256)
+# Qwen2.5-1.5B's, for one accelerator; random weights cost what trained ones do. One wave, since each program of a wave
+# takes XLA for GPUs most of a minute to compile where 28 layers are written out (H200, docs/performance.md).
+QWEN_1_5B = Shape(QWEN2_5_1_5B, prefix=1000, suffix=100, length=256, wave_tokens=256)
 # To see within a minute that a benchmark runs; its figures say nothing.
 SMOKE = dataclasses.replace(
     REFERENCE,
@@ -176,7 +181,7 @@ def generator(shape: Shape, rationales: int, kind: type[Generator] = Generator, 
         config.model,
         rationales=rationales,
         max_tokens=shape.length,
-        wave_tokens=config.compute.wave_tokens,
+        wave_tokens=shape.wave_tokens,
         **({"stop_token": shape.model.vocabulary} | settings),
     )
 
@@ -210,6 +215,7 @@ def run_config(shape: Shape) -> RunConfig:
             rationale_tokens=shape.length,
             candidate_items=shape.items,
         ),
+        compute=ComputeConfig(wave_tokens=shape.wave_tokens),
         rl=RLConfig(batch_users=shape.users, rationales=shape.rationales, temperature=1.0),
     )
     with tempfile.TemporaryDirectory() as nothing_there:
@@ -260,6 +266,21 @@ def parse(description: str | None) -> tuple[Shape, int, bool]:
     parser.add_argument("--no-peers", action="store_true", help="leave torch and TRL out")
     given = parser.parse_args()
     return dataclasses.replace(SHAPES[given.shape], users=given.users), given.rounds, not given.no_peers
+
+
+@contextlib.contextmanager
+def turn(alone: bool) -> Iterator[None]:
+    """Of several benchmarks beside each other, all compile together and one measures at a time.
+
+    They share the file that `TURN_FILE` names; without it this does nothing.
+    """
+    path = os.environ.get("TURN_FILE")
+    if path is None:
+        yield
+        return
+    with open(path, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        yield
 
 
 def report(name: str, value: float) -> None:

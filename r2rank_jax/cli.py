@@ -28,13 +28,14 @@ from pathlib import Path
 
 import tyro
 
-from r2rank_jax.config import ConfigError, RunConfig
+from r2rank_jax.config import RunConfig
 from r2rank_jax.data.settings import DEFAULT_PROTOCOLS, LABELS, NEGATIVES, ON_ERROR, PROTOCOLS, Settings
+from r2rank_jax.errors import R2RankError
 
 TEMPLATE = "template"
 
 
-class _UsageError(ValueError):
+class _UsageError(R2RankError, ValueError):
     """A command line that cannot be carried out."""
 
 
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _plan(known, overrides)
         else:
             _run(known, overrides)
-    except tuple(_expected()) as error:
+    except (R2RankError, FloatingPointError) as error:
         print(f"r2rank: {error}", file=sys.stderr)
         return 2
     return 0
@@ -411,16 +412,6 @@ def _keep_compiled_programs() -> None:
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     jax.config.update("jax_compilation_cache_dir", str(home / "r2rank_jax" / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)  # a rollout has many that take less than 1 s
-
-
-def _expected() -> list[type[Exception]]:
-    """Errors that explain themselves."""
-    from r2rank_jax.checkpoint import CheckpointError
-    from r2rank_jax.data.errors import DataError
-    from r2rank_jax.evaluation.results import ResultsError
-    from r2rank_jax.pretrained.errors import PretrainedError
-
-    return [ConfigError, DataError, CheckpointError, ResultsError, PretrainedError, _UsageError, FloatingPointError]
 
 
 if __name__ == "__main__":

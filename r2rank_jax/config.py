@@ -11,11 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from r2rank_jax.errors import ConfigError
+
 Trained = Literal["all", "adapters", "head"]
-
-
-class ConfigError(ValueError):
-    """A setting that cannot work, with what is required, what came and the remedy."""
 
 
 def _require(condition: bool, message: str) -> None:

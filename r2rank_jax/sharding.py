@@ -20,7 +20,8 @@ from flax.core import meta
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from r2rank_jax.config import ConfigError, MeshConfig, ModelConfig
+from r2rank_jax.config import MeshConfig, ModelConfig
+from r2rank_jax.errors import ConfigError
 from r2rank_jax.model.adapters import merged, without_adapters
 from r2rank_jax.model.transformer import by_layer, initial_params
 from r2rank_jax.types import Params

@@ -6,17 +6,8 @@ from pathlib import Path
 import pytest
 
 from r2rank_jax.cli import _load
-from r2rank_jax.config import (
-    ConfigError,
-    DataConfig,
-    MeshConfig,
-    ModelConfig,
-    RLConfig,
-    RunConfig,
-    differences,
-    from_json,
-    to_json,
-)
+from r2rank_jax.config import DataConfig, MeshConfig, ModelConfig, RLConfig, RunConfig, differences, from_json, to_json
+from r2rank_jax.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 

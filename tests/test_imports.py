@@ -9,6 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "r2rank_jax"
 ORDER = [
+    "errors",
     "types",
     "config",
     "ranking",

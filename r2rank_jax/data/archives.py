@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from r2rank_jax.data.errors import DataError
+from r2rank_jax.errors import DataError
 
 TOTAL_BYTES = 1 << 35  # of everything unpacked; MovieLens 25M has 1.2 GB
 RATIO = 100  # unpacked to packed; texts reach 10

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import cast
 
 from r2rank_jax.data.atomic import replacing_file
-from r2rank_jax.data.errors import DataError
 from r2rank_jax.data.progress import Progress
+from r2rank_jax.errors import DataError
 
 ATTEMPTS = 5
 PAUSE_S = 1.0  # before the second attempt; doubles

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from r2rank_jax.data.errors import DataError
 from r2rank_jax.data.settings import Array
+from r2rank_jax.errors import DataError
 
 # (generator, distinct items to keep out, user's place in the bucket, how many) -> that many distinct items
 Draw = Callable[[np.random.Generator, Array, int, int], Array]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import polars as pl
 
-from r2rank_jax.data.errors import DataError
 from r2rank_jax.data.sources.source import INTERACTION_SCHEMA, ITEM_SCHEMA
+from r2rank_jax.errors import DataError
 
 HASH_BITS = 63  # so that it fits into a signed 64-bit column
 SHARD_ROWS = 1_000_000  # held in memory while reading

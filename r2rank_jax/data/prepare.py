@@ -26,7 +26,6 @@ import polars as pl
 
 from r2rank_jax.data.atomic import replacing_file, replacing_folder
 from r2rank_jax.data.candidates import count_training_items, write_lists
-from r2rank_jax.data.errors import DataError
 from r2rank_jax.data.folder import (
     FORMAT,
     candidate_file,
@@ -52,6 +51,7 @@ from r2rank_jax.data.times import time_cuts
 from r2rank_jax.data.user_buckets import count_core, deduplicate, place, write_interactions
 from r2rank_jax.data.wheels import sha256
 from r2rank_jax.data.workers import OverBuckets, workers_for
+from r2rank_jax.errors import DataError
 
 QUARANTINE = "quarantine.jsonl"
 

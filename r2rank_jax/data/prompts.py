@@ -14,10 +14,10 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from r2rank_jax.data.errors import DataError
 from r2rank_jax.data.item_text import TITLE_CHARACTERS as TITLE_CHARACTERS
 from r2rank_jax.data.item_text import as_data as as_data
 from r2rank_jax.data.templates import FILMS_1, Template
+from r2rank_jax.errors import DataError
 
 INSTRUCTION, REASON = FILMS_1.instruction, FILMS_1.mark
 UNRATED = "-"

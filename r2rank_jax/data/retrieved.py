@@ -20,12 +20,12 @@ from typing import NoReturn
 import numpy as np
 import polars as pl
 
-from r2rank_jax.data.errors import DataError
 from r2rank_jax.data.negatives import sample_outside
 from r2rank_jax.data.partition import read_bucket
 from r2rank_jax.data.settings import Array
 from r2rank_jax.data.sources.reading import numbered_lines
 from r2rank_jax.data.user_buckets import place
+from r2rank_jax.errors import DataError
 
 _BATCH_ROWS = 200_000
 _SCHEMA = pl.Schema({"user": pl.String, "item": pl.String, "score": pl.Float64, "rank": pl.Int64})

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from r2rank_jax.data.errors import DataError
+from r2rank_jax.errors import DataError
 
 Array = np.ndarray
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from r2rank_jax.data.errors import DataError
 from r2rank_jax.data.settings import PROTOCOLS, Array, Settings
+from r2rank_jax.errors import DataError
 
 HELD_OUT = ("valid", "test")
 NONE = -1  # no held-out interaction

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from r2rank_jax.data.errors import DataError
 from r2rank_jax.data.item_text import REASON, SCORE
+from r2rank_jax.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)

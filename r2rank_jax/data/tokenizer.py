@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from r2rank_jax.data.errors import DataError
+from r2rank_jax.errors import DataError
 
 PAD, STOP = "<pad>", "<stop>"
 Ids = tuple[int, ...]

@@ -11,7 +11,6 @@ import numpy as np
 from r2rank_jax.config import DataConfig
 from r2rank_jax.data import prompts
 from r2rank_jax.data.dataset import Dataset, Lists
-from r2rank_jax.data.errors import DataError
 from r2rank_jax.data.prompts import Details, Shown
 from r2rank_jax.data.tables import Array
 from r2rank_jax.data.templates import FILMS_1, Template, find_template
@@ -26,6 +25,7 @@ from r2rank_jax.data.tokenizer import (
     train_tokenizer,
 )
 from r2rank_jax.data.traces import Traces
+from r2rank_jax.errors import DataError
 from r2rank_jax.types import ListBatch
 
 __all__ = ["PAD", "STOP", "FastTokenizer", "as_text_tokenizer", "read_tokenizer", "train_tokenizer"]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from r2rank_jax.data.errors import DataError
+from r2rank_jax.errors import DataError
 
 T = TypeVar("T")
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from r2rank_jax.config import EvaluationConfig
 from r2rank_jax.data.atomic import replacing_file
+from r2rank_jax.errors import ResultsError
 from r2rank_jax.evaluation import baselines, significance
 
 SCHEMA = 1
@@ -30,10 +31,6 @@ SCHEMA = 1
 
 PerUser = Mapping[str, np.ndarray]
 """Metric name -> float64 [U], as `metrics.per_user_metrics` returns it."""
-
-
-class ResultsError(ValueError):
-    """Results that do not have the form this page promises."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import pytest
 
 from r2rank_jax.data import archives
 from r2rank_jax.data.archives import unpack
-from r2rank_jax.data.errors import DataError
+from r2rank_jax.errors import DataError
 
 
 def zipped(path, members, compression=zipfile.ZIP_DEFLATED):

@@ -12,8 +12,8 @@ from transformers import AutoTokenizer
 from r2rank_jax.config import DataConfig
 from r2rank_jax.data import prompts
 from r2rank_jax.data.chat import read_chat_tokenizer
-from r2rank_jax.data.errors import DataError
 from r2rank_jax.data.tokens import Encoder, fit_prefix, fit_suffix
+from r2rank_jax.errors import DataError
 
 CHATML = (
     "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<|im_start|>system\nBe brief.<|im_end|>\n"

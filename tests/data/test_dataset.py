@@ -5,9 +5,9 @@ import polars as pl
 import pytest
 
 from r2rank_jax.data.dataset import load
-from r2rank_jax.data.errors import DataError
 from r2rank_jax.data.folder import candidate_file, interactions_file
 from r2rank_jax.data.settings import DEFAULT_PROTOCOLS
+from r2rank_jax.errors import DataError
 
 
 @pytest.mark.parametrize("protocol", DEFAULT_PROTOCOLS)

@@ -9,7 +9,7 @@ import pytest
 
 from r2rank_jax.data import downloads
 from r2rank_jax.data.downloads import download
-from r2rank_jax.data.errors import DataError
+from r2rank_jax.errors import DataError
 
 CONTENT = bytes(range(256)) * 4000  # 1,024,000 bytes
 

@@ -6,7 +6,6 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from r2rank_jax.config import DataConfig
 from r2rank_jax.data import prompts
-from r2rank_jax.data.errors import DataError
 from r2rank_jax.data.tokens import (
     PAD,
     STOP,
@@ -19,6 +18,7 @@ from r2rank_jax.data.tokens import (
     suffixes_of,
     train_tokenizer,
 )
+from r2rank_jax.errors import DataError
 
 
 def real(tokens, length):

@@ -4,8 +4,8 @@ import subprocess
 import pytest
 
 from r2rank_jax.data import fetch as module
-from r2rank_jax.data.errors import DataError
 from r2rank_jax.data.wheels import Wheel, sha256
+from r2rank_jax.errors import DataError
 from tests.fake_pip import pip_that
 
 

@@ -3,8 +3,8 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from r2rank_jax.data.errors import DataError
 from r2rank_jax.data.negatives import sample_by_weight, sample_outside
+from r2rank_jax.errors import DataError
 
 
 def test_weighted_draws_have_the_law_of_draws_one_after_the_other():

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from r2rank_jax.data.buckets import WINDOW, bucket_widths
-from r2rank_jax.data.errors import DataError
 from r2rank_jax.data.pipeline import Batches, evaluation_batches, list_batches, trace_batches
+from r2rank_jax.errors import DataError
 
 
 def same(one, two):

@@ -7,12 +7,12 @@ import pytest
 
 from r2rank_jax.data import prepare as module
 from r2rank_jax.data.dataset import load
-from r2rank_jax.data.errors import DataError
 from r2rank_jax.data.folder import candidate_file
 from r2rank_jax.data.negatives import sample_outside
 from r2rank_jax.data.prepare import prepare
 from r2rank_jax.data.settings import DEFAULT_PROTOCOLS
 from r2rank_jax.data.splits import HELD_OUT, NONE, global_time, last_n
+from r2rank_jax.errors import DataError
 
 from .conftest import tiny_rows, write_raw
 

@@ -3,7 +3,7 @@ import inspect
 import pytest
 
 from r2rank_jax.data import prompts
-from r2rank_jax.data.errors import DataError
+from r2rank_jax.errors import DataError
 
 
 def test_texts_by_hand():

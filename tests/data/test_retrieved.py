@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from r2rank_jax.data.dataset import load
-from r2rank_jax.data.errors import DataError
 from r2rank_jax.data.prepare import prepare
+from r2rank_jax.errors import DataError
 
 from .conftest import ITEMS, USERS, write_raw
 

@@ -3,9 +3,9 @@
 import polars as pl
 import pytest
 
-from r2rank_jax.data.errors import DataError
 from r2rank_jax.data.folder import interactions_file, users_file
 from r2rank_jax.data.prepare import prepare
+from r2rank_jax.errors import DataError
 
 from .conftest import INTER_HEADER, ITEMS, USERS, tiny_rows
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from r2rank_jax.data.errors import DataError
 from r2rank_jax.data.settings import Settings
 from r2rank_jax.data.splits import NONE, chance_of_users, cold_users, global_time, last_n, split
+from r2rank_jax.errors import DataError
 
 LENGTHS = [9, 1, 0, 2, 3, 14, 6, 4, 1, 8]
 OFFSETS = np.cumsum([0, *LENGTHS])

@@ -11,9 +11,9 @@ import pytest
 
 from r2rank_jax.config import DataConfig
 from r2rank_jax.data import prompts
-from r2rank_jax.data.errors import DataError
 from r2rank_jax.data.templates import FILMS_1, TEMPLATES, find_template
 from r2rank_jax.data.tokens import Encoder, prefix_of, suffixes_of
+from r2rank_jax.errors import DataError
 
 # A released template never changes; better words are a new one, with a digest of its own.
 DIGESTS = {

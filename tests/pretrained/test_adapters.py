@@ -10,7 +10,8 @@ import pytest
 
 from r2rank_jax.checkpoint import Checkpoints
 from r2rank_jax.cli import main
-from r2rank_jax.config import ConfigError, DataConfig, MeshConfig, RunConfig, to_json
+from r2rank_jax.config import DataConfig, MeshConfig, RunConfig, to_json
+from r2rank_jax.errors import ConfigError
 from r2rank_jax.model.adapters import is_adapter
 from r2rank_jax.model.hf_names import adapter_tensors
 from r2rank_jax.pretrained.exporting import export

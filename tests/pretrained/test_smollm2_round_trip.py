@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from r2rank_jax.config import MeshConfig
-from r2rank_jax.data.errors import DataError
+from r2rank_jax.errors import DataError
 from r2rank_jax.pretrained.exporting import export
 from r2rank_jax.pretrained.fetching import fetch
 from r2rank_jax.pretrained.folder import read_model_card

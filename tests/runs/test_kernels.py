@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r2rank_jax.config import ConfigError, DataConfig, MeshConfig, ModelConfig, RLConfig, RunConfig
+from r2rank_jax.config import DataConfig, MeshConfig, ModelConfig, RLConfig, RunConfig
+from r2rank_jax.errors import ConfigError
 from r2rank_jax.model.transformer import initial_params
 from r2rank_jax.runs import kernels
 from r2rank_jax.runs.inputs import record_config

@@ -16,7 +16,6 @@ from r2rank_jax.data.audit.lists import check_lists, check_times_of_lists, read_
 from r2rank_jax.data.audit.reading import FILES, ITEMS, read_bucket, read_table
 from r2rank_jax.data.audit.tables import AGAIN, Bucket
 from r2rank_jax.data.dataset import load
-from r2rank_jax.data.errors import DataError
 from r2rank_jax.data.folder import (
     candidate_file,
     hash_of_files,
@@ -29,6 +28,7 @@ from r2rank_jax.data.settings import Array, Settings
 from r2rank_jax.data.splits import HELD_OUT, NONE, Split, split
 from r2rank_jax.data.tables import hash_of_interactions, hash_of_items
 from r2rank_jax.data.traces import read_traces
+from r2rank_jax.errors import DataError
 
 MANIFEST = Check("manifest", "the manifest has every field that preparation writes", AGAIN)
 SKIPPED = Check("not_checked", "every list can be checked", "mend what is said of the bucket, and audit again")

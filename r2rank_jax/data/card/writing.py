@@ -29,12 +29,12 @@ from r2rank_jax.data.card.statistics import (
     quantiles,
     words,
 )
-from r2rank_jax.data.errors import DataError
 from r2rank_jax.data.folder import candidate_file, manifest_of
 from r2rank_jax.data.settings import Array, Settings
 from r2rank_jax.data.sources.schema import UNTITLED
 from r2rank_jax.data.splits import HELD_OUT
 from r2rank_jax.data.tables import Items
+from r2rank_jax.errors import DataError
 
 IDS = Check("ids", "users and candidates are of this folder", AGAIN)
 

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import polars as pl
 
-from r2rank_jax.data.errors import DataError
 from r2rank_jax.data.sources.delimited import Lines
 from r2rank_jax.data.sources.interactions import Fields, in_order, read_delimited, read_json_lines
 from r2rank_jax.data.sources.items import item_batches
@@ -27,6 +26,7 @@ from r2rank_jax.data.sources.objects import objects, parser_of
 from r2rank_jax.data.sources.products import ItemOf, item_2014, item_2018, item_2023
 from r2rank_jax.data.sources.reading import first_line, present
 from r2rank_jax.data.sources.schema import NO_ITEMS, OnError, Source
+from r2rank_jax.errors import DataError
 
 PARTS = ("train", "valid", "test")
 _CSV, _GZ = r"\.csv(?:\.gz)?", r"(?:\.gz)?"

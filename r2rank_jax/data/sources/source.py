@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from r2rank_jax.data.errors import DataError
 from r2rank_jax.data.sources import steam, yelp
 from r2rank_jax.data.sources.amazon import find_amazon, open_amazon
 from r2rank_jax.data.sources.movielens import open_movielens
@@ -23,6 +22,7 @@ from r2rank_jax.data.sources.schema import (
     Source,
     fatal,
 )
+from r2rank_jax.errors import DataError
 
 __all__ = [
     "BATCH_ROWS",

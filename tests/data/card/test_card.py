@@ -16,11 +16,11 @@ from r2rank_jax.data.audit.folder import audit
 from r2rank_jax.data.card.figures import history_lengths, over_time, popularity, ratings
 from r2rank_jax.data.card.writing import write_card
 from r2rank_jax.data.dataset import load
-from r2rank_jax.data.errors import DataError
 from r2rank_jax.data.folder import candidate_file, interactions_file
 from r2rank_jax.data.prepare import prepare
 from r2rank_jax.data.settings import PROTOCOLS
 from r2rank_jax.data.tokens import train_tokenizer
+from r2rank_jax.errors import DataError
 
 from ..conftest import tiny_rows, write_raw
 

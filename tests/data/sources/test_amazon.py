@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from r2rank_jax.data.errors import DataError
 from r2rank_jax.data.sources.source import Quarantine, open_source
+from r2rank_jax.errors import DataError
 
 from .conftest import items, rows, write
 

@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from r2rank_jax.data.errors import DataError
 from r2rank_jax.data.sources import reading
 from r2rank_jax.data.sources.source import Quarantine, open_source
+from r2rank_jax.errors import DataError
 
 from .conftest import rows, write
 

@@ -1,8 +1,8 @@
 import pytest
 
-from r2rank_jax.data.errors import DataError
 from r2rank_jax.data.sources.films import without_year
 from r2rank_jax.data.sources.source import open_source
+from r2rank_jax.errors import DataError
 
 from .conftest import items, rows, write
 

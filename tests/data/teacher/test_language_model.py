@@ -9,7 +9,6 @@ import pytest
 
 from r2rank_jax.cli import main
 from r2rank_jax.data.dataset import load
-from r2rank_jax.data.errors import DataError
 from r2rank_jax.data.teacher.answers import Answer
 from r2rank_jax.data.teacher.endpoint import AskError, Endpoint
 from r2rank_jax.data.teacher.instructions import VERSION
@@ -19,6 +18,7 @@ from r2rank_jax.data.teacher.settings import TeacherSettings
 from r2rank_jax.data.templates import FILMS_1, GAMES_1
 from r2rank_jax.data.tokens import prefix_of, suffixes_of
 from r2rank_jax.data.traces import read_traces
+from r2rank_jax.errors import DataError
 
 URL = "http://127.0.0.1:9/v1"
 LISTS = 6

@@ -10,6 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "r2rank_jax"
 ORDER = [
     "errors",
+    "files",
     "types",
     "config",
     "ranking",

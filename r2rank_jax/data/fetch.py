@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from r2rank_jax.data.addresses import FORMS, Remote, names, remote
-from r2rank_jax.data.archives import unpack
-from r2rank_jax.data.atomic import replacing_file, replacing_folder
-from r2rank_jax.data.downloads import download, text_at
-from r2rank_jax.data.wheels import Wheel, extract, sha256
-from r2rank_jax.data.wheels import download as download_wheel
 from r2rank_jax.errors import DataError
+from r2rank_jax.files.archives import unpack
+from r2rank_jax.files.atomic import replacing_file, replacing_folder
+from r2rank_jax.files.downloads import download, text_at
+from r2rank_jax.files.wheels import Wheel, extract, sha256
+from r2rank_jax.files.wheels import download as download_wheel
 
 RECORD = "checksums.json"  # in a folder of files from servers: what came from where
 

@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from r2rank_jax.data.atomic import replacing_file, replacing_folder
 from r2rank_jax.data.candidates import count_training_items, write_lists
 from r2rank_jax.data.folder import (
     FORMAT,
@@ -43,15 +42,16 @@ from r2rank_jax.data.partition import (
     write_shards,
 )
 from r2rank_jax.data.retrieved import read_run
-from r2rank_jax.data.sealing import Facts, sealed, work_folder
 from r2rank_jax.data.settings import Array, Settings
 from r2rank_jax.data.sources.source import OnError, Quarantine, Source, fatal, open_source
 from r2rank_jax.data.tables import hash_of_interactions, hash_of_items
 from r2rank_jax.data.times import time_cuts
 from r2rank_jax.data.user_buckets import count_core, deduplicate, place, write_interactions
-from r2rank_jax.data.wheels import sha256
 from r2rank_jax.data.workers import OverBuckets, workers_for
 from r2rank_jax.errors import DataError
+from r2rank_jax.files.atomic import replacing_file, replacing_folder
+from r2rank_jax.files.seals import Facts, sealed, work_folder
+from r2rank_jax.files.wheels import sha256
 
 QUARANTINE = "quarantine.jsonl"
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from r2rank_jax.data.sealing import Facts
 from r2rank_jax.data.settings import Array
 from r2rank_jax.data.user_buckets import TIME_BINS, count_times
 from r2rank_jax.data.workers import OverBuckets
+from r2rank_jax.files.seals import Facts
 
 
 def time_cuts(work: Path, written: list[Facts], over_buckets: OverBuckets) -> tuple[int, int]:

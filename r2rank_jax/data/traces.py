@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from r2rank_jax.data.atomic import replacing_file
 from r2rank_jax.data.dataset import Dataset, Lists
 from r2rank_jax.errors import DataError
+from r2rank_jax.files.atomic import replacing_file
 
 _HEADER = ("teacher", "data_hash", "split", "lists", "seed")
 _FIELDS = ("user", "position", "items", "labels", "rationales")

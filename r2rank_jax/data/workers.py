@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from r2rank_jax.data.progress import Progress
-from r2rank_jax.data.sealing import WorkersDied
 from r2rank_jax.errors import DataError
+from r2rank_jax.files.progress import Progress
+from r2rank_jax.files.seals import WorkersDied
 
 
 class OverBuckets(Protocol):

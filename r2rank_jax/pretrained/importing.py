@@ -14,8 +14,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from r2rank_jax.checkpoint import write_seal
 from r2rank_jax.config import MeshConfig, ModelConfig
-from r2rank_jax.data.atomic import replacing_folder
 from r2rank_jax.errors import PretrainedError
+from r2rank_jax.files.atomic import replacing_folder
 from r2rank_jax.model.hf_names import (
     LANGUAGE_HEAD,
     SCORE_HEAD,

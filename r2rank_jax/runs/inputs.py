@@ -13,12 +13,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from r2rank_jax.config import RunConfig, to_json
-from r2rank_jax.data.atomic import replacing_file
 from r2rank_jax.data.dataset import Dataset, load
 from r2rank_jax.data.pipeline import evaluation_batches
 from r2rank_jax.data.tokens import Encoder, FastTokenizer
 from r2rank_jax.errors import ConfigError
 from r2rank_jax.evaluation.metrics import per_user_metrics
+from r2rank_jax.files.atomic import replacing_file
 from r2rank_jax.rollout.scoring import Scorer, score_lists
 from r2rank_jax.sharding import part_of_batch, users
 from r2rank_jax.types import ListBatch, Params

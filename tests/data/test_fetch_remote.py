@@ -9,13 +9,13 @@ import zipfile
 import pytest
 
 from r2rank_jax.cli import main
-from r2rank_jax.data import addresses, downloads
+from r2rank_jax.data import addresses
 from r2rank_jax.data.addresses import CATEGORIES, names, remote
 from r2rank_jax.data.fetch import fetch
 from r2rank_jax.data.sources.source import open_source
 from r2rank_jax.errors import DataError
-
-from .test_downloads import server  # noqa: F401
+from r2rank_jax.files import downloads
+from tests.files.test_downloads import server  # noqa: F401
 
 
 def archive(members):

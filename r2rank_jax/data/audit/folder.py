@@ -23,12 +23,12 @@ from r2rank_jax.data.folder import (
     manifest_of,
     users_file,
 )
-from r2rank_jax.data.progress import Progress
 from r2rank_jax.data.settings import Array, Settings
 from r2rank_jax.data.splits import HELD_OUT, NONE, Split, split
 from r2rank_jax.data.tables import hash_of_interactions, hash_of_items
 from r2rank_jax.data.traces import read_traces
 from r2rank_jax.errors import DataError
+from r2rank_jax.files.progress import Progress
 
 MANIFEST = Check("manifest", "the manifest has every field that preparation writes", AGAIN)
 SKIPPED = Check("not_checked", "every list can be checked", "mend what is said of the bucket, and audit again")

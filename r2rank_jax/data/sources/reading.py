@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
-from r2rank_jax.data.progress import Progress
 from r2rank_jax.data.sources.schema import OnError
 from r2rank_jax.errors import DataError
+from r2rank_jax.files.progress import Progress
 
 CHUNK_BYTES = 1 << 23  # of text; a reader holds a few of them
 LINE_BYTES = 1 << 26  # no source has lines as long; a file that does is not text, and would fill the memory

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from r2rank_jax.data import progress
 from r2rank_jax.data.sources import reading
 from r2rank_jax.data.sources.source import open_source
+from r2rank_jax.files import progress
 
 from .conftest import interactions, rows, write
 

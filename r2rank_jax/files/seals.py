@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from r2rank_jax.data.atomic import replacing_file, replacing_folder
-from r2rank_jax.data.wheels import sha256
 from r2rank_jax.errors import DataError
+from r2rank_jax.files.atomic import replacing_file, replacing_folder
+from r2rank_jax.files.wheels import sha256
 
 Facts = dict[str, Any]  # what a step found out, as JSON
 SEAL = "seal.json"

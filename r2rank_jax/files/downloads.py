@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from r2rank_jax.data.atomic import replacing_file
-from r2rank_jax.data.progress import Progress
 from r2rank_jax.errors import DataError
+from r2rank_jax.files.atomic import replacing_file
+from r2rank_jax.files.progress import Progress
 
 ATTEMPTS = 5
 PAUSE_S = 1.0  # before the second attempt; doubles

@@ -6,9 +6,9 @@ import zipfile
 
 import pytest
 
-from r2rank_jax.data import archives
-from r2rank_jax.data.archives import unpack
 from r2rank_jax.errors import DataError
+from r2rank_jax.files import archives
+from r2rank_jax.files.archives import unpack
 
 
 def zipped(path, members, compression=zipfile.ZIP_DEFLATED):

@@ -7,9 +7,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from r2rank_jax.data import downloads
-from r2rank_jax.data.downloads import download
 from r2rank_jax.errors import DataError
+from r2rank_jax.files import downloads
+from r2rank_jax.files.downloads import download
 
 CONTENT = bytes(range(256)) * 4000  # 1,024,000 bytes
 

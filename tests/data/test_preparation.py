@@ -15,8 +15,7 @@ from r2rank_jax.data.prepare import prepare
 from r2rank_jax.data.settings import PROTOCOLS
 from r2rank_jax.data.times import order_statistic
 from r2rank_jax.errors import DataError
-
-from .conftest import INTER_HEADER, ITEMS, tiny_rows, write_raw
+from tests.data.conftest import INTER_HEADER, ITEMS, tiny_rows, write_raw
 
 MANY = {"bucket_rows": 60}  # 16 buckets of the tiny source
 

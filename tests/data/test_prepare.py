@@ -13,8 +13,7 @@ from r2rank_jax.data.prepare import prepare
 from r2rank_jax.data.settings import DEFAULT_PROTOCOLS
 from r2rank_jax.data.splits import HELD_OUT, NONE, global_time, last_n
 from r2rank_jax.errors import DataError
-
-from .conftest import tiny_rows, write_raw
+from tests.data.conftest import tiny_rows, write_raw
 
 
 def sequences():

@@ -8,8 +8,7 @@ import pytest
 from r2rank_jax.data.dataset import load
 from r2rank_jax.data.prepare import prepare
 from r2rank_jax.errors import DataError
-
-from .conftest import ITEMS, USERS, write_raw
+from tests.data.conftest import ITEMS, USERS, write_raw
 
 N = 12
 

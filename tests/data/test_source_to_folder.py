@@ -6,8 +6,7 @@ import pytest
 from r2rank_jax.data.folder import interactions_file, users_file
 from r2rank_jax.data.prepare import prepare
 from r2rank_jax.errors import DataError
-
-from .conftest import INTER_HEADER, ITEMS, USERS, tiny_rows
+from tests.data.conftest import INTER_HEADER, ITEMS, USERS, tiny_rows
 
 
 def test_every_row_is_there_with_ids_in_numeric_order(prepared):

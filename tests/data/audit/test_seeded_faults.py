@@ -24,8 +24,7 @@ from r2rank_jax.data.settings import PROTOCOLS
 from r2rank_jax.data.tables import hash_of_interactions, hash_of_items
 from r2rank_jax.data.teacher.template import synthesize
 from r2rank_jax.errors import DataError
-
-from ..conftest import tiny_rows, write_raw
+from tests.data.conftest import tiny_rows, write_raw
 
 Edit = Callable[[Path], None]
 SETTINGS: dict[str, dict[str, Any]] = {

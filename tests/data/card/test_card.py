@@ -21,8 +21,7 @@ from r2rank_jax.data.prepare import prepare
 from r2rank_jax.data.settings import PROTOCOLS
 from r2rank_jax.data.tokens import train_tokenizer
 from r2rank_jax.errors import DataError
-
-from ..conftest import tiny_rows, write_raw
+from tests.data.conftest import tiny_rows, write_raw
 
 START_S = 880_000_000
 FILES = ("card.json", "card.md", "figures/*.svg")

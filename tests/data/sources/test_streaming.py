@@ -8,8 +8,7 @@ import pytest
 from r2rank_jax.data.sources import reading
 from r2rank_jax.data.sources.source import open_source
 from r2rank_jax.files import progress
-
-from .conftest import interactions, rows, write
+from tests.data.sources.conftest import interactions, rows, write
 
 PROBE = """
 import re, sys

@@ -12,8 +12,7 @@ from r2rank_jax.data.teacher import template as module
 from r2rank_jax.data.teacher.template import CITE_FROM, MATCH, RIDGE, Teacher, fit_logistic, synthesize
 from r2rank_jax.data.traces import read_traces, write_traces
 from r2rank_jax.errors import DataError
-
-from ..conftest import ITEMS, tiny_rows, write_raw
+from tests.data.conftest import ITEMS, tiny_rows, write_raw
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ import polars as pl
 from r2rank_jax.data.negatives import sample_outside
 from r2rank_jax.data.partition import read_bucket
 from r2rank_jax.data.settings import Array
-from r2rank_jax.data.sources.reading import numbered_lines
+from r2rank_jax.data.sources.rows.reading import numbered_lines
 from r2rank_jax.data.user_buckets import place
 from r2rank_jax.errors import DataError
 

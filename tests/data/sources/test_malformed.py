@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from r2rank_jax.data.sources import reading
+from r2rank_jax.data.sources.rows import reading
 from r2rank_jax.data.sources.source import Quarantine, open_source
 from r2rank_jax.errors import DataError
 from tests.data.sources.conftest import rows, write

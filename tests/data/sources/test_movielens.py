@@ -1,6 +1,6 @@
 import pytest
 
-from r2rank_jax.data.sources.films import without_year
+from r2rank_jax.data.sources.public.films import without_year
 from r2rank_jax.data.sources.source import open_source
 from r2rank_jax.errors import DataError
 from tests.data.sources.conftest import items, rows, write

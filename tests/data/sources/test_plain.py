@@ -4,8 +4,8 @@ from collections import Counter
 import polars as pl
 import pytest
 
-from r2rank_jax.data.sources.films import film_title
-from r2rank_jax.data.sources.items import ENTITIES, clean_text
+from r2rank_jax.data.sources.public.films import film_title
+from r2rank_jax.data.sources.rows.items import ENTITIES, clean_text
 from r2rank_jax.data.sources.schema import NO_ITEMS, NO_RATINGS, NO_TIMES
 from r2rank_jax.data.sources.source import Quarantine, open_source
 from r2rank_jax.errors import DataError

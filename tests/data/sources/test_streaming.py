@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from r2rank_jax.data.sources import reading
+from r2rank_jax.data.sources.rows import reading
 from r2rank_jax.data.sources.source import open_source
 from r2rank_jax.files import progress
 from tests.data.sources.conftest import interactions, rows, write

@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from r2rank_jax.data.sources.items import MARKUP, ItemRow, clean_text
-from r2rank_jax.data.sources.objects import Object
+from r2rank_jax.data.sources.rows.items import MARKUP, ItemRow, clean_text
+from r2rank_jax.data.sources.rows.objects import Object
 
 ItemOf = Callable[[Object, Counter[str]], ItemRow]
 # Style sheets and scripts that were taken for text in 2018.

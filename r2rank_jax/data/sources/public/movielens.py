@@ -13,11 +13,11 @@ from pathlib import Path
 
 import polars as pl
 
-from r2rank_jax.data.sources.delimited import Lines, Record, records
-from r2rank_jax.data.sources.films import film_title, without_year
-from r2rank_jax.data.sources.interactions import Fields, in_order, read_delimited
-from r2rank_jax.data.sources.items import ItemRow, item_batches
-from r2rank_jax.data.sources.reading import encoding_of, first_line, present, required
+from r2rank_jax.data.sources.public.films import film_title, without_year
+from r2rank_jax.data.sources.rows.delimited import Lines, Record, records
+from r2rank_jax.data.sources.rows.interactions import Fields, in_order, read_delimited
+from r2rank_jax.data.sources.rows.items import ItemRow, item_batches
+from r2rank_jax.data.sources.rows.reading import encoding_of, first_line, present, required
 from r2rank_jax.data.sources.schema import OnError, Source
 from r2rank_jax.errors import DataError
 

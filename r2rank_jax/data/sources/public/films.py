@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from r2rank_jax.data.sources.items import ENTITIES, one_line, unescaped
+from r2rank_jax.data.sources.rows.items import ENTITIES, one_line, unescaped
 
 PLACEHOLDER_TITLES = {"unkonwn", "unknown", ""}  # item 267 of MovieLens-100K, in RecBole's spelling and its own
 ARTICLES = "The|A|An|Les|Le|La|L'|Il|I|Lo|Der|Die|Das|Det|Den|El|Los|Las|Una|Un|O|Os"

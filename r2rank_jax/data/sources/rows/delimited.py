@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from r2rank_jax.data.sources.reading import QUOTED_LINES, numbered_lines
+from r2rank_jax.data.sources.rows.reading import QUOTED_LINES, numbered_lines
 from r2rank_jax.data.sources.schema import OnError
 
 

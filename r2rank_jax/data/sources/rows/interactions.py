@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 import polars as pl
 
-from r2rank_jax.data.sources.delimited import Lines, Record, split_lines
-from r2rank_jax.data.sources.objects import Parser, as_value, parse_object
-from r2rank_jax.data.sources.reading import Chunk, chunks, cut_off, not_text
+from r2rank_jax.data.sources.rows.delimited import Lines, Record, split_lines
+from r2rank_jax.data.sources.rows.objects import Parser, as_value, parse_object
+from r2rank_jax.data.sources.rows.reading import Chunk, chunks, cut_off, not_text
 from r2rank_jax.data.sources.schema import BATCH_ROWS, INTERACTION_SCHEMA, OnError
 
 Refused = list[tuple[int, str]]  # (line, reason)

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import polars as pl
 
-from r2rank_jax.data.sources.interactions import Fields, in_order, read_json_lines
-from r2rank_jax.data.sources.items import ItemRow, clean_text, item_batches
-from r2rank_jax.data.sources.objects import as_value, objects
-from r2rank_jax.data.sources.reading import first_line, required
+from r2rank_jax.data.sources.rows.interactions import Fields, in_order, read_json_lines
+from r2rank_jax.data.sources.rows.items import ItemRow, clean_text, item_batches
+from r2rank_jax.data.sources.rows.objects import as_value, objects
+from r2rank_jax.data.sources.rows.reading import first_line, required
 from r2rank_jax.data.sources.schema import DAYS_ONLY, OnError, Source
 
 REVIEWS, BUSINESSES = "yelp_academic_dataset_review.json", "yelp_academic_dataset_business.json"

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import polars as pl
 
-from r2rank_jax.data.sources.delimited import Lines, records
-from r2rank_jax.data.sources.films import film_title
-from r2rank_jax.data.sources.interactions import Fields, in_order, read_delimited
-from r2rank_jax.data.sources.items import ItemRow, clean_text, item_batches
-from r2rank_jax.data.sources.reading import first_line
+from r2rank_jax.data.sources.public.films import film_title
+from r2rank_jax.data.sources.rows.delimited import Lines, records
+from r2rank_jax.data.sources.rows.interactions import Fields, in_order, read_delimited
+from r2rank_jax.data.sources.rows.items import ItemRow, clean_text, item_batches
+from r2rank_jax.data.sources.rows.reading import first_line
 from r2rank_jax.data.sources.schema import NO_ITEMS, NO_RATINGS, NO_TIMES, OnError, Source
 from r2rank_jax.errors import DataError
 

@@ -19,12 +19,12 @@ from pathlib import Path
 
 import polars as pl
 
-from r2rank_jax.data.sources.delimited import Lines
-from r2rank_jax.data.sources.interactions import Fields, in_order, read_delimited, read_json_lines
-from r2rank_jax.data.sources.items import item_batches
-from r2rank_jax.data.sources.objects import objects, parser_of
-from r2rank_jax.data.sources.products import ItemOf, item_2014, item_2018, item_2023
-from r2rank_jax.data.sources.reading import first_line, present
+from r2rank_jax.data.sources.public.products import ItemOf, item_2014, item_2018, item_2023
+from r2rank_jax.data.sources.rows.delimited import Lines
+from r2rank_jax.data.sources.rows.interactions import Fields, in_order, read_delimited, read_json_lines
+from r2rank_jax.data.sources.rows.items import item_batches
+from r2rank_jax.data.sources.rows.objects import objects, parser_of
+from r2rank_jax.data.sources.rows.reading import first_line, present
 from r2rank_jax.data.sources.schema import NO_ITEMS, OnError, Source
 from r2rank_jax.errors import DataError
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from r2rank_jax.data.sources.reading import first_line, numbered_lines
+from r2rank_jax.data.sources.rows.reading import first_line, numbered_lines
 from r2rank_jax.data.sources.schema import OnError
 
 Parser = Callable[[str], Any]

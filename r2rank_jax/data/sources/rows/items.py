@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-from r2rank_jax.data.sources.objects import joined_surrogates
+from r2rank_jax.data.sources.rows.objects import joined_surrogates
 from r2rank_jax.data.sources.schema import ITEM_SCHEMA, OnError
 
 ITEM_ROWS = 50_000  # of a batch: titles and details are long

@@ -29,7 +29,7 @@ from pathlib import Path
 import tyro
 
 from r2rank_jax.config import RunConfig
-from r2rank_jax.data.settings import DEFAULT_PROTOCOLS, LABELS, NEGATIVES, ON_ERROR, PROTOCOLS, Settings
+from r2rank_jax.data.prepared.settings import DEFAULT_PROTOCOLS, LABELS, NEGATIVES, ON_ERROR, PROTOCOLS, Settings
 from r2rank_jax.errors import R2RankError
 
 TEMPLATE = "template"

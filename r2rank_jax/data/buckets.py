@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from r2rank_jax.data.dataset import Lists
-from r2rank_jax.data.tables import Array
+from r2rank_jax.data.prepared.dataset import Lists
+from r2rank_jax.data.prepared.tables import Array
 from r2rank_jax.data.tokens import Encoder
 from r2rank_jax.types import ListBatch, Rationales
 

@@ -18,11 +18,11 @@ import numpy as np
 from absl import flags
 
 from r2rank_jax.data.buckets import Bucketed, Lengths, narrowed
-from r2rank_jax.data.dataset import Dataset, Lists
-from r2rank_jax.data.splits import NONE
-from r2rank_jax.data.tables import Array
+from r2rank_jax.data.prepared.dataset import Dataset, Lists
+from r2rank_jax.data.prepared.splits import NONE
+from r2rank_jax.data.prepared.tables import Array
+from r2rank_jax.data.prepared.traces import Traces
 from r2rank_jax.data.tokens import Encoder
-from r2rank_jax.data.traces import Traces
 from r2rank_jax.errors import DataError
 from r2rank_jax.types import ListBatch, Rationales
 

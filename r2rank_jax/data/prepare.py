@@ -25,7 +25,14 @@ import numpy as np
 import polars as pl
 
 from r2rank_jax.data.candidates import count_training_items, write_lists
-from r2rank_jax.data.folder import (
+from r2rank_jax.data.partition import (
+    by_number,
+    checked_interactions,
+    number_of_buckets,
+    write_items,
+    write_shards,
+)
+from r2rank_jax.data.prepared.folder import (
     FORMAT,
     candidate_file,
     hash_of_files,
@@ -34,17 +41,10 @@ from r2rank_jax.data.folder import (
     users_file,
     verify,
 )
-from r2rank_jax.data.partition import (
-    by_number,
-    checked_interactions,
-    number_of_buckets,
-    write_items,
-    write_shards,
-)
+from r2rank_jax.data.prepared.settings import Array, Settings
+from r2rank_jax.data.prepared.tables import hash_of_interactions, hash_of_items
 from r2rank_jax.data.retrieved import read_run
-from r2rank_jax.data.settings import Array, Settings
 from r2rank_jax.data.sources.source import OnError, Quarantine, Source, fatal, open_source
-from r2rank_jax.data.tables import hash_of_interactions, hash_of_items
 from r2rank_jax.data.times import time_cuts
 from r2rank_jax.data.user_buckets import count_core, deduplicate, place, write_interactions
 from r2rank_jax.data.workers import OverBuckets, workers_for

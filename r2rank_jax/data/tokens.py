@@ -10,9 +10,10 @@ import numpy as np
 
 from r2rank_jax.config import DataConfig
 from r2rank_jax.data import prompts
-from r2rank_jax.data.dataset import Dataset, Lists
+from r2rank_jax.data.prepared.dataset import Dataset, Lists
+from r2rank_jax.data.prepared.tables import Array
+from r2rank_jax.data.prepared.traces import Traces
 from r2rank_jax.data.prompts import Details, Shown
-from r2rank_jax.data.tables import Array
 from r2rank_jax.data.templates import FILMS_1, Template, find_template
 from r2rank_jax.data.tokenizer import (
     PAD,
@@ -24,7 +25,6 @@ from r2rank_jax.data.tokenizer import (
     read_tokenizer,
     train_tokenizer,
 )
-from r2rank_jax.data.traces import Traces
 from r2rank_jax.errors import DataError
 from r2rank_jax.types import ListBatch
 

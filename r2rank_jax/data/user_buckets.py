@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from r2rank_jax.data.partition import by_number, read_bucket
-from r2rank_jax.data.settings import Array
+from r2rank_jax.data.prepared.settings import Array
 from r2rank_jax.files.seals import Facts, sealed
 
 TIME_BINS = 1 << 16

@@ -18,7 +18,7 @@ import numpy as np
 
 from r2rank_jax.checkpoint import load_policy, sealed_steps
 from r2rank_jax.config import RunConfig, to_json
-from r2rank_jax.data.dataset import Lists
+from r2rank_jax.data.prepared.dataset import Lists
 from r2rank_jax.evaluation.baselines import item_knn_scores, popularity_scores, random_scores
 from r2rank_jax.evaluation.metrics import per_user_metrics
 from r2rank_jax.evaluation.results import Provenance, build_results, results_table, write_results

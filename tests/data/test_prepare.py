@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from r2rank_jax.data import prepare as module
-from r2rank_jax.data.dataset import load
-from r2rank_jax.data.folder import candidate_file
-from r2rank_jax.data.negatives import sample_outside
 from r2rank_jax.data.prepare import prepare
-from r2rank_jax.data.settings import DEFAULT_PROTOCOLS
-from r2rank_jax.data.splits import HELD_OUT, NONE, global_time, last_n
+from r2rank_jax.data.prepared.dataset import load
+from r2rank_jax.data.prepared.folder import candidate_file
+from r2rank_jax.data.prepared.negatives import sample_outside
+from r2rank_jax.data.prepared.settings import DEFAULT_PROTOCOLS
+from r2rank_jax.data.prepared.splits import HELD_OUT, NONE, global_time, last_n
 from r2rank_jax.errors import DataError
 from tests.data.conftest import tiny_rows, write_raw
 

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from r2rank_jax.data.dataset import load
 from r2rank_jax.data.prepare import prepare
+from r2rank_jax.data.prepared.dataset import load
 from r2rank_jax.errors import DataError
 from tests.data.conftest import ITEMS, USERS, write_raw
 
@@ -72,7 +72,7 @@ def test_negatives_are_the_best_that_the_user_does_not_know(tmp_path, form, buck
 def _source_ids(folder, buckets):
     import polars as pl
 
-    from r2rank_jax.data.folder import users_file
+    from r2rank_jax.data.prepared.folder import users_file
 
     return [int(u) for b in range(buckets) for u in pl.read_parquet(folder / users_file(b))["source_id"]]
 

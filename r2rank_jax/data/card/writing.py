@@ -28,11 +28,11 @@ from r2rank_jax.data.card.statistics import (
     quantiles,
     words,
 )
-from r2rank_jax.data.folder import candidate_file, manifest_of
-from r2rank_jax.data.settings import Array, Settings
+from r2rank_jax.data.prepared.folder import candidate_file, manifest_of
+from r2rank_jax.data.prepared.settings import Array, Settings
+from r2rank_jax.data.prepared.splits import HELD_OUT
+from r2rank_jax.data.prepared.tables import Items
 from r2rank_jax.data.sources.schema import UNTITLED
-from r2rank_jax.data.splits import HELD_OUT
-from r2rank_jax.data.tables import Items
 from r2rank_jax.errors import DataError
 from r2rank_jax.files.atomic import replacing_file
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from r2rank_jax.data.dataset import Dataset, Lists
+from r2rank_jax.data.prepared.dataset import Dataset, Lists
 from r2rank_jax.data.teacher.asking import Request
 from r2rank_jax.data.teacher.filters import Filters
 from r2rank_jax.data.teacher.instructions import Rationale, messages

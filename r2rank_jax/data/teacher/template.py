@@ -22,10 +22,10 @@ from pathlib import Path
 
 import numpy as np
 
-from r2rank_jax.data.dataset import Dataset, Lists, load
+from r2rank_jax.data.prepared.dataset import Dataset, Lists, load
+from r2rank_jax.data.prepared.tables import Array
+from r2rank_jax.data.prepared.traces import write_traces
 from r2rank_jax.data.prompts import named, require_history
-from r2rank_jax.data.tables import Array
-from r2rank_jax.data.traces import write_traces
 from r2rank_jax.errors import DataError
 
 TEACHER = "template"

@@ -18,10 +18,10 @@ import pytest
 from r2rank_jax import cli
 from r2rank_jax.data.audit.folder import audit
 from r2rank_jax.data.fetch import fetch
-from r2rank_jax.data.folder import candidate_file, hash_of_files, interactions_file, users_file
 from r2rank_jax.data.prepare import prepare
-from r2rank_jax.data.settings import PROTOCOLS
-from r2rank_jax.data.tables import hash_of_interactions, hash_of_items
+from r2rank_jax.data.prepared.folder import candidate_file, hash_of_files, interactions_file, users_file
+from r2rank_jax.data.prepared.settings import PROTOCOLS
+from r2rank_jax.data.prepared.tables import hash_of_interactions, hash_of_items
 from r2rank_jax.data.teacher.template import synthesize
 from r2rank_jax.errors import DataError
 from tests.data.conftest import tiny_rows, write_raw

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from r2rank_jax.data.settings import Array
+from r2rank_jax.data.prepared.settings import Array
 from r2rank_jax.errors import DataError
 
 _HASHED = {"user": "<i8", "item": "<i8", "rating": "<f8", "timestamp": "<i8", "order": "<i8"}

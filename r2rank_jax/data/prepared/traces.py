@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from r2rank_jax.data.dataset import Dataset, Lists
+from r2rank_jax.data.prepared.dataset import Dataset, Lists
 from r2rank_jax.errors import DataError
 from r2rank_jax.files.atomic import replacing_file
 

@@ -3,7 +3,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from r2rank_jax.data.negatives import sample_by_weight, sample_outside
+from r2rank_jax.data.prepared.negatives import sample_by_weight, sample_outside
 from r2rank_jax.errors import DataError
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from r2rank_jax.data.settings import Settings
-from r2rank_jax.data.splits import NONE, chance_of_users, cold_users, global_time, last_n, split
+from r2rank_jax.data.prepared.settings import Settings
+from r2rank_jax.data.prepared.splits import NONE, chance_of_users, cold_users, global_time, last_n, split
 from r2rank_jax.errors import DataError
 
 LENGTHS = [9, 1, 0, 2, 3, 14, 6, 4, 1, 8]

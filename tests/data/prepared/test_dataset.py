@@ -4,9 +4,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from r2rank_jax.data.dataset import load
-from r2rank_jax.data.folder import candidate_file, interactions_file
-from r2rank_jax.data.settings import DEFAULT_PROTOCOLS
+from r2rank_jax.data.prepared.dataset import load
+from r2rank_jax.data.prepared.folder import candidate_file, interactions_file
+from r2rank_jax.data.prepared.settings import DEFAULT_PROTOCOLS
 from r2rank_jax.errors import DataError
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from r2rank_jax.data.tables import hash_of_interactions, hash_of_items
+from r2rank_jax.data.prepared.tables import hash_of_interactions, hash_of_items
 from r2rank_jax.errors import DataError
 
 FORMAT = 2  # of the folder; raised when a reader of the old form would go wrong

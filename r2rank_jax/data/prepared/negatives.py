@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from r2rank_jax.data.settings import Array
+from r2rank_jax.data.prepared.settings import Array
 from r2rank_jax.errors import DataError
 
 # (generator, distinct items to keep out, user's place in the bucket, how many) -> that many distinct items

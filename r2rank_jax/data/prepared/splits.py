@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from r2rank_jax.data.settings import PROTOCOLS, Array, Settings
+from r2rank_jax.data.prepared.settings import PROTOCOLS, Array, Settings
 from r2rank_jax.errors import DataError
 
 HELD_OUT = ("valid", "test")

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from r2rank_jax.data.folder import candidate_file, hash_of_files, interactions_file, manifest_of
-from r2rank_jax.data.negatives import sample_outside
-from r2rank_jax.data.settings import PROTOCOLS, Array, Settings
+from r2rank_jax.data.prepared.folder import candidate_file, hash_of_files, interactions_file, manifest_of
+from r2rank_jax.data.prepared.negatives import sample_outside
+from r2rank_jax.data.prepared.settings import PROTOCOLS, Array, Settings
+from r2rank_jax.data.prepared.splits import HELD_OUT, split
+from r2rank_jax.data.prepared.tables import Interactions, Items, hash_of_interactions, hash_of_items
 from r2rank_jax.data.sources.schema import UNTITLED
-from r2rank_jax.data.splits import HELD_OUT, split
-from r2rank_jax.data.tables import Interactions, Items, hash_of_interactions, hash_of_items
 from r2rank_jax.errors import DataError
 
 

@@ -242,7 +242,7 @@ def _data(known: argparse.Namespace, overrides: list[str]) -> int:
     if known.action == "synthesize":
         return _synthesize(known, overrides)
     if known.action == "fetch":
-        from r2rank_jax.data.fetch import fetch
+        from r2rank_jax.data.fetch.fetch import fetch
 
         fetch(known.name, known.out)
     elif known.action == "prepare":

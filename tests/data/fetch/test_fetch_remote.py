@@ -9,9 +9,9 @@ import zipfile
 import pytest
 
 from r2rank_jax.cli import main
-from r2rank_jax.data import addresses
-from r2rank_jax.data.addresses import CATEGORIES, names, remote
-from r2rank_jax.data.fetch import fetch
+from r2rank_jax.data.fetch import addresses
+from r2rank_jax.data.fetch.addresses import CATEGORIES, names, remote
+from r2rank_jax.data.fetch.fetch import fetch
 from r2rank_jax.data.sources.source import open_source
 from r2rank_jax.errors import DataError
 from r2rank_jax.files import downloads

@@ -3,7 +3,7 @@ import subprocess
 
 import pytest
 
-from r2rank_jax.data import fetch as module
+from r2rank_jax.data.fetch import fetch as module
 from r2rank_jax.errors import DataError
 from r2rank_jax.files.wheels import Wheel, sha256
 from tests.files.fake_pip import pip_that

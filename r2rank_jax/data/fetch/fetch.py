@@ -14,7 +14,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from r2rank_jax.data.addresses import FORMS, Remote, names, remote
+from r2rank_jax.data.fetch.addresses import FORMS, Remote, names, remote
 from r2rank_jax.errors import DataError
 from r2rank_jax.files.archives import unpack
 from r2rank_jax.files.atomic import replacing_file, replacing_folder

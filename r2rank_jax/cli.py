@@ -246,7 +246,7 @@ def _data(known: argparse.Namespace, overrides: list[str]) -> int:
 
         fetch(known.name, known.out)
     elif known.action == "prepare":
-        from r2rank_jax.data.prepare import prepare
+        from r2rank_jax.data.prepare.prepare import prepare
 
         columns = [_column(text) for text in known.column]
         known.columns = dict(columns)

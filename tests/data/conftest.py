@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from r2rank_jax.config import DataConfig
-from r2rank_jax.data.prepare import prepare
+from r2rank_jax.data.prepare.prepare import prepare
 from r2rank_jax.data.prepared.dataset import Dataset, load
 from r2rank_jax.data.prepared.traces import Traces, read_traces
 from r2rank_jax.data.teacher.template import synthesize

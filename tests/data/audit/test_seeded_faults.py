@@ -18,7 +18,7 @@ import pytest
 from r2rank_jax import cli
 from r2rank_jax.data.audit.folder import audit
 from r2rank_jax.data.fetch.fetch import fetch
-from r2rank_jax.data.prepare import prepare
+from r2rank_jax.data.prepare.prepare import prepare
 from r2rank_jax.data.prepared.folder import candidate_file, hash_of_files, interactions_file, users_file
 from r2rank_jax.data.prepared.settings import PROTOCOLS
 from r2rank_jax.data.prepared.tables import hash_of_interactions, hash_of_items

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from r2rank_jax.cli import main
-from r2rank_jax.data.prepare import prepare
+from r2rank_jax.data.prepare.prepare import prepare
 from r2rank_jax.data.prepared import traces as traces_module
 from r2rank_jax.data.prepared.dataset import Lists, load
 from r2rank_jax.data.prepared.traces import read_traces, write_traces

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from r2rank_jax.data.partition import by_number, read_bucket
+from r2rank_jax.data.prepare.partition import by_number, read_bucket
 from r2rank_jax.data.prepared.settings import Array
 from r2rank_jax.files.seals import Facts, sealed
 

@@ -8,12 +8,12 @@ import polars as pl
 import pytest
 
 from r2rank_jax.cli import main
-from r2rank_jax.data.partition import by_number, user_hash
-from r2rank_jax.data.prepare import prepare
+from r2rank_jax.data.prepare.partition import by_number, user_hash
+from r2rank_jax.data.prepare.prepare import prepare
+from r2rank_jax.data.prepare.times import order_statistic
 from r2rank_jax.data.prepared.dataset import load
 from r2rank_jax.data.prepared.folder import candidate_file, interactions_file, users_file
 from r2rank_jax.data.prepared.settings import PROTOCOLS
-from r2rank_jax.data.times import order_statistic
 from r2rank_jax.errors import DataError
 from tests.data.conftest import INTER_HEADER, ITEMS, tiny_rows, write_raw
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from r2rank_jax.data.prepare import prepare
+from r2rank_jax.data.prepare.prepare import prepare
 from r2rank_jax.data.prepared.dataset import load
 from r2rank_jax.errors import DataError
 from tests.data.conftest import ITEMS, USERS, write_raw

@@ -24,14 +24,18 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from r2rank_jax.data.candidates import count_training_items, write_lists
-from r2rank_jax.data.partition import (
+from r2rank_jax.data.prepare.candidates import count_training_items, write_lists
+from r2rank_jax.data.prepare.partition import (
     by_number,
     checked_interactions,
     number_of_buckets,
     write_items,
     write_shards,
 )
+from r2rank_jax.data.prepare.retrieved import read_run
+from r2rank_jax.data.prepare.times import time_cuts
+from r2rank_jax.data.prepare.user_buckets import count_core, deduplicate, place, write_interactions
+from r2rank_jax.data.prepare.workers import OverBuckets, workers_for
 from r2rank_jax.data.prepared.folder import (
     FORMAT,
     candidate_file,
@@ -43,11 +47,7 @@ from r2rank_jax.data.prepared.folder import (
 )
 from r2rank_jax.data.prepared.settings import Array, Settings
 from r2rank_jax.data.prepared.tables import hash_of_interactions, hash_of_items
-from r2rank_jax.data.retrieved import read_run
 from r2rank_jax.data.sources.source import OnError, Quarantine, Source, fatal, open_source
-from r2rank_jax.data.times import time_cuts
-from r2rank_jax.data.user_buckets import count_core, deduplicate, place, write_interactions
-from r2rank_jax.data.workers import OverBuckets, workers_for
 from r2rank_jax.errors import DataError
 from r2rank_jax.files.atomic import replacing_file, replacing_folder
 from r2rank_jax.files.seals import Facts, sealed, work_folder

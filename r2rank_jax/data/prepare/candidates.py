@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from r2rank_jax.data.prepare.retrieved import Retrieved, read_retrieved
+from r2rank_jax.data.prepare.user_buckets import place
 from r2rank_jax.data.prepared.negatives import Draw, sample_by_weight, sample_outside
 from r2rank_jax.data.prepared.settings import PROTOCOLS, Array, Settings
 from r2rank_jax.data.prepared.splits import HELD_OUT, NONE, Split, split
-from r2rank_jax.data.retrieved import Retrieved, read_retrieved
-from r2rank_jax.data.user_buckets import place
 from r2rank_jax.files.seals import Facts, sealed
 
 Cuts = tuple[int, int] | None  # of global_time

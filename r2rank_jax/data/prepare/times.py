@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from r2rank_jax.data.prepare.user_buckets import TIME_BINS, count_times
+from r2rank_jax.data.prepare.workers import OverBuckets
 from r2rank_jax.data.prepared.settings import Array
-from r2rank_jax.data.user_buckets import TIME_BINS, count_times
-from r2rank_jax.data.workers import OverBuckets
 from r2rank_jax.files.seals import Facts
 
 

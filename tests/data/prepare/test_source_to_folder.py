@@ -3,7 +3,7 @@
 import polars as pl
 import pytest
 
-from r2rank_jax.data.prepare import prepare
+from r2rank_jax.data.prepare.prepare import prepare
 from r2rank_jax.data.prepared.folder import interactions_file, users_file
 from r2rank_jax.errors import DataError
 from tests.data.conftest import INTER_HEADER, ITEMS, USERS, tiny_rows

@@ -20,11 +20,11 @@ from typing import NoReturn
 import numpy as np
 import polars as pl
 
-from r2rank_jax.data.partition import read_bucket
+from r2rank_jax.data.prepare.partition import read_bucket
+from r2rank_jax.data.prepare.user_buckets import place
 from r2rank_jax.data.prepared.negatives import sample_outside
 from r2rank_jax.data.prepared.settings import Array
 from r2rank_jax.data.sources.rows.reading import numbered_lines
-from r2rank_jax.data.user_buckets import place
 from r2rank_jax.errors import DataError
 
 _BATCH_ROWS = 200_000

@@ -5,8 +5,8 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from r2rank_jax.data import prepare as module
-from r2rank_jax.data.prepare import prepare
+from r2rank_jax.data.prepare import prepare as module
+from r2rank_jax.data.prepare.prepare import prepare
 from r2rank_jax.data.prepared.dataset import load
 from r2rank_jax.data.prepared.folder import candidate_file
 from r2rank_jax.data.prepared.negatives import sample_outside

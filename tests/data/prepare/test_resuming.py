@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from r2rank_jax.data.prepare import prepare
+from r2rank_jax.data.prepare.prepare import prepare
 from r2rank_jax.errors import DataError
 from r2rank_jax.files.seals import SEAL, read_seal, sealed, work_folder
 from tests.data.conftest import write_raw
@@ -56,7 +56,7 @@ def test_every_place_where_it_can_be_cut_off_leads_to_the_same_bytes(raw, whole,
         return facts
 
     for module in ("prepare", "user_buckets", "candidates"):
-        monkeypatch.setattr(f"r2rank_jax.data.{module}.sealed", seal_once)
+        monkeypatch.setattr(f"r2rank_jax.data.prepare.{module}.sealed", seal_once)
     out, runs = tmp_path / "out", 0
     while not out.exists():
         try:
@@ -132,7 +132,7 @@ def test_other_settings_start_anew(raw, whole, tmp_path, monkeypatch):
     def killed(*_, **__):
         raise Killed
 
-    monkeypatch.setattr("r2rank_jax.data.prepare._assemble", killed)
+    monkeypatch.setattr("r2rank_jax.data.prepare.prepare._assemble", killed)
     with pytest.raises(Killed):
         prepare(raw, tmp_path / "out", **SETTINGS, seed=9)
     assert len(list((tmp_path / ".out.preparing/candidates/leave_one_out").iterdir())) == 16

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from r2rank_jax.config import DataConfig
-from r2rank_jax.data import prompts
 from r2rank_jax.data.prepared.dataset import Dataset, Lists
 from r2rank_jax.data.prepared.tables import Array
 from r2rank_jax.data.prepared.traces import Traces
-from r2rank_jax.data.prompts import Details, Shown
-from r2rank_jax.data.templates import FILMS_1, Template, find_template
-from r2rank_jax.data.tokenizer import (
+from r2rank_jax.data.prompts import prompts
+from r2rank_jax.data.prompts.prompts import Details, Shown
+from r2rank_jax.data.prompts.templates import FILMS_1, Template, find_template
+from r2rank_jax.data.prompts.tokenizer import (
     PAD,
     STOP,
     FastTokenizer,

@@ -62,7 +62,7 @@ def read_run_tokenizer(run_dir: Path) -> FastTokenizer:
     base = run_dir / BASE
     if not base.is_dir():
         return read_tokenizer(run_dir / "tokenizer.json")
-    from r2rank_jax.data.chat import read_chat_tokenizer  # transformers takes seconds to import
+    from r2rank_jax.data.prompts.chat import read_chat_tokenizer  # transformers takes seconds to import
 
     card = read_model_card(base)
     return read_chat_tokenizer(base / TOKENIZER_FOLDER, pad=card.pad, stop=card.stop)

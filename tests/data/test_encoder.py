@@ -5,7 +5,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from r2rank_jax.config import DataConfig
-from r2rank_jax.data import prompts
+from r2rank_jax.data.prompts import prompts
 from r2rank_jax.data.tokens import (
     PAD,
     STOP,

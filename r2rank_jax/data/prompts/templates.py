@@ -1,14 +1,14 @@
 """The templates: the words around item text, per domain, frozen once released.
 
 A template's name ends in its version. Models were trained on its exact words, so a released template never changes;
-better words are a new template (tests/data/test_templates.py holds the digests).
+better words are a new template (tests/data/prompts/test_templates.py holds the digests).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from r2rank_jax.data.item_text import REASON, SCORE
+from r2rank_jax.data.prompts.item_text import REASON, SCORE
 from r2rank_jax.errors import DataError
 
 

@@ -40,7 +40,7 @@ class FastTokenizer:
         backend: for transformers, `tokenizer.backend_tokenizer`; it is copied, not changed.
         pad: id of the padding token.
         stop: id of the token that ends a rationale (transformers: `eos_token_id`).
-        opening: in front of every prefix, as the chat template of `data.chat` has it.
+        opening: in front of every prefix, as the chat template of `chat` has it.
         closing: behind every item.
     """
 

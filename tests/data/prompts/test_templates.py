@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from r2rank_jax.config import DataConfig
-from r2rank_jax.data import prompts
-from r2rank_jax.data.templates import FILMS_1, TEMPLATES, find_template
+from r2rank_jax.data.prompts import prompts
+from r2rank_jax.data.prompts.templates import FILMS_1, TEMPLATES, find_template
 from r2rank_jax.data.tokens import Encoder, prefix_of, suffixes_of
 from r2rank_jax.errors import DataError
 
@@ -98,7 +98,7 @@ SHOWN_DETAILS = {
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_the_page_shows_every_template_as_it_is(name):
-    page = (Path(__file__).parents[2] / "docs/prompts.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs/prompts.md").read_text(encoding="utf-8")
     seen, candidate = SHOWN[name]
     text = prompts.prefix_text([seen], TEMPLATES[name])
     text += prompts.suffix_text(*candidate, SHOWN_DETAILS.get(name, ()), template=TEMPLATES[name])

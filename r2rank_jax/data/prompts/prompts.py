@@ -14,9 +14,9 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from r2rank_jax.data.item_text import TITLE_CHARACTERS as TITLE_CHARACTERS
-from r2rank_jax.data.item_text import as_data as as_data
-from r2rank_jax.data.templates import FILMS_1, Template
+from r2rank_jax.data.prompts.item_text import TITLE_CHARACTERS as TITLE_CHARACTERS
+from r2rank_jax.data.prompts.item_text import as_data as as_data
+from r2rank_jax.data.prompts.templates import FILMS_1, Template
 from r2rank_jax.errors import DataError
 
 INSTRUCTION, REASON = FILMS_1.instruction, FILMS_1.mark

@@ -2,7 +2,7 @@ import inspect
 
 import pytest
 
-from r2rank_jax.data import prompts
+from r2rank_jax.data.prompts import prompts
 from r2rank_jax.errors import DataError
 
 

@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from r2rank_jax.config import DataConfig
-from r2rank_jax.data import prompts
-from r2rank_jax.data.chat import read_chat_tokenizer
-from r2rank_jax.data.item_text import as_data
-from r2rank_jax.data.templates import TEMPLATES
+from r2rank_jax.data.prompts import prompts
+from r2rank_jax.data.prompts.chat import read_chat_tokenizer
+from r2rank_jax.data.prompts.item_text import as_data
+from r2rank_jax.data.prompts.templates import TEMPLATES
 from r2rank_jax.data.tokens import Encoder, FastTokenizer, fit_prefix, fit_suffix, prefix_of, suffixes_of
 from r2rank_jax.errors import DataError
 from r2rank_jax.files.wheels import Wheel, download
 from tests.data.hostile import FIELDS, HIDDEN, LINE_ENDS, TITLES, read_prompt
-from tests.data.test_chat import write_tokenizer
+from tests.data.prompts.test_chat import write_tokenizer
 
 NO_LIMIT = 1_000_000
 PLAIN = ("Fargo", "1996", 4.5, "3 days before")

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from r2rank_jax.checkpoint import Checkpoints, load_policy, require_same_configuration
 from r2rank_jax.config import RunConfig, to_json
-from r2rank_jax.data.pipeline import list_batches
+from r2rank_jax.data.batches.pipeline import list_batches
 from r2rank_jax.errors import CheckpointError
 from r2rank_jax.rollout.decoding import Rollout
 from r2rank_jax.rollout.generate import make_rollout

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from r2rank_jax.data.batches.encoder import prefix_of, suffixes_of
 from r2rank_jax.data.prepared.dataset import Dataset, Lists
 from r2rank_jax.data.prompts.templates import find_template
 from r2rank_jax.data.teacher.asking import Request
@@ -19,7 +20,6 @@ from r2rank_jax.data.teacher.filters import Filters
 from r2rank_jax.data.teacher.instructions import Rationale, messages
 from r2rank_jax.data.teacher.ledger import Tokens, prompt_ceiling
 from r2rank_jax.data.teacher.settings import TeacherSettings
-from r2rank_jax.data.tokens import prefix_of, suffixes_of
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from r2rank_jax.cli import main
+from r2rank_jax.data.batches.encoder import prefix_of, suffixes_of
 from r2rank_jax.data.prepared.dataset import load
 from r2rank_jax.data.prepared.traces import read_traces
 from r2rank_jax.data.prompts.templates import FILMS_1, GAMES_1
@@ -17,7 +18,6 @@ from r2rank_jax.data.teacher.instructions import VERSION
 from r2rank_jax.data.teacher.language_model import synthesize
 from r2rank_jax.data.teacher.ledger import Tokens
 from r2rank_jax.data.teacher.settings import TeacherSettings
-from r2rank_jax.data.tokens import prefix_of, suffixes_of
 from r2rank_jax.errors import DataError
 
 URL = "http://127.0.0.1:9/v1"

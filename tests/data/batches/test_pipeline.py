@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from r2rank_jax.data.buckets import WINDOW, bucket_widths
-from r2rank_jax.data.pipeline import Batches, evaluation_batches, list_batches, trace_batches
+from r2rank_jax.data.batches.length_buckets import WINDOW, bucket_widths
+from r2rank_jax.data.batches.pipeline import Batches, evaluation_batches, list_batches, trace_batches
 from r2rank_jax.errors import DataError
 
 

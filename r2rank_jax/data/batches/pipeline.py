@@ -17,12 +17,12 @@ import jax
 import numpy as np
 from absl import flags
 
-from r2rank_jax.data.buckets import Bucketed, Lengths, narrowed
+from r2rank_jax.data.batches.encoder import Encoder
+from r2rank_jax.data.batches.length_buckets import Bucketed, Lengths, narrowed
 from r2rank_jax.data.prepared.dataset import Dataset, Lists
 from r2rank_jax.data.prepared.splits import NONE
 from r2rank_jax.data.prepared.tables import Array
 from r2rank_jax.data.prepared.traces import Traces
-from r2rank_jax.data.tokens import Encoder
 from r2rank_jax.errors import DataError
 from r2rank_jax.types import ListBatch, Rationales
 

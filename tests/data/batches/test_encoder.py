@@ -5,8 +5,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from r2rank_jax.config import DataConfig
-from r2rank_jax.data.prompts import prompts
-from r2rank_jax.data.tokens import (
+from r2rank_jax.data.batches.encoder import (
     PAD,
     STOP,
     Encoder,
@@ -18,6 +17,7 @@ from r2rank_jax.data.tokens import (
     suffixes_of,
     train_tokenizer,
 )
+from r2rank_jax.data.prompts import prompts
 from r2rank_jax.errors import DataError
 
 

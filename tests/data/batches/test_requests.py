@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from r2rank_jax.config import DataConfig
+from r2rank_jax.data.batches.requests import read_requests, request_batches
 from r2rank_jax.data.prompts.prompts import Shown
-from r2rank_jax.data.requests import read_requests, request_batches
 from r2rank_jax.errors import DataError
 from tests.data.hostile import TITLES, read_prompt
 

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from r2rank_jax.data.batches.encoder import Encoder
 from r2rank_jax.data.prepared.dataset import Lists
 from r2rank_jax.data.prepared.tables import Array
-from r2rank_jax.data.tokens import Encoder
 from r2rank_jax.types import ListBatch, Rationales
 
 WINDOW = 32  # batches; more sort finer, and every process has to measure all of their lists

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 
 from r2rank_jax.config import DataConfig
+from r2rank_jax.data.batches.encoder import fit_prefix, fit_suffix, padded
 from r2rank_jax.data.prompts.item_text import whole_characters
 from r2rank_jax.data.prompts.prompts import Shown, time_words
 from r2rank_jax.data.prompts.templates import find_template
 from r2rank_jax.data.prompts.tokenizer import TextTokenizer
-from r2rank_jax.data.tokens import fit_prefix, fit_suffix, padded
 from r2rank_jax.errors import DataError
 from r2rank_jax.types import ListBatch
 

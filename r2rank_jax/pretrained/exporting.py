@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from r2rank_jax.checkpoint import load_policy, sealed_steps
 from r2rank_jax.config import MeshConfig, ModelConfig, RunConfig, read, to_json
-from r2rank_jax.data.batches.encoder import read_tokenizer
+from r2rank_jax.data.prompts.tokenizer import read_tokenizer
 from r2rank_jax.errors import ConfigError, PretrainedError
 from r2rank_jax.evaluation.results import read_results
 from r2rank_jax.files.atomic import replacing_folder

@@ -9,7 +9,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from r2rank_jax.config import RunConfig
-from r2rank_jax.data.batches.encoder import FastTokenizer, read_tokenizer
+from r2rank_jax.data.prompts.tokenizer import FastTokenizer, read_tokenizer
 from r2rank_jax.errors import CheckpointError
 from r2rank_jax.model.adapters import without_adapters
 from r2rank_jax.pretrained.folder import BASE, CARD, TOKENIZER_FOLDER, load_pretrained, read_model_card

@@ -13,9 +13,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from r2rank_jax.config import RunConfig, to_json
-from r2rank_jax.data.batches.encoder import Encoder, FastTokenizer
+from r2rank_jax.data.batches.encoder import Encoder
 from r2rank_jax.data.batches.pipeline import evaluation_batches
 from r2rank_jax.data.prepared.dataset import Dataset, load
+from r2rank_jax.data.prompts.tokenizer import FastTokenizer
 from r2rank_jax.errors import ConfigError
 from r2rank_jax.evaluation.metrics import per_user_metrics
 from r2rank_jax.files.atomic import replacing_file

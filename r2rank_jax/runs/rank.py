@@ -10,8 +10,8 @@ import numpy as np
 
 from r2rank_jax.checkpoint import load_policy
 from r2rank_jax.config import RunConfig, to_json
-from r2rank_jax.data.batches.encoder import FastTokenizer
 from r2rank_jax.data.batches.requests import read_requests, request_batches
+from r2rank_jax.data.prompts.tokenizer import FastTokenizer
 from r2rank_jax.errors import ConfigError
 from r2rank_jax.files.atomic import replacing_file
 from r2rank_jax.rollout.scoring import make_scorer, score_lists

@@ -13,8 +13,8 @@ import pytest
 from r2rank_jax.checkpoint import Checkpoints, load_policy
 from r2rank_jax.cli import main
 from r2rank_jax.config import DataConfig, MeshConfig, OptimizerConfig, RunConfig, to_json
-from r2rank_jax.data.batches.encoder import read_tokenizer, train_tokenizer
 from r2rank_jax.data.prompts.chat import read_chat_tokenizer
+from r2rank_jax.data.prompts.tokenizer import read_tokenizer, train_tokenizer
 from r2rank_jax.errors import ConfigError, PretrainedError
 from r2rank_jax.model.forward import read_rationales
 from r2rank_jax.model.transformer import scores

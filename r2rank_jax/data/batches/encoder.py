@@ -16,19 +16,11 @@ from r2rank_jax.data.prompts import prompts
 from r2rank_jax.data.prompts.prompts import Details, Shown
 from r2rank_jax.data.prompts.templates import FILMS_1, Template, find_template
 from r2rank_jax.data.prompts.tokenizer import (
-    PAD,
-    STOP,
-    FastTokenizer,
     Ids,
     TextTokenizer,
-    as_text_tokenizer,
-    read_tokenizer,
-    train_tokenizer,
 )
 from r2rank_jax.errors import DataError
 from r2rank_jax.types import ListBatch
-
-__all__ = ["PAD", "STOP", "FastTokenizer", "as_text_tokenizer", "read_tokenizer", "train_tokenizer"]
 
 _TICKS = {"s": 1, "ms": 1000}  # of a timestamp, in a second
 

@@ -12,7 +12,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from r2rank_jax.data.batches.encoder import FastTokenizer, Ids
+from r2rank_jax.data.prompts.tokenizer import FastTokenizer, Ids
 from r2rank_jax.errors import DataError
 
 MARK = "⟪the prompt stands here⟫"

@@ -5,19 +5,16 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from r2rank_jax.config import DataConfig
-from r2rank_jax.data.batches.encoder import (
+from r2rank_jax.data.batches.encoder import Encoder, corpus, prefix_of, suffixes_of
+from r2rank_jax.data.prompts import prompts
+from r2rank_jax.data.prompts.tokenizer import (
     PAD,
     STOP,
-    Encoder,
     FastTokenizer,
     as_text_tokenizer,
-    corpus,
-    prefix_of,
     read_tokenizer,
-    suffixes_of,
     train_tokenizer,
 )
-from r2rank_jax.data.prompts import prompts
 from r2rank_jax.errors import DataError
 
 

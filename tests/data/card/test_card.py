@@ -13,13 +13,13 @@ import pytest
 
 from r2rank_jax import cli
 from r2rank_jax.data.audit.folder import audit
-from r2rank_jax.data.batches.encoder import train_tokenizer
 from r2rank_jax.data.card.figures import history_lengths, over_time, popularity, ratings
 from r2rank_jax.data.card.writing import write_card
 from r2rank_jax.data.prepare.prepare import prepare
 from r2rank_jax.data.prepared.dataset import load
 from r2rank_jax.data.prepared.folder import candidate_file, interactions_file
 from r2rank_jax.data.prepared.settings import PROTOCOLS
+from r2rank_jax.data.prompts.tokenizer import train_tokenizer
 from r2rank_jax.errors import DataError
 from tests.data.conftest import tiny_rows, write_raw
 

@@ -201,7 +201,7 @@ def test_without_reasoning_the_prompt_ends_in_its_own_mark(dataset, make_encoder
 def test_a_tokenizer_that_loses_line_ends_is_refused(dataset):
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-    from r2rank_jax.data.batches.encoder import FastTokenizer
+    from r2rank_jax.data.prompts.tokenizer import FastTokenizer
 
     backend = Tokenizer(
         models.Unigram([("<unk>", 0.0), ("▁", -1.0), *((c, -2.0) for c in "abcdefghijklmnotw")], unk_id=0)

@@ -16,10 +16,10 @@ from jax.experimental import multihost_utils
 
 from r2rank_jax.checkpoint import Checkpoints, load_policy, require_same_configuration
 from r2rank_jax.config import RunConfig, to_json
-from r2rank_jax.data.batches.encoder import corpus
 from r2rank_jax.data.batches.pipeline import trace_batches
 from r2rank_jax.data.prepared.dataset import Dataset, load
 from r2rank_jax.data.prepared.traces import Traces, read_traces
+from r2rank_jax.data.prompts.from_dataset import corpus
 from r2rank_jax.data.prompts.templates import find_template
 from r2rank_jax.data.prompts.tokenizer import train_tokenizer
 from r2rank_jax.errors import CheckpointError

@@ -1,9 +1,9 @@
-"""The encoder that turns lists into the arrays of `types.ListBatch`, and what fits a prompt into its tokens."""
+"""The encoder that turns lists into the arrays of `types.ListBatch`."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,18 +11,16 @@ import numpy as np
 from r2rank_jax.config import DataConfig
 from r2rank_jax.data.prepared.dataset import Dataset, Lists
 from r2rank_jax.data.prepared.tables import Array
-from r2rank_jax.data.prepared.traces import Traces
 from r2rank_jax.data.prompts import prompts
-from r2rank_jax.data.prompts.prompts import Details, Shown
-from r2rank_jax.data.prompts.templates import FILMS_1, Template, find_template
+from r2rank_jax.data.prompts.fitting import count_prefix, fit_prefix, fit_suffix
+from r2rank_jax.data.prompts.from_dataset import as_shown, candidate_fields, seen_before
+from r2rank_jax.data.prompts.templates import Template, find_template
 from r2rank_jax.data.prompts.tokenizer import (
     Ids,
     TextTokenizer,
 )
 from r2rank_jax.errors import DataError
 from r2rank_jax.types import ListBatch
-
-_TICKS = {"s": 1, "ms": 1000}  # of a timestamp, in a second
 
 
 class Encoder:
@@ -114,18 +112,18 @@ class Encoder:
         Raises:
             DataError: a user without history, or a last interaction of which not even a letter fits.
         """
-        seen = _seen(self.dataset, user, position, self.config.history_items, self.template)
+        seen = seen_before(self.dataset, user, position, self.config.history_items, self.template)
         prompts.require_history(len(seen))
         if self._by_line:
             lines = [self._line(*each) for each in seen]
             for first in range(len(lines)):
                 ids = self._instruction + sum(lines[first:], ())
                 if len(ids) <= self.config.prefix_tokens:
-                    _count_prefix(self.counts, first)
+                    count_prefix(self.counts, first)
                     return ids
             seen = seen[-1:]
             self.counts["prefix_interactions_dropped"] += len(lines) - 1
-        shown = [_shown(self.dataset, *each) for each in seen]
+        shown = [as_shown(self.dataset, *each) for each in seen]
         return fit_prefix(self.tokenizer, shown, self.config.prefix_tokens, self.counts, self.template)
 
     def suffix_lengths(self, items: Array) -> Array:
@@ -135,14 +133,14 @@ class Encoder:
     def _line(self, item: int, rating: float | None, before: str) -> Ids:
         key = (item, rating, before)
         if key not in self._lines:
-            text = prompts.history_line(*_shown(self.dataset, *key), template=self.template)
+            text = prompts.history_line(*as_shown(self.dataset, *key), template=self.template)
             self._lines[key] = self.tokenizer.encode([text])[0]
         return self._lines[key]
 
     def _encode_suffixes(self) -> tuple[Array, Array]:
         """int32 [items, S] and [items]; where a suffix is too long, `fit_suffix` cuts it."""
         limit, words = self.config.suffix_tokens, self._words
-        rows = [_candidate(self.dataset, item) for item in range(len(self.dataset.items))]
+        rows = [candidate_fields(self.dataset, item) for item in range(len(self.dataset.items))]
         texts = self.tokenizer.encode([prompts.suffix_text(*row, **words) for row in rows])
         ids = [found + self.tokenizer.closing for found in texts]
         for item, found in enumerate(ids):
@@ -156,154 +154,6 @@ class Encoder:
     @property
     def _words(self) -> dict[str, Any]:
         return {"template": self.template, "reasoning": self.config.rationale_tokens > 0}
-
-
-def fit_prefix(
-    tokenizer: TextTokenizer,
-    shown: Sequence[tuple[str, str, float | None] | Shown],
-    limit: int,
-    counts: Counter[str],
-    template: Template = FILMS_1,
-) -> Ids:
-    """Ids of a prefix of at most `limit` tokens; the oldest interactions are dropped, then the last title's end is.
-
-    Args:
-        tokenizer: any.
-        shown: (title, year, rating[, time words]), oldest first.
-        limit: tokens.
-        counts: what was cut is added to it.
-        template: whose words.
-
-    Raises:
-        DataError: no history, or one letter of the last interaction alone is too long.
-    """
-    prompts.require_history(len(shown))
-
-    def ids_of(history: Sequence[tuple[str, str, float | None] | Shown]) -> Ids:
-        return tokenizer.opening + tokenizer.encode([prompts.prefix_text(history, template)])[0]
-
-    for first in range(len(shown)):
-        ids = ids_of(shown[first:])
-        if len(ids) <= limit:
-            _count_prefix(counts, first)
-            return ids
-    last = Shown(*shown[-1])
-    for shorter in _shortened(last.title):  # one title, however long, stops no run
-        ids = ids_of([last._replace(title=shorter)])
-        if len(ids) <= limit:
-            _count_prefix(counts, len(shown) - 1)
-            counts["prefixes_with_cut_title"] += 1
-            return ids
-    raise DataError(
-        f"data.prefix_tokens must hold the instruction and one interaction, {len(ids)} tokens, got {limit}; raise "
-        "data.prefix_tokens"
-    )
-
-
-def fit_suffix(
-    tokenizer: TextTokenizer,
-    title: str,
-    year: str,
-    genres: Sequence[str],
-    limit: int,
-    counts: Counter[str],
-    *,
-    details: Details = (),
-    template: Template = FILMS_1,
-    reasoning: bool = True,
-) -> Ids:
-    """Ids of a suffix of at most `limit` tokens; details, genres, then the title's end are dropped until it fits.
-
-    Raises:
-        DataError: even one letter of the title is too long.
-    """
-
-    def ids_of(title: str, genres: Sequence[str], details: Details) -> Ids:
-        text = prompts.suffix_text(title, year, genres, details, template=template, reasoning=reasoning)
-        return tokenizer.encode([text])[0] + tokenizer.closing
-
-    details, genres = prompts.shown_details(details, template), genres[: prompts.GENRES]
-    for kept in range(len(details), 0, -1):
-        ids = ids_of(title, genres, details[:kept])
-        if len(ids) <= limit:
-            counts["suffixes_without_some_details"] += kept < len(details)
-            return ids
-    if details:
-        counts["suffixes_without_some_details"] += 1
-    for kept in range(len(genres), -1, -1):
-        ids = ids_of(title, genres[:kept], ())
-        if len(ids) <= limit:
-            counts["suffixes_without_some_genres"] += kept < len(genres)
-            return ids
-    for shorter in _shortened(title):
-        ids = ids_of(shorter, (), ())
-        if len(ids) <= limit:
-            counts["suffixes_with_cut_title"] += 1
-            return ids
-    raise DataError(
-        f"data.suffix_tokens must hold the words around a title, at least {len(ids)} tokens, got {limit}; raise "
-        "data.suffix_tokens"
-    )
-
-
-def _shortened(title: str) -> Iterator[str]:
-    """A title without its last letter, without its last two, ... down to its first."""
-    shown = prompts.as_data(title)
-    for characters in range(max(len(shown) - 1, 1), 0, -1):
-        yield shown[:characters]
-
-
-def _count_prefix(counts: Counter[str], dropped: int) -> None:
-    counts["prefixes"] += 1
-    counts["prefix_interactions_dropped"] += dropped
-
-
-def prefix_of(dataset: Dataset, user: int, position: int, history_items: int, template: Template = FILMS_1) -> str:
-    """Text of the prefix that shows the last `history_items` interactions before `position`."""
-    seen = _seen(dataset, user, position, history_items, template)
-    return prompts.prefix_text([_shown(dataset, *each) for each in seen], template)
-
-
-def suffixes_of(
-    dataset: Dataset, items: Iterable[int], template: Template = FILMS_1, *, reasoning: bool = True
-) -> list[str]:
-    """Texts of the suffixes of some items."""
-    return [prompts.suffix_text(*_candidate(dataset, i), template=template, reasoning=reasoning) for i in items]
-
-
-def corpus(
-    dataset: Dataset, traces: Traces, history_items: int, template: Template = FILMS_1, *, reasoning: bool = True
-) -> Iterator[str]:
-    """Every segment of some traces, once per use: what `train_tokenizer` should see."""
-    for row, (user, position) in enumerate(zip(traces.lists.user.tolist(), traces.lists.position.tolist())):
-        yield prefix_of(dataset, user, position, history_items, template)
-        yield from suffixes_of(dataset, traces.lists.items[row].tolist(), template, reasoning=reasoning)
-        yield from traces.rationales[row]
-
-
-def _seen(
-    dataset: Dataset, user: int, position: int, history_items: int, template: Template
-) -> list[tuple[int, float | None, str]]:
-    """(item, rating, time words) of the interactions that a prefix shows, oldest first."""
-    rows = dataset.history(user, position, history_items)
-    ratings = [None if rating != rating else rating for rating in dataset.rating[rows].tolist()]
-    if not template.times:
-        return [(item, rating, "") for item, rating in zip(dataset.item[rows].tolist(), ratings)]
-    # The list is shown when its positive was chosen; behind a user's last interaction no time is known.
-    now = int(dataset.timestamp[min(rows.stop, int(dataset.offsets[user + 1]) - 1)])
-    ticks = _TICKS[dataset.time_unit]
-    times = [prompts.time_words((now - then) // ticks) for then in dataset.timestamp[rows].tolist()]
-    return list(zip(dataset.item[rows].tolist(), ratings, times))
-
-
-def _shown(dataset: Dataset, item: int, rating: float | None, before: str) -> Shown:
-    return Shown(dataset.items.title[item], dataset.items.year[item], rating, before)
-
-
-def _candidate(dataset: Dataset, item: int) -> tuple[str, str, tuple[str, ...], Details]:
-    catalogue = dataset.items
-    details = catalogue.details[item] if catalogue.details else ()
-    return catalogue.title[item], catalogue.year[item], catalogue.genres[item], details
 
 
 def _require_line_ends(tokenizer: TextTokenizer) -> None:
@@ -324,7 +174,7 @@ def _splits_at_lines(tokenizer: TextTokenizer, dataset: Dataset, template: Templ
     """
     step = max(1, len(dataset.items) // 64)
     shown = [
-        _shown(dataset, item, float(1 + item % 5), prompts.time_words(3600 << item % 16))
+        as_shown(dataset, item, float(1 + item % 5), prompts.time_words(3600 << item % 16))
         for item in range(0, len(dataset.items), step)
     ]
     lines = tokenizer.encode([template.instruction, *(prompts.history_line(*s, template=template) for s in shown)])

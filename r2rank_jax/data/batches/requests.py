@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from r2rank_jax.config import DataConfig
-from r2rank_jax.data.batches.encoder import fit_prefix, fit_suffix, padded
+from r2rank_jax.data.batches.encoder import padded
+from r2rank_jax.data.prompts.fitting import fit_prefix, fit_suffix
 from r2rank_jax.data.prompts.item_text import whole_characters
 from r2rank_jax.data.prompts.prompts import Shown, time_words
 from r2rank_jax.data.prompts.templates import find_template

@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from r2rank_jax.data.batches.encoder import prefix_of, suffixes_of
 from r2rank_jax.data.prepared.dataset import Dataset, Lists
+from r2rank_jax.data.prompts.from_dataset import prefix_of, suffixes_of
 from r2rank_jax.data.prompts.templates import find_template
 from r2rank_jax.data.teacher.asking import Request
 from r2rank_jax.data.teacher.filters import Filters

@@ -5,8 +5,9 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from r2rank_jax.config import DataConfig
-from r2rank_jax.data.batches.encoder import Encoder, corpus, prefix_of, suffixes_of
+from r2rank_jax.data.batches.encoder import Encoder
 from r2rank_jax.data.prompts import prompts
+from r2rank_jax.data.prompts.from_dataset import corpus, prefix_of, suffixes_of
 from r2rank_jax.data.prompts.tokenizer import (
     PAD,
     STOP,

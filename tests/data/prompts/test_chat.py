@@ -10,9 +10,10 @@ from tokenizers.decoders import ByteLevel
 from transformers import AutoTokenizer
 
 from r2rank_jax.config import DataConfig
-from r2rank_jax.data.batches.encoder import Encoder, fit_prefix, fit_suffix
+from r2rank_jax.data.batches.encoder import Encoder
 from r2rank_jax.data.prompts import prompts
 from r2rank_jax.data.prompts.chat import read_chat_tokenizer
+from r2rank_jax.data.prompts.fitting import fit_prefix, fit_suffix
 from r2rank_jax.errors import DataError
 
 CHATML = (

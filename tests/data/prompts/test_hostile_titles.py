@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from r2rank_jax.config import DataConfig
-from r2rank_jax.data.batches.encoder import Encoder, fit_prefix, fit_suffix, prefix_of, suffixes_of
+from r2rank_jax.data.batches.encoder import Encoder
 from r2rank_jax.data.prompts import prompts
 from r2rank_jax.data.prompts.chat import read_chat_tokenizer
+from r2rank_jax.data.prompts.fitting import fit_prefix, fit_suffix
+from r2rank_jax.data.prompts.from_dataset import prefix_of, suffixes_of
 from r2rank_jax.data.prompts.item_text import as_data
 from r2rank_jax.data.prompts.templates import TEMPLATES
 from r2rank_jax.data.prompts.tokenizer import FastTokenizer

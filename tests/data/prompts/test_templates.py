@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from r2rank_jax.config import DataConfig
-from r2rank_jax.data.batches.encoder import Encoder, prefix_of, suffixes_of
+from r2rank_jax.data.batches.encoder import Encoder
 from r2rank_jax.data.prompts import prompts
+from r2rank_jax.data.prompts.from_dataset import prefix_of, suffixes_of
 from r2rank_jax.data.prompts.templates import FILMS_1, TEMPLATES, find_template
 from r2rank_jax.errors import DataError
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from r2rank_jax.cli import main
-from r2rank_jax.data.batches.encoder import prefix_of, suffixes_of
 from r2rank_jax.data.prepared.dataset import load
 from r2rank_jax.data.prepared.traces import read_traces
+from r2rank_jax.data.prompts.from_dataset import prefix_of, suffixes_of
 from r2rank_jax.data.prompts.templates import FILMS_1, GAMES_1
 from r2rank_jax.data.teacher.answers import Answer
 from r2rank_jax.data.teacher.endpoint import AskError, Endpoint

@@ -246,6 +246,7 @@ def _data(known: argparse.Namespace, overrides: list[str]) -> int:
 
         fetch(known.name, known.out)
     elif known.action == "prepare":
+        from r2rank_jax.data.card.writing import write_card
         from r2rank_jax.data.prepare.prepare import prepare
 
         columns = [_column(text) for text in known.column]
@@ -253,7 +254,7 @@ def _data(known: argparse.Namespace, overrides: list[str]) -> int:
         if len(columns) > len(known.columns):
             raise _UsageError(f"--column must name each of ours once, got {', '.join(known.column)}; leave one out")
         settings = {f.name: getattr(known, f.name) for f in dataclasses.fields(Settings) if hasattr(known, f.name)}
-        prepare(known.source, known.out, workers=known.workers, ray=known.ray, **settings)
+        prepare(known.source, known.out, workers=known.workers, ray=known.ray, describe=write_card, **settings)
     elif known.action == "audit":
         from r2rank_jax.data.audit.folder import audit
 

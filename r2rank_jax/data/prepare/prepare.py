@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,15 @@ from r2rank_jax.files.wheels import sha256
 QUARANTINE = "quarantine.jsonl"
 
 
-def prepare(source: Path, out: Path, *, workers: int = 1, ray: bool = False, **settings: Any) -> None:
+def prepare(
+    source: Path,
+    out: Path,
+    *,
+    workers: int = 1,
+    ray: bool = False,
+    describe: Callable[[Path], None] | None = None,
+    **settings: Any,
+) -> None:
     """Write the folder that `dataset.load` reads.
 
     Args:
@@ -64,6 +73,7 @@ def prepare(source: Path, out: Path, *, workers: int = 1, ray: bool = False, **s
         out: new folder; one that holds the same content already is left alone.
         workers: processes that take buckets at the same time.
         ray: have the buckets done by Ray Data instead, on the cluster that `ray.init` finds.
+        describe: adds a description to the finished folder before it appears under its name, as `write_card` does.
         settings: fields of `Settings`, which says what they mean.
 
     Raises:
@@ -87,6 +97,8 @@ def prepare(source: Path, out: Path, *, workers: int = 1, ray: bool = False, **s
             manifest = identity | _prepare_buckets(work, opened, chosen, read, buckets, over_buckets)
         with replacing_folder(out) as folder:
             _assemble(work, folder, manifest)
+            if describe is not None:
+                describe(folder)
     aside = sum(manifest["quarantined"].values())
     said = f"; {aside} malformed rows set aside in {QUARANTINE}" if aside else ""
     print(f"{out}: {manifest['interactions']} interactions, {manifest['users']} users, {manifest['items']} items{said}")
@@ -345,6 +357,3 @@ def _assemble(work: Path, folder: Path, manifest: Facts) -> None:
         except OSError:  # a file system without links
             shutil.copyfile(path, folder / name)
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    from r2rank_jax.data.card.writing import write_card  # here: worker processes need no figures
-
-    write_card(folder)

@@ -7,16 +7,19 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 
-from r2rank_jax.data.prepare.prepare import prepare
+from r2rank_jax.data.card.writing import write_card
+from r2rank_jax.data.prepare import prepare as preparation
 from r2rank_jax.errors import DataError
 from r2rank_jax.files.seals import SEAL, read_seal, sealed, work_folder
 from tests.data.conftest import write_raw
 
 SETTINGS = {"bucket_rows": 60, "k_core": 5, "candidates": 10, "negatives": "popularity"}
 FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
+prepare = partial(preparation.prepare, describe=write_card)  # as `r2rank data prepare` does it
 
 
 def digest(folder):

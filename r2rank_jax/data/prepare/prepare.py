@@ -2,7 +2,7 @@
 
     read          shards sorted by a hash of the user            (here)
     deduplicate   the earliest of each (user, item)              (each bucket)
-    catalogue     all items, in the order of their ids           (here)
+    catalogue     all items, in the order of their ids           (catalogue.py)
     k-core        users and items that have enough of each other (rounds over the buckets)
     interactions  dense ids; sorted by user, time, source order  (each bucket)
     candidates    frozen lists of each protocol                  (each bucket)
@@ -23,11 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from r2rank_jax.data.prepare.candidates import count_training_items, write_lists
+from r2rank_jax.data.prepare.catalogue import find_core, save_array, write_catalogue, write_items_table
 from r2rank_jax.data.prepare.partition import (
-    by_number,
     checked_interactions,
     number_of_buckets,
     write_items,
@@ -35,7 +34,7 @@ from r2rank_jax.data.prepare.partition import (
 )
 from r2rank_jax.data.prepare.retrieved import read_run
 from r2rank_jax.data.prepare.times import time_cuts
-from r2rank_jax.data.prepare.user_buckets import count_core, deduplicate, place, write_interactions
+from r2rank_jax.data.prepare.user_buckets import deduplicate, place, write_interactions
 from r2rank_jax.data.prepare.workers import OverBuckets, workers_for
 from r2rank_jax.data.prepared.folder import (
     FORMAT,
@@ -46,8 +45,8 @@ from r2rank_jax.data.prepared.folder import (
     users_file,
     verify,
 )
-from r2rank_jax.data.prepared.settings import Array, Settings
-from r2rank_jax.data.prepared.tables import hash_of_interactions, hash_of_items
+from r2rank_jax.data.prepared.settings import Settings
+from r2rank_jax.data.prepared.tables import hash_of_interactions
 from r2rank_jax.data.sources.source import OnError, Quarantine, Source, fatal, open_source
 from r2rank_jax.errors import DataError
 from r2rank_jax.files.atomic import replacing_file, replacing_folder
@@ -179,15 +178,15 @@ def _prepare_buckets(
         The manifest.
     """
     unique = over_buckets("duplicates", partial(deduplicate, work, buckets))
-    catalogue = sealed(work / "catalogue", partial(_write_catalogue, work, buckets))
-    core = sealed(work / "core", partial(_find_core, work, settings.k_core, unique, over_buckets))
+    catalogue = sealed(work / "catalogue", partial(write_catalogue, work, buckets))
+    core = sealed(work / "core", partial(find_core, work, settings.k_core, unique, over_buckets))
     users = core["users_of_buckets"]
     first_users = np.append(0, np.cumsum(users)).tolist()
     written = over_buckets(
         "interactions", _Placed(partial(write_interactions, work, settings.k_core, "core/alive.npy"), first_users)
     )
     _require_positives(settings, written)
-    table = sealed(work / "table", partial(_write_items_table, work))
+    table = sealed(work / "table", partial(write_items_table, work))
     cuts = time_cuts(work, written, over_buckets) if "global_time" in settings.protocols else None
     protocols = {
         protocol: _write_protocol(work, protocol, settings, cuts, table["items"], first_users, over_buckets)
@@ -243,75 +242,6 @@ class _Placed:
         return self._work(self._first_users[bucket], bucket)
 
 
-def _write_catalogue(work: Path, buckets: int, folder: Path) -> Facts:
-    """All items that the source knows or a user touched, with the texts that there are, ordered by id."""
-    seen = [pl.scan_parquet(place(work, "deduplicated", bucket) / "items.parquet") for bucket in range(buckets)]
-    touched = pl.concat(seen).group_by("item").agg(pl.col("interactions").sum()).collect()
-    known = pl.read_parquet(work / "read/items.parquet")
-    ids = by_number(pl.concat([touched["item"], known["item"]]).unique()).alias("item").to_frame()
-    empty = {"title": "", "year": "", "interactions": 0}
-    ids.join(touched, on="item", how="left", maintain_order="left").join(
-        known, on="item", how="left", maintain_order="left"
-    ).with_columns(
-        *(pl.col(name).fill_null(value) for name, value in empty.items()),
-        *(pl.col(name).fill_null([]) for name in ("genres", "details")),
-    ).write_parquet(folder / "catalogue.parquet")
-    return {"items": len(ids), "touched": touched.height}
-
-
-def _find_core(work: Path, k: int, unique: list[Facts], over_buckets: OverBuckets, folder: Path) -> Facts:
-    """Take away rare items and users in turn until all that are left have `k` of each other; the result is unique."""
-    counts = pl.read_parquet(work / "catalogue/catalogue.parquet", columns=["interactions"])["interactions"].to_numpy()
-    alive = np.ones(len(counts), bool)
-    users = [facts["users"] for facts in unique]
-    rounds = 0
-    while k > 1:
-        rounds += 1
-        alive = alive & (counts >= k)
-        round_file = f"alive-{rounds:03d}.npy"
-        with replacing_file(work / round_file) as temporary:
-            _save(temporary, alive)
-        found = over_buckets(f"{k}-core, round {rounds}", partial(count_core, work, k, round_file))
-        (work / round_file).unlink()
-        counts = sum(part["item_counts"] for part in found)
-        users = [part["users"] for part in found]
-        if not sum(users):
-            raise DataError(
-                f"the {k}-core must keep some users, and keeps none: no {k} users have {k} items in common; lower "
-                f"--k-core"
-            )
-        if (counts[alive] >= k).all():
-            break
-    _save(folder / "alive.npy", alive)
-    return {"users_of_buckets": users, "touched": int(np.sum(counts[alive] > 0)), "rounds": rounds}
-
-
-def _save(path: Path, array: Array) -> None:
-    with path.open("wb") as file:
-        np.save(file, array)
-
-
-def _write_items_table(work: Path, folder: Path) -> Facts:
-    alive = np.load(work / "core/alive.npy")
-    items = pl.read_parquet(work / "catalogue/catalogue.parquet").filter(pl.Series(alive))
-    touched = items["interactions"] > 0
-    items = items.select(
-        pl.int_range(pl.len(), dtype=pl.Int32).alias("item"),
-        pl.col("item").alias("source_id"),
-        "title",
-        "year",
-        "genres",
-        "details",
-    )
-    items.write_parquet(folder / "items.parquet")
-    return {
-        "items": items.height,
-        "items_without_title": int((items["title"] == "").sum()),
-        "items_without_interactions": int((~touched).sum()),
-        "items_sha256": hash_of_items(folder / "items.parquet"),
-    }
-
-
 def _write_protocol(
     work: Path,
     protocol: str,
@@ -325,7 +255,7 @@ def _write_protocol(
         count = partial(count_training_items, work, protocol, settings, cuts, items)
         counts = over_buckets(f"popularity, {protocol}", _Placed(count, first_users))
         with replacing_file(work / f"popularity-{protocol}.npy") as temporary:
-            _save(temporary, np.sum(counts, axis=0))
+            save_array(temporary, np.sum(counts, axis=0))
     write = partial(write_lists, work, protocol, settings, cuts, items)
     found = over_buckets(f"lists, {protocol}", _Placed(write, first_users))
     files = [place(work, f"candidates/{protocol}", bucket) / "lists.jsonl" for bucket in range(len(found))]

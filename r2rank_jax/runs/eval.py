@@ -24,9 +24,9 @@ from r2rank_jax.evaluation.metrics import per_user_metrics
 from r2rank_jax.evaluation.results import Provenance, build_results, results_table, write_results
 from r2rank_jax.files.atomic import replacing_file
 from r2rank_jax.rollout.scoring import make_scorer
-from r2rank_jax.runs.base import read_run_tokenizer
 from r2rank_jax.runs.inputs import Inputs, held_out_metrics, open_inputs
 from r2rank_jax.runs.log import say
+from r2rank_jax.runs.starting_model import read_run_tokenizer
 from r2rank_jax.sharding import abstract_params, make_mesh
 
 PHASES = ("sft", "sft_continued", "rl")

@@ -15,8 +15,8 @@ from r2rank_jax.data.prompts.tokenizer import FastTokenizer
 from r2rank_jax.errors import ConfigError
 from r2rank_jax.files.atomic import replacing_file
 from r2rank_jax.rollout.scoring import make_scorer, score_lists
-from r2rank_jax.runs.base import read_run_tokenizer
 from r2rank_jax.runs.log import say
+from r2rank_jax.runs.starting_model import read_run_tokenizer
 from r2rank_jax.sharding import abstract_params, make_mesh
 
 

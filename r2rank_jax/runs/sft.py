@@ -25,9 +25,9 @@ from r2rank_jax.data.prompts.tokenizer import train_tokenizer
 from r2rank_jax.errors import CheckpointError
 from r2rank_jax.files.atomic import replacing_file
 from r2rank_jax.rollout.scoring import make_scorer
-from r2rank_jax.runs.base import adopt, read_run_tokenizer, starting_params
 from r2rank_jax.runs.inputs import held_out_metrics, open_inputs, record_config
 from r2rank_jax.runs.log import RunLog, say
+from r2rank_jax.runs.starting_model import adopt, read_run_tokenizer, starting_params
 from r2rank_jax.sharding import abstract_params, make_mesh, part_of_batch, to_mesh
 from r2rank_jax.train.sft_step import make_sft_step
 from r2rank_jax.train.state import abstract_state, fresh_state, learning_rate, start_from

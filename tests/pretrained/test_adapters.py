@@ -16,7 +16,7 @@ from r2rank_jax.model.adapters import is_adapter
 from r2rank_jax.model.hf_names import adapter_tensors
 from r2rank_jax.pretrained.exporting import export
 from r2rank_jax.pretrained.weights import read_header
-from r2rank_jax.runs.base import adopt
+from r2rank_jax.runs.starting_model import adopt
 from r2rank_jax.sharding import abstract_params, make_mesh
 from tests.pretrained.models import MODELS, imported, load, our_states, rows_of_tokens, saved, their_states
 

@@ -14,9 +14,9 @@ import pytest
 from r2rank_jax.config import DataConfig, MeshConfig, ModelConfig, RLConfig, RunConfig
 from r2rank_jax.errors import ConfigError
 from r2rank_jax.model.transformer import initial_params
-from r2rank_jax.runs import kernels
+from r2rank_jax.runs import attention_choice
+from r2rank_jax.runs.attention_choice import choose_budget, fastest
 from r2rank_jax.runs.inputs import record_config
-from r2rank_jax.runs.kernels import choose_budget, fastest
 from r2rank_jax.sharding import make_mesh
 from r2rank_jax.train.memory import TREES
 
@@ -29,15 +29,15 @@ def make_config(attention="auto", **mesh):
 
 
 def choose_attention(config, run_dir=Path("no such run")):
-    return kernels.choose_attention(config, run_dir)
+    return attention_choice.choose_attention(config, run_dir)
 
 
 def on(monkeypatch, platform):
-    monkeypatch.setattr(kernels.jax, "default_backend", lambda: platform)
+    monkeypatch.setattr(attention_choice.jax, "default_backend", lambda: platform)
 
 
 def test_a_cpu_has_einsum_and_nothing_to_measure(monkeypatch):
-    monkeypatch.setattr(kernels, "fastest", lambda candidates: pytest.fail("measured"))
+    monkeypatch.setattr(attention_choice, "fastest", lambda candidates: pytest.fail("measured"))
     config = make_config()
     chosen = choose_attention(config)
     assert chosen.model.attention == "einsum"
@@ -90,7 +90,7 @@ def test_auto_measures_what_the_platform_supports(monkeypatch, platform, dtype, 
         return list(candidates)[-1]
 
     on(monkeypatch, platform)
-    monkeypatch.setattr(kernels, "fastest", slowest)
+    monkeypatch.setattr(attention_choice, "fastest", slowest)
     config = make_config(data=data)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
     chosen = choose_attention(config).model.attention
@@ -100,7 +100,7 @@ def test_auto_measures_what_the_platform_supports(monkeypatch, platform, dtype, 
 
 def test_a_run_goes_on_with_the_backend_it_began_with(monkeypatch, tmp_path):
     on(monkeypatch, "gpu")
-    monkeypatch.setattr(kernels, "fastest", lambda candidates: "einsum")
+    monkeypatch.setattr(attention_choice, "fastest", lambda candidates: "einsum")
     config = make_config()
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="bfloat16"))
     began = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="cudnn"))
@@ -117,7 +117,7 @@ def test_the_budget_is_half_of_what_model_and_optimizer_leave(monkeypatch, capsy
     config = make_config()
     assert choose_budget(config) is config, "a CPU does not say what it has"
     device = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 9 * 2**30, "bytes_in_use": 2**30})
-    monkeypatch.setattr(kernels.jax, "local_devices", lambda: [device])
+    monkeypatch.setattr(attention_choice.jax, "local_devices", lambda: [device])
     shapes = jax.tree.leaves(jax.eval_shape(lambda: initial_params(config.model, jax.random.key(0))))
     tree, vocabulary = sum(leaf.size for leaf in shapes), config.model.vocabulary * config.model.width
     copies = TREES["cpu"][0].chunks  # two layers are written out
@@ -151,12 +151,12 @@ def test_a_candidate_that_fails_is_left_out_with_a_line(capsys):
 def test_the_measured_problem_is_the_update_of_one_user_per_device():
     config = make_config(data=2)
     mesh = make_mesh(config.mesh)
-    q, kv, valid = problem = kernels._problem(config, mesh)
+    q, kv, valid = problem = attention_choice._problem(config, mesh)
     assert q.shape == (2, 2, 3, 2, 5, 2, 8)
     assert [k.shape for k, _ in kv] == [(2, 2, 1, 1, 8, 7), (2, 2, 3, 1, 8, 3), (2, 2, 3, 2, 8, 5)]
     assert all(v.shape == k.swapaxes(-1, -2).shape for k, v in kv)
     assert [real.shape for real in valid] == [v.shape[:1] + v.shape[2:5] for _, v in kv]
     assert len(q.addressable_shards) == 2 and q.addressable_shards[0].data.shape[0] == 1
-    d_q, d_kv = kernels._update("einsum", mesh)(problem)
+    d_q, d_kv = attention_choice._update("einsum", mesh)(problem)
     assert jax.tree.map(jnp.shape, (d_q, d_kv)) == jax.tree.map(jnp.shape, (q, kv))
     assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves((d_q, d_kv)))

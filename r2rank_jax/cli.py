@@ -343,7 +343,8 @@ def _run(known: argparse.Namespace, overrides: list[str]) -> None:
     run_dir = known.run_dir or Path("runs") / config.name
     join_processes()
     _keep_compiled_programs()
-    from r2rank_jax.runs.attention_choice import choose_attention, choose_budget
+    from r2rank_jax.runs.attention_choice import choose_attention
+    from r2rank_jax.runs.memory_budget import choose_budget
 
     config = choose_budget(choose_attention(config, run_dir))
     if known.command == "sft":

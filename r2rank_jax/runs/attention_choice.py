@@ -1,4 +1,4 @@
-"""What a run takes from its machine: the attention that is fastest there, and how much memory an update may use."""
+"""Chooses the attention backend of a run: those that the machine supports are measured, and the fastest is taken."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from r2rank_jax.errors import ConfigError
 from r2rank_jax.model.attention import Segment, attend, unsupported
 from r2rank_jax.runs.log import say
 from r2rank_jax.sharding import make_mesh, sum_over_users, users
-from r2rank_jax.train.memory import GIB, held_bytes, update_budget
 from r2rank_jax.types import Array
 
 RUNS = 7  # timed, after one that compiles
@@ -73,27 +72,6 @@ def _recorded(run_dir: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError):  # nothing there, or nothing of ours: not for this to judge
         return None
     return str(found)
-
-
-def choose_budget(config: RunConfig) -> RunConfig:
-    """Resolve `compute.update_gib`: half of what parameters, optimizer and gradients leave free on the device that has
-    least; in several processes, all call this and come to the same number, on which their programs depend.
-
-    Returns:
-        `config` itself where a budget is set or the devices do not say what they have.
-    """
-    if config.compute.update_gib is not None:
-        return config
-    stats = jax.local_devices()[0].memory_stats() or {}
-    here = np.array(stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0), np.float64)
-    free = float(np.min(multihost_utils.process_allgather(here)))
-    if free <= 0:
-        return config
-    platform = jax.default_backend()
-    held = held_bytes(config.model, config.mesh, platform)
-    budget = update_budget(config.model, config.mesh, platform, free)
-    say(f"memory: {free / GIB:.1f} GiB free, {held / GIB:.1f} for the model, {budget / GIB:.1f} for activations")
-    return dataclasses.replace(config, compute=dataclasses.replace(config.compute, update_gib=budget / GIB))
 
 
 def unavailable(config: RunConfig, backend: str) -> str | None:

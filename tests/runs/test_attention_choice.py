@@ -4,21 +4,17 @@ import dataclasses
 import re
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from r2rank_jax.config import DataConfig, MeshConfig, ModelConfig, RLConfig, RunConfig
 from r2rank_jax.errors import ConfigError
-from r2rank_jax.model.transformer import initial_params
 from r2rank_jax.runs import attention_choice
-from r2rank_jax.runs.attention_choice import choose_budget, fastest
+from r2rank_jax.runs.attention_choice import fastest
 from r2rank_jax.runs.inputs import record_config
 from r2rank_jax.sharding import make_mesh
-from r2rank_jax.train.memory import TREES
 
 
 def make_config(attention="auto", **mesh):
@@ -111,23 +107,6 @@ def test_a_run_goes_on_with_the_backend_it_began_with(monkeypatch, tmp_path):
     on(monkeypatch, "gpu")
     (tmp_path / "config.json").write_text("{}")
     assert choose_attention(config, tmp_path).model.attention == "einsum"
-
-
-def test_the_budget_is_half_of_what_model_and_optimizer_leave(monkeypatch, capsys):
-    config = make_config()
-    assert choose_budget(config) is config, "a CPU does not say what it has"
-    device = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 9 * 2**30, "bytes_in_use": 2**30})
-    monkeypatch.setattr(attention_choice.jax, "local_devices", lambda: [device])
-    shapes = jax.tree.leaves(jax.eval_shape(lambda: initial_params(config.model, jax.random.key(0))))
-    tree, vocabulary = sum(leaf.size for leaf in shapes), config.model.vocabulary * config.model.width
-    copies = TREES["cpu"][0].chunks  # two layers are written out
-    # Five trees are policy, its average, two moments and the reference.
-    numbers = 5 * tree + copies.layers * (tree - vocabulary) + copies.vocabulary * vocabulary
-    held = 4 * numbers / 2**30
-    chosen = choose_budget(config)
-    np.testing.assert_allclose(chosen.compute.update_gib, (8 - held) / 2)
-    assert re.search(r"memory: 8.0 GiB free, \d+\.\d for the model, \d\.\d for activations", capsys.readouterr().out)
-    assert choose_budget(chosen) is chosen
 
 
 def test_the_fastest_candidate_is_taken_and_one_line_says_so(capsys):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from r2rank_jax.cli import _load
+from r2rank_jax.cli.entry import _load
 from r2rank_jax.config import DataConfig, MeshConfig, ModelConfig, RLConfig, RunConfig, differences, from_json, to_json
 from r2rank_jax.errors import ConfigError
 

@@ -414,7 +414,3 @@ def _keep_compiled_programs() -> None:
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     jax.config.update("jax_compilation_cache_dir", str(home / "r2rank_jax" / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)  # a rollout has many that take less than 1 s
-
-
-if __name__ == "__main__":
-    sys.exit(main())

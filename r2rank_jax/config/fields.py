@@ -5,11 +5,8 @@ A file in `configs/` returns one `RunConfig`; the command line overrides single 
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from r2rank_jax.errors import ConfigError
 
@@ -313,61 +310,3 @@ class RunConfig:
 def _require_loop(phase: SFTConfig | RLConfig, name: str) -> None:
     for key in ("steps", "batch_users", "log_every", "validate_every", "checkpoint_every"):
         _require(getattr(phase, key) >= 1, f"{name}.{key} must be at least 1, got {getattr(phase, key)}")
-
-
-def to_json(config: RunConfig) -> dict[str, Any]:
-    """Plain dictionaries and lists, as written to `config.json`."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
-def from_json(values: dict[str, Any]) -> RunConfig:
-    """Inverse of `to_json`.
-
-    Raises:
-        ConfigError: a field that this version does not know.
-    """
-    return _build(RunConfig, values, "")
-
-
-def _build(kind: type, values: dict[str, Any], prefix: str) -> Any:
-    parts = {
-        "data": DataConfig,
-        "model": ModelConfig,
-        "mesh": MeshConfig,
-        "compute": ComputeConfig,
-        "sft": SFTConfig,
-        "rl": RLConfig,
-        "evaluation": EvaluationConfig,
-        "optimizer": OptimizerConfig,
-    }
-    known = {f.name for f in dataclasses.fields(kind)}
-    unknown = sorted(set(values) - known)
-    _require(
-        not unknown,
-        f"unknown field {prefix}{unknown[0] if unknown else ''}; {kind.__name__} has {sorted(known)}",
-    )
-    return kind(
-        **{
-            name: _build(parts[name], value, f"{prefix}{name}.")
-            if name in parts and isinstance(value, dict)
-            else (tuple(value) if isinstance(value, list) else value)
-            for name, value in values.items()
-        }
-    )
-
-
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Fields in which two JSON configurations differ, as `name: old -> new`."""
-    found: list[str] = []
-    for name in sorted(set(old) | set(new)):
-        a, b = old.get(name), new.get(name)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += differences(a, b, f"{prefix}{name}.")
-        elif a != b:
-            found.append(f"{prefix}{name}: {a} -> {b}")
-    return found
-
-
-def read(path: Path) -> RunConfig:
-    """Read a run directory's `config.json`."""
-    return from_json(json.loads(path.read_text(encoding="utf-8")))

@@ -20,11 +20,13 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from r2rank_jax.config import DataConfig
-from r2rank_jax.data.buckets import WINDOW
-from r2rank_jax.data.dataset import load
-from r2rank_jax.data.pipeline import list_batches
-from r2rank_jax.data.tokens import Encoder, FastTokenizer, as_text_tokenizer, corpus, train_tokenizer
-from r2rank_jax.data.traces import read_traces
+from r2rank_jax.data.batches.encoder import Encoder
+from r2rank_jax.data.batches.length_buckets import WINDOW
+from r2rank_jax.data.batches.pipeline import list_batches
+from r2rank_jax.data.prepared.dataset import load
+from r2rank_jax.data.prepared.traces import read_traces
+from r2rank_jax.data.prompts.from_dataset import corpus
+from r2rank_jax.data.prompts.tokenizer import FastTokenizer, as_text_tokenizer, train_tokenizer
 
 QUICKSTART = DataConfig(prefix_tokens=48, suffix_tokens=10, rationale_tokens=11)
 LARGER = DataConfig(prefix_tokens=160, suffix_tokens=32, rationale_tokens=40)  # for a tokenizer not made for films

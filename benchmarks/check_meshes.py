@@ -33,7 +33,7 @@ import numpy as np
 from workload import Shape, make
 
 from r2rank_jax.checkpoint import Checkpoints
-from r2rank_jax.cli import join_processes
+from r2rank_jax.cli.runs import join_processes
 from r2rank_jax.config import (
     DataConfig,
     EvaluationConfig,

@@ -27,10 +27,10 @@ from typing import Any
 
 from fault_server import case_of, flaw_of
 
-from r2rank_jax.data.dataset import load
-from r2rank_jax.data.prepare import prepare
+from r2rank_jax.data.prepare.prepare import prepare
+from r2rank_jax.data.prepared.dataset import load
+from r2rank_jax.data.prepared.traces import read_traces
 from r2rank_jax.data.teacher.journal import Journal
-from r2rank_jax.data.traces import read_traces
 
 ROOT = Path(__file__).parent.parent
 SERVER = str(Path(__file__).with_name("fault_server.py"))

@@ -28,7 +28,8 @@ from r2rank_jax.model.presets import QWEN2_5_1_5B
 from r2rank_jax.model.transformer import initial_params
 from r2rank_jax.rollout.generate import Generator
 from r2rank_jax.rollout.sampling import row_keys
-from r2rank_jax.runs.kernels import choose_attention, choose_budget
+from r2rank_jax.runs.attention_choice import choose_attention
+from r2rank_jax.runs.memory_budget import choose_budget
 from r2rank_jax.sharding import make_mesh
 from r2rank_jax.train.memory import DEFAULT_BUDGET, GIB, plan_update
 from r2rank_jax.types import OF_ITEMS, OF_USERS, ListBatch, Params, Rationales

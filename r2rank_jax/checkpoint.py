@@ -22,13 +22,10 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from r2rank_jax.config import RunConfig, differences, to_json
+from r2rank_jax.errors import CheckpointError
 from r2rank_jax.types import Params
 
 SEAL = "seal.json"
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be used, with what was found and the remedy."""
 
 
 class Checkpoints:

@@ -15,15 +15,17 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.core import meta
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from r2rank_jax.config import ConfigError, MeshConfig, ModelConfig
+from r2rank_jax.config import MeshConfig, ModelConfig, RunConfig
+from r2rank_jax.errors import ConfigError
 from r2rank_jax.model.adapters import merged, without_adapters
 from r2rank_jax.model.transformer import by_layer, initial_params
-from r2rank_jax.types import Params
+from r2rank_jax.types import ListBatch, Params
 
 LOGICAL_TO_MESH = {
     "embed": "fsdp",
@@ -131,6 +133,26 @@ def abstract_params(mesh: Mesh, config: ModelConfig) -> Params:
     """The parameters of a model as `abstract` leaves."""
     boxed = jax.eval_shape(lambda: initial_params(config, jax.random.key(0)))
     return abstract(boxed, by_logical_axes(mesh, boxed))
+
+
+def abstract_lists(mesh: Mesh, config: RunConfig, batch_users: int) -> ListBatch:
+    """Shapes, types and shardings of a global batch, for compiling ahead of the first one."""
+    data = config.data
+    per_item = (batch_users, data.candidate_items)
+
+    def leaf(dtype: Any, *shape: int) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=users(mesh))
+
+    return ListBatch(
+        user=leaf(jnp.int32, batch_users),
+        items=leaf(jnp.int32, *per_item),
+        prefix=leaf(jnp.int32, batch_users, data.prefix_tokens),
+        prefix_length=leaf(jnp.int32, batch_users),
+        suffix=leaf(jnp.int32, *per_item, data.suffix_tokens),
+        suffix_length=leaf(jnp.int32, *per_item),
+        labels=leaf(jnp.float32, *per_item),
+        mask=leaf(jnp.bool_, *per_item),
+    )
 
 
 class Part(NamedTuple):

@@ -7,9 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from r2rank_jax.checkpoint import SEAL, CheckpointError, Checkpoints, load_policy, sealed_steps
+from r2rank_jax.checkpoint import SEAL, Checkpoints, load_policy, sealed_steps
 from r2rank_jax.checkpoint import require_same_configuration as require_same
 from r2rank_jax.config import MeshConfig, ModelConfig, OptimizerConfig, RunConfig, to_json
+from r2rank_jax.errors import CheckpointError
 from r2rank_jax.sharding import abstract_params, make_mesh
 from r2rank_jax.train.state import abstract_state, fresh_state
 

@@ -5,25 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from r2rank_jax.cli import _load
-from r2rank_jax.config import (
-    ConfigError,
-    DataConfig,
-    MeshConfig,
-    ModelConfig,
-    RLConfig,
-    RunConfig,
-    differences,
-    from_json,
-    to_json,
-)
+from r2rank_jax.cli.configuration import load_config
+from r2rank_jax.config import DataConfig, MeshConfig, ModelConfig, RLConfig, RunConfig, differences, from_json, to_json
+from r2rank_jax.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_config_loads_and_survives_json(path):
-    config = _load(path)
+    config = load_config(path)
     assert from_json(to_json(config)) == config
     assert config.name == path.stem
 

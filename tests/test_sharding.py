@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from r2rank_jax.config import ConfigError
+from r2rank_jax.errors import ConfigError
 from r2rank_jax.sharding import MESH_AXES, across_slices, part_of_batch, to_mesh
 
 

@@ -22,18 +22,15 @@ from typing import Any
 import numpy as np
 
 from r2rank_jax.config import EvaluationConfig
-from r2rank_jax.data.atomic import replacing_file
+from r2rank_jax.errors import ResultsError
 from r2rank_jax.evaluation import baselines, significance
+from r2rank_jax.files.atomic import replacing_file
 
 SCHEMA = 1
 """Raised when a reader of the old form would misread the new one."""
 
 PerUser = Mapping[str, np.ndarray]
 """Metric name -> float64 [U], as `metrics.per_user_metrics` returns it."""
-
-
-class ResultsError(ValueError):
-    """Results that do not have the form this page promises."""
 
 
 @dataclass(frozen=True, kw_only=True)

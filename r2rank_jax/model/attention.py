@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from r2rank_jax.config import ConfigError
+from r2rank_jax.errors import ConfigError
 from r2rank_jax.types import Array
 
 # Finite, so that a row without any visible key (padding) gives zeros and not NaN.

@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from r2rank_jax.config import ConfigError, ModelConfig
+from r2rank_jax.config import ModelConfig
+from r2rank_jax.errors import ConfigError
 
 Form = Literal["causal-lm", "scorer"]
 """`...ForCausalLM`, which writes rationales, or `...ForSequenceClassification` with one label, which scores them."""

@@ -11,7 +11,8 @@ import math
 import os
 from typing import NamedTuple
 
-from r2rank_jax.config import ConfigError, MeshConfig
+from r2rank_jax.config import MeshConfig
+from r2rank_jax.errors import ConfigError
 from r2rank_jax.train.memory import GIB
 
 GPU_SHARE = 0.75

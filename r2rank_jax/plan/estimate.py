@@ -23,8 +23,7 @@ from r2rank_jax.model.counting import Lists, cache_bytes
 from r2rank_jax.plan.devices import Topology
 from r2rank_jax.plan.programs import abstract_rationales, abstract_rollout
 from r2rank_jax.rollout.generate import past_sizes
-from r2rank_jax.runs.inputs import abstract_lists
-from r2rank_jax.sharding import abstract_params, mesh_of_shapes
+from r2rank_jax.sharding import abstract_lists, abstract_params, mesh_of_shapes
 from r2rank_jax.train.memory import (
     GIB,
     Plan,

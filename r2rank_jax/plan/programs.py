@@ -12,8 +12,7 @@ from jax.sharding import AbstractMesh, Mesh
 from r2rank_jax.config import RunConfig
 from r2rank_jax.rollout.decoding import Rollout
 from r2rank_jax.rollout.generate import make_rollout
-from r2rank_jax.runs.inputs import abstract_lists
-from r2rank_jax.sharding import abstract_params, users
+from r2rank_jax.sharding import abstract_lists, abstract_params, users
 from r2rank_jax.train.rl_step import Assessment, make_rl_steps
 from r2rank_jax.train.sft_step import make_sft_step
 from r2rank_jax.train.state import abstract_state

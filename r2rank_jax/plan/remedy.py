@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from r2rank_jax.config import ConfigError, MeshConfig, RunConfig
+from r2rank_jax.config import MeshConfig, RunConfig
+from r2rank_jax.errors import ConfigError
 from r2rank_jax.model.counting import Lists
 from r2rank_jax.plan.devices import Topology
 from r2rank_jax.plan.estimate import Estimate, estimate

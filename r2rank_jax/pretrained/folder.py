@@ -20,9 +20,9 @@ import orbax.checkpoint as ocp
 from flax.core import meta
 
 from r2rank_jax.checkpoint import damage, what_matters
-from r2rank_jax.config import ConfigError, ModelConfig, differences, from_json
+from r2rank_jax.config import ModelConfig, differences, from_json
+from r2rank_jax.errors import ConfigError, PretrainedError
 from r2rank_jax.model.transformer import initial_params
-from r2rank_jax.pretrained.errors import PretrainedError
 from r2rank_jax.pretrained.tokenizer_files import read_json
 from r2rank_jax.types import Params
 

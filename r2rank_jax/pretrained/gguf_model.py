@@ -17,7 +17,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from r2rank_jax.pretrained.errors import PretrainedError
+from r2rank_jax.errors import PretrainedError
 from r2rank_jax.pretrained.weights import write_file
 
 _TOP = {

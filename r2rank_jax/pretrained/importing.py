@@ -14,7 +14,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from r2rank_jax.checkpoint import write_seal
 from r2rank_jax.config import MeshConfig, ModelConfig
-from r2rank_jax.data.atomic import replacing_folder
+from r2rank_jax.errors import PretrainedError
+from r2rank_jax.files.atomic import replacing_folder
 from r2rank_jax.model.hf_names import (
     LANGUAGE_HEAD,
     SCORE_HEAD,
@@ -24,7 +25,6 @@ from r2rank_jax.model.hf_names import (
     ignorable,
     tensors,
 )
-from r2rank_jax.pretrained.errors import PretrainedError
 from r2rank_jax.pretrained.folder import TOKENIZER_FOLDER, ModelCard, Source, save_params, write_model_card
 from r2rank_jax.pretrained.tokenizer_files import COPIED, copy_tokenizer, read_json, read_special_ids
 from r2rank_jax.pretrained.weights import DTYPES, INDEX, SCORE_FILE, Stored, read_header, sha256_of, stored_tensors

@@ -11,8 +11,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from r2rank_jax.config import ConfigError
-from r2rank_jax.pretrained.errors import PretrainedError
+from r2rank_jax.errors import ConfigError, PretrainedError
 
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 COPIED = (

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from r2rank_jax.pretrained.errors import PretrainedError
+from r2rank_jax.errors import PretrainedError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SCORE_FILE = "score_head.safetensors"

@@ -14,7 +14,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from r2rank_jax.data.atomic import replacing_file
+from r2rank_jax.files.atomic import replacing_file
 from r2rank_jax.report import figures, headline
 from r2rank_jax.report.reading import Run, label, metric_label, read_run
 

@@ -18,15 +18,15 @@ import numpy as np
 
 from r2rank_jax.checkpoint import load_policy, sealed_steps
 from r2rank_jax.config import RunConfig, to_json
-from r2rank_jax.data.atomic import replacing_file
-from r2rank_jax.data.dataset import Lists
+from r2rank_jax.data.prepared.dataset import Lists
 from r2rank_jax.evaluation.baselines import item_knn_scores, popularity_scores, random_scores
 from r2rank_jax.evaluation.metrics import per_user_metrics
 from r2rank_jax.evaluation.results import Provenance, build_results, results_table, write_results
+from r2rank_jax.files.atomic import replacing_file
 from r2rank_jax.rollout.scoring import make_scorer
-from r2rank_jax.runs.base import read_run_tokenizer
 from r2rank_jax.runs.inputs import Inputs, held_out_metrics, open_inputs
 from r2rank_jax.runs.log import say
+from r2rank_jax.runs.starting_model import read_run_tokenizer
 from r2rank_jax.sharding import abstract_params, make_mesh
 
 PHASES = ("sft", "sft_continued", "rl")

@@ -5,22 +5,22 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from r2rank_jax.config import ConfigError, RunConfig, to_json
-from r2rank_jax.data.atomic import replacing_file
-from r2rank_jax.data.dataset import Dataset, load
-from r2rank_jax.data.pipeline import evaluation_batches
-from r2rank_jax.data.tokens import Encoder, FastTokenizer
+from r2rank_jax.config import RunConfig, to_json
+from r2rank_jax.data.batches.encoder import Encoder
+from r2rank_jax.data.batches.pipeline import evaluation_batches
+from r2rank_jax.data.prepared.dataset import Dataset, load
+from r2rank_jax.data.prompts.tokenizer import FastTokenizer
+from r2rank_jax.errors import ConfigError
 from r2rank_jax.evaluation.metrics import per_user_metrics
+from r2rank_jax.files.atomic import replacing_file
 from r2rank_jax.rollout.scoring import Scorer, score_lists
-from r2rank_jax.sharding import part_of_batch, users
-from r2rank_jax.types import ListBatch, Params
+from r2rank_jax.sharding import part_of_batch
+from r2rank_jax.types import Params
 
 
 @dataclass(frozen=True)
@@ -42,26 +42,6 @@ def open_inputs(config: RunConfig, tokenizer: FastTokenizer) -> Inputs:
         )
     dataset = load(Path(config.data.directory), config.data.split)
     return Inputs(config, dataset, tokenizer, Encoder(tokenizer, dataset, config.data))
-
-
-def abstract_lists(mesh: Mesh, config: RunConfig, batch_users: int) -> ListBatch:
-    """Shapes, types and shardings of a global batch, for compiling ahead of the first one."""
-    data = config.data
-    per_item = (batch_users, data.candidate_items)
-
-    def leaf(dtype: Any, *shape: int) -> Any:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=users(mesh))
-
-    return ListBatch(
-        user=leaf(jnp.int32, batch_users),
-        items=leaf(jnp.int32, *per_item),
-        prefix=leaf(jnp.int32, batch_users, data.prefix_tokens),
-        prefix_length=leaf(jnp.int32, batch_users),
-        suffix=leaf(jnp.int32, *per_item, data.suffix_tokens),
-        suffix_length=leaf(jnp.int32, *per_item),
-        labels=leaf(jnp.float32, *per_item),
-        mask=leaf(jnp.bool_, *per_item),
-    )
 
 
 def record_config(run_dir: Path, config: RunConfig) -> None:

@@ -12,7 +12,7 @@ import jax
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
-from r2rank_jax.data.atomic import replacing_file
+from r2rank_jax.files.atomic import replacing_file
 
 
 class RunLog:

@@ -9,13 +9,14 @@ import jax
 import numpy as np
 
 from r2rank_jax.checkpoint import load_policy
-from r2rank_jax.config import ConfigError, RunConfig, to_json
-from r2rank_jax.data.atomic import replacing_file
-from r2rank_jax.data.requests import read_requests, request_batches
-from r2rank_jax.data.tokens import FastTokenizer
+from r2rank_jax.config import RunConfig, to_json
+from r2rank_jax.data.batches.requests import read_requests, request_batches
+from r2rank_jax.data.prompts.tokenizer import FastTokenizer
+from r2rank_jax.errors import ConfigError
+from r2rank_jax.files.atomic import replacing_file
 from r2rank_jax.rollout.scoring import make_scorer, score_lists
-from r2rank_jax.runs.base import read_run_tokenizer
 from r2rank_jax.runs.log import say
+from r2rank_jax.runs.starting_model import read_run_tokenizer
 from r2rank_jax.sharding import abstract_params, make_mesh
 
 
@@ -25,7 +26,7 @@ def run(config: RunConfig, run_dir: Path, source: Path, out: Path | None, *, pha
     Args:
         config: the run's.
         run_dir: of a finished phase.
-        source: JSONL of requests, see `r2rank_jax.data.requests`.
+        source: JSONL of requests, see `r2rank_jax.data.batches.requests`.
         out: JSONL to write, one object per list with its candidates best first; None prints it.
         phase: "sft", "sft_continued" or "rl".
     """

@@ -16,16 +16,17 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from r2rank_jax.checkpoint import CheckpointError, Checkpoints, load_policy, require_same_configuration
+from r2rank_jax.checkpoint import Checkpoints, load_policy, require_same_configuration
 from r2rank_jax.config import RunConfig, to_json
-from r2rank_jax.data.pipeline import list_batches
+from r2rank_jax.data.batches.pipeline import list_batches
+from r2rank_jax.errors import CheckpointError
 from r2rank_jax.rollout.decoding import Rollout
 from r2rank_jax.rollout.generate import make_rollout
 from r2rank_jax.rollout.scoring import make_scorer
-from r2rank_jax.runs.base import read_run_tokenizer
-from r2rank_jax.runs.inputs import abstract_lists, held_out_metrics, open_inputs, record_config
+from r2rank_jax.runs.inputs import held_out_metrics, open_inputs, record_config
 from r2rank_jax.runs.log import RunLog, say
-from r2rank_jax.sharding import abstract_params, gather, make_mesh, part_of_batch, to_mesh
+from r2rank_jax.runs.starting_model import read_run_tokenizer
+from r2rank_jax.sharding import abstract_lists, abstract_params, gather, make_mesh, part_of_batch, to_mesh
 from r2rank_jax.train.calibration import best_scale
 from r2rank_jax.train.rl_step import CALIBRATION, ROLLOUT, make_rl_steps
 from r2rank_jax.train.state import abstract_state, fresh_state, learning_rate, start_from

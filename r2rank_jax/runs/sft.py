@@ -14,18 +14,20 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from r2rank_jax.checkpoint import CheckpointError, Checkpoints, load_policy, require_same_configuration
+from r2rank_jax.checkpoint import Checkpoints, load_policy, require_same_configuration
 from r2rank_jax.config import RunConfig, to_json
-from r2rank_jax.data.atomic import replacing_file
-from r2rank_jax.data.dataset import Dataset, load
-from r2rank_jax.data.pipeline import trace_batches
-from r2rank_jax.data.templates import find_template
-from r2rank_jax.data.tokens import corpus, train_tokenizer
-from r2rank_jax.data.traces import Traces, read_traces
+from r2rank_jax.data.batches.pipeline import trace_batches
+from r2rank_jax.data.prepared.dataset import Dataset, load
+from r2rank_jax.data.prepared.traces import Traces, read_traces
+from r2rank_jax.data.prompts.from_dataset import corpus
+from r2rank_jax.data.prompts.templates import find_template
+from r2rank_jax.data.prompts.tokenizer import train_tokenizer
+from r2rank_jax.errors import CheckpointError
+from r2rank_jax.files.atomic import replacing_file
 from r2rank_jax.rollout.scoring import make_scorer
-from r2rank_jax.runs.base import adopt, read_run_tokenizer, starting_params
 from r2rank_jax.runs.inputs import held_out_metrics, open_inputs, record_config
 from r2rank_jax.runs.log import RunLog, say
+from r2rank_jax.runs.starting_model import adopt, read_run_tokenizer, starting_params
 from r2rank_jax.sharding import abstract_params, make_mesh, part_of_batch, to_mesh
 from r2rank_jax.train.sft_step import make_sft_step
 from r2rank_jax.train.state import abstract_state, fresh_state, learning_rate, start_from

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from r2rank_jax.config import DataConfig
-from r2rank_jax.data.dataset import Dataset, load
-from r2rank_jax.data.prepare import prepare
+from r2rank_jax.data.batches.encoder import Encoder
+from r2rank_jax.data.prepare.prepare import prepare
+from r2rank_jax.data.prepared.dataset import Dataset, load
+from r2rank_jax.data.prepared.traces import Traces, read_traces
+from r2rank_jax.data.prompts.from_dataset import corpus
+from r2rank_jax.data.prompts.tokenizer import as_text_tokenizer, train_tokenizer
 from r2rank_jax.data.teacher.template import synthesize
-from r2rank_jax.data.tokens import Encoder, as_text_tokenizer, corpus, train_tokenizer
-from r2rank_jax.data.traces import Traces, read_traces
 
 USERS, ITEMS = 40, 60
 INTER_HEADER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"

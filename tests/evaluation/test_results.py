@@ -6,14 +6,8 @@ import numpy as np
 import pytest
 
 from r2rank_jax.config import EvaluationConfig
-from r2rank_jax.evaluation.results import (
-    Provenance,
-    ResultsError,
-    build_results,
-    read_results,
-    results_table,
-    write_results,
-)
+from r2rank_jax.errors import ResultsError
+from r2rank_jax.evaluation.results import Provenance, build_results, read_results, results_table, write_results
 
 CONFIG = EvaluationConfig(ks=(1, 10), bootstrap_samples=200, permutation_samples=300)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r2rank_jax.config import ConfigError
+from r2rank_jax.errors import ConfigError
 from r2rank_jax.model.attention import Segment, _cudnn, _einsum, _splash, attend
 
 # Name -> (U, KV, N, G, L, Q/KV, H) of the queries, and (N|1, G|1, C) of the segments before them: lengths odd and even,

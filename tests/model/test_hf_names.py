@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax.core import meta
 
-from r2rank_jax.config import ConfigError, ModelConfig
+from r2rank_jax.config import ModelConfig
+from r2rank_jax.errors import ConfigError
 from r2rank_jax.model.hf_names import (
     ARCHITECTURES,
     architecture_of,

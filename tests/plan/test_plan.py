@@ -10,7 +10,6 @@ import pytest
 from r2rank_jax import cli
 from r2rank_jax.config import (
     ComputeConfig,
-    ConfigError,
     DataConfig,
     MeshConfig,
     ModelConfig,
@@ -19,6 +18,7 @@ from r2rank_jax.config import (
     SFTConfig,
     to_json,
 )
+from r2rank_jax.errors import ConfigError
 from r2rank_jax.plan import plan
 from r2rank_jax.plan.compiled import Measured, missing_compiler
 from r2rank_jax.plan.devices import DEVICES, parse_topology, require_mesh

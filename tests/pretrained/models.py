@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from r2rank_jax.config import MeshConfig, ModelConfig
-from r2rank_jax.data.tokens import train_tokenizer
+from r2rank_jax.data.prompts.tokenizer import train_tokenizer
 from r2rank_jax.model.transformer import extend, vocabulary_kernel
 from r2rank_jax.pretrained.folder import load_pretrained, read_model_card
 from r2rank_jax.pretrained.importing import import_model

@@ -10,12 +10,13 @@ import pytest
 
 from r2rank_jax.checkpoint import Checkpoints
 from r2rank_jax.cli import main
-from r2rank_jax.config import ConfigError, DataConfig, MeshConfig, RunConfig, to_json
+from r2rank_jax.config import DataConfig, MeshConfig, RunConfig, to_json
+from r2rank_jax.errors import ConfigError
 from r2rank_jax.model.adapters import is_adapter
 from r2rank_jax.model.hf_names import adapter_tensors
 from r2rank_jax.pretrained.exporting import export
 from r2rank_jax.pretrained.weights import read_header
-from r2rank_jax.runs.base import adopt
+from r2rank_jax.runs.starting_model import adopt
 from r2rank_jax.sharding import abstract_params, make_mesh
 from tests.pretrained.models import MODELS, imported, load, our_states, rows_of_tokens, saved, their_states
 

@@ -12,12 +12,12 @@ import pytest
 
 from r2rank_jax.checkpoint import Checkpoints, load_policy
 from r2rank_jax.cli import main
-from r2rank_jax.config import ConfigError, DataConfig, MeshConfig, OptimizerConfig, RunConfig, to_json
-from r2rank_jax.data.chat import read_chat_tokenizer
-from r2rank_jax.data.tokens import read_tokenizer, train_tokenizer
+from r2rank_jax.config import DataConfig, MeshConfig, OptimizerConfig, RunConfig, to_json
+from r2rank_jax.data.prompts.chat import read_chat_tokenizer
+from r2rank_jax.data.prompts.tokenizer import read_tokenizer, train_tokenizer
+from r2rank_jax.errors import ConfigError, PretrainedError
 from r2rank_jax.model.forward import read_rationales
 from r2rank_jax.model.transformer import scores
-from r2rank_jax.pretrained.errors import PretrainedError
 from r2rank_jax.pretrained.exporting import export
 from r2rank_jax.pretrained.folder import load_pretrained, read_model_card
 from r2rank_jax.pretrained.importing import import_model

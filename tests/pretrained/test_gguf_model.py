@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from r2rank_jax.pretrained.errors import PretrainedError
+from r2rank_jax.errors import PretrainedError
 from r2rank_jax.pretrained.gguf_model import hugging_face_config, undo_rope_permutation, write_model
 from tests.pretrained.conftest import HEADS, KV_HEADS, llama_cpp_rows, stored_weights, tiny_weights, write_gguf
 

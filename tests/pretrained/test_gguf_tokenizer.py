@@ -3,7 +3,7 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from r2rank_jax.pretrained.errors import PretrainedError
+from r2rank_jax.errors import PretrainedError
 from r2rank_jax.pretrained.gguf_model import write_model
 from r2rank_jax.pretrained.gguf_tokenizer import build_tokenizer, write_tokenizer
 from tests.pretrained.conftest import SPECIAL, TOKENS, stored_weights, tiny_weights, write_gguf

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from r2rank_jax.cli import main
-from r2rank_jax.config import ConfigError, MeshConfig
+from r2rank_jax.config import MeshConfig
+from r2rank_jax.errors import ConfigError, PretrainedError
 from r2rank_jax.model.transformer import scores
-from r2rank_jax.pretrained.errors import PretrainedError
 from r2rank_jax.pretrained.folder import load_pretrained, read_model_card
 from r2rank_jax.pretrained.importing import import_model
 from r2rank_jax.sharding import abstract_params, make_mesh

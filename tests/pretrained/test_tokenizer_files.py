@@ -5,7 +5,7 @@ import json
 import pytest
 from tokenizers import AddedToken, Tokenizer, models
 
-from r2rank_jax.config import ConfigError
+from r2rank_jax.errors import ConfigError
 from r2rank_jax.pretrained.tokenizer_files import (
     SpecialIds,
     copy_tokenizer,

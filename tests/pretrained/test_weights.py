@@ -9,7 +9,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from r2rank_jax.pretrained.errors import PretrainedError
+from r2rank_jax.errors import PretrainedError
 from r2rank_jax.pretrained.weights import read_header, sha256_of, stored_tensors, write_sharded
 
 SHAPES = {"a": (3, 5), "b": (7,), "c": (2, 3, 4), "nothing": (0, 3), "one": ()}

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from r2rank_jax.data.prepare import prepare
+from r2rank_jax.data.prepare.prepare import prepare
 from r2rank_jax.data.teacher.template import synthesize
 from tests.data.conftest import write_raw
 

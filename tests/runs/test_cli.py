@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from r2rank_jax import cli
-from r2rank_jax.data.folder import candidate_file
+from r2rank_jax.data.prepared.folder import candidate_file
 from r2rank_jax.runs import sft
 from tests.data.conftest import write_raw
 from tests.runs.conftest import contents, run_cli

@@ -10,9 +10,9 @@ import pytest
 
 from r2rank_jax.checkpoint import load_policy
 from r2rank_jax.config import read, to_json
-from r2rank_jax.data.dataset import load
-from r2rank_jax.data.pipeline import evaluation_batches
-from r2rank_jax.data.tokens import read_tokenizer
+from r2rank_jax.data.batches.pipeline import evaluation_batches
+from r2rank_jax.data.prepared.dataset import load
+from r2rank_jax.data.prompts.tokenizer import read_tokenizer
 from r2rank_jax.rollout.scoring import make_scorer, score_lists
 from r2rank_jax.runs.inputs import open_inputs
 from r2rank_jax.sharding import abstract_params, make_mesh

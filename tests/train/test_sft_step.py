@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r2rank_jax.config import ConfigError, MeshConfig
+from r2rank_jax.config import MeshConfig
+from r2rank_jax.errors import ConfigError
 from r2rank_jax.sharding import make_mesh, to_mesh
 from r2rank_jax.train.losses import listwise_softmax
 from r2rank_jax.train.sft_step import make_sft_step

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from r2rank_jax.config import ConfigError, MeshConfig, RunConfig
+from r2rank_jax.config import MeshConfig, RunConfig
+from r2rank_jax.errors import ConfigError
 from r2rank_jax.model.adapters import is_adapter, merged, without_adapters
 from r2rank_jax.model.forward import judge
 from r2rank_jax.rollout.generate import Generator

@@ -1,1 +1,4 @@
-"""Every check that a prepared folder must pass, on any such folder, bucket by bucket."""
+"""Checks that every prepared folder must pass.
+
+In comes a prepared folder, read bucket by bucket. Out come findings: faults, warnings and what was counted, by check.
+"""

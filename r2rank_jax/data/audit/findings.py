@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from r2rank_jax.data.settings import Array
+from r2rank_jax.data.prepared.settings import Array
 
 SHOWN = 20  # findings of one check that are worded; the others are counted
 

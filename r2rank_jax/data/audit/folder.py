@@ -15,20 +15,20 @@ from r2rank_jax.data.audit.findings import Check, Findings
 from r2rank_jax.data.audit.lists import check_lists, check_times_of_lists, read_lists
 from r2rank_jax.data.audit.reading import FILES, ITEMS, read_bucket, read_table
 from r2rank_jax.data.audit.tables import AGAIN, Bucket
-from r2rank_jax.data.dataset import load
-from r2rank_jax.data.errors import DataError
-from r2rank_jax.data.folder import (
+from r2rank_jax.data.prepared.dataset import load
+from r2rank_jax.data.prepared.folder import (
     candidate_file,
     hash_of_files,
     interactions_file,
     manifest_of,
     users_file,
 )
-from r2rank_jax.data.progress import Progress
-from r2rank_jax.data.settings import Array, Settings
-from r2rank_jax.data.splits import HELD_OUT, NONE, Split, split
-from r2rank_jax.data.tables import hash_of_interactions, hash_of_items
-from r2rank_jax.data.traces import read_traces
+from r2rank_jax.data.prepared.settings import Array, Settings
+from r2rank_jax.data.prepared.splits import HELD_OUT, NONE, Split, split
+from r2rank_jax.data.prepared.tables import hash_of_interactions, hash_of_items
+from r2rank_jax.data.prepared.traces import read_traces
+from r2rank_jax.errors import DataError
+from r2rank_jax.files.progress import Progress
 
 MANIFEST = Check("manifest", "the manifest has every field that preparation writes", AGAIN)
 SKIPPED = Check("not_checked", "every list can be checked", "mend what is said of the bucket, and audit again")

@@ -11,8 +11,8 @@ import numpy as np
 
 from r2rank_jax.data.audit.findings import Check, Findings
 from r2rank_jax.data.audit.tables import AGAIN, Bucket
-from r2rank_jax.data.settings import Array, Settings
-from r2rank_jax.data.splits import HELD_OUT, NONE, Split
+from r2rank_jax.data.prepared.settings import Array, Settings
+from r2rank_jax.data.prepared.splits import HELD_OUT, NONE, Split
 
 LINES = Check("list_lines", 'a line is {"split", "user", "position", "items", "labels"}', AGAIN)
 SIZES = Check("list_size", "a list has as many candidates, and as many labels, as the settings ask for", AGAIN)

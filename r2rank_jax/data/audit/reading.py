@@ -9,7 +9,7 @@ import polars as pl
 
 from r2rank_jax.data.audit.findings import Check, Findings
 from r2rank_jax.data.audit.tables import AGAIN, USERS_TABLE, Bucket
-from r2rank_jax.data.folder import interactions_file, users_file
+from r2rank_jax.data.prepared.folder import interactions_file, users_file
 
 FILES = Check(
     "files", "every file that the manifest names is there, can be read, and has its columns", f"restore it, or {AGAIN}"

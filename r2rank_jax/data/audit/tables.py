@@ -15,8 +15,8 @@ import numpy as np
 import polars as pl
 
 from r2rank_jax.data.audit.findings import Check, Findings
-from r2rank_jax.data.partition import HASH_BITS, user_hash
-from r2rank_jax.data.settings import Array
+from r2rank_jax.data.prepare.partition import HASH_BITS, user_hash
+from r2rank_jax.data.prepared.settings import Array
 
 AGAIN = "prepare the data again in a new folder"
 SORTED = Check("interactions_sorted", "rows are sorted by user, then time, then source order", AGAIN)

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from r2rank_jax.data.tables import Array
+from r2rank_jax.data.prepared.tables import Array
 
 BLUE, ORANGE, INK, MUTED, GRID = "#2b6cb0", "#c05621", "#1a202c", "#5a6673", "#e2e8f0"
 _STYLE: Any = {

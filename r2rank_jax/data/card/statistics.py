@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from r2rank_jax.data.tables import Array
+from r2rank_jax.data.prepared.tables import Array
 
 QUANTILES = {"min": 0.0, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
 HISTORIES = (10, 20, 50)  # interactions shown, for the lengths of a history in tokens

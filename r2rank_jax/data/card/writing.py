@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from r2rank_jax.data.atomic import replacing_file
 from r2rank_jax.data.audit.findings import Check, Findings
 from r2rank_jax.data.audit.lists import Table, read_lists
 from r2rank_jax.data.audit.reading import read_bucket
@@ -29,12 +28,13 @@ from r2rank_jax.data.card.statistics import (
     quantiles,
     words,
 )
-from r2rank_jax.data.errors import DataError
-from r2rank_jax.data.folder import candidate_file, manifest_of
-from r2rank_jax.data.settings import Array, Settings
+from r2rank_jax.data.prepared.folder import candidate_file, manifest_of
+from r2rank_jax.data.prepared.settings import Array, Settings
+from r2rank_jax.data.prepared.splits import HELD_OUT
+from r2rank_jax.data.prepared.tables import Items
 from r2rank_jax.data.sources.schema import UNTITLED
-from r2rank_jax.data.splits import HELD_OUT
-from r2rank_jax.data.tables import Items
+from r2rank_jax.errors import DataError
+from r2rank_jax.files.atomic import replacing_file
 
 IDS = Check("ids", "users and candidates are of this folder", AGAIN)
 

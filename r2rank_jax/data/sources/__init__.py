@@ -1,1 +1,5 @@
-"""Readers of the public data sets' files: each gives batches of one interaction table and of one item table."""
+"""The files of a recommendation data set, as two streams of tables.
+
+In comes a folder or a file as its publisher, or its owner, wrote it. Out come batches of one interaction table and of
+one item table, both with the columns of `schema.py`. `source.py` recognizes which data set lies at a path.
+"""

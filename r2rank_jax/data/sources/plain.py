@@ -16,13 +16,13 @@ from typing import Any
 
 import polars as pl
 
-from r2rank_jax.data.errors import DataError
-from r2rank_jax.data.sources.delimited import Lines, records, split_line
-from r2rank_jax.data.sources.interactions import Fields, checked_values, in_order, read_delimited, read_json_lines
-from r2rank_jax.data.sources.items import ItemRow, clean_text, item_batches
-from r2rank_jax.data.sources.objects import objects, parse_object
-from r2rank_jax.data.sources.reading import first_line
+from r2rank_jax.data.sources.rows.delimited import Lines, records, split_line
+from r2rank_jax.data.sources.rows.interactions import Fields, checked_values, in_order, read_delimited, read_json_lines
+from r2rank_jax.data.sources.rows.items import ItemRow, clean_text, item_batches
+from r2rank_jax.data.sources.rows.objects import objects, parse_object
+from r2rank_jax.data.sources.rows.reading import first_line
 from r2rank_jax.data.sources.schema import BATCH_ROWS, NO_ITEMS, NO_RATINGS, NO_TIMES, OnError, Source
+from r2rank_jax.errors import DataError
 
 KINDS = (".csv", ".tsv", ".parquet", ".jsonl")
 KEYS = ("user", "item", "rating", "timestamp", "title", "year", "genres", "items.item")

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import polars as pl
 
-from r2rank_jax.data.errors import DataError
+from r2rank_jax.errors import DataError
 
 BATCH_ROWS = 500_000  # most rows of a batch
 

@@ -7,12 +7,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from r2rank_jax.data.errors import DataError
-from r2rank_jax.data.sources import steam, yelp
-from r2rank_jax.data.sources.amazon import find_amazon, open_amazon
-from r2rank_jax.data.sources.movielens import open_movielens
 from r2rank_jax.data.sources.plain import find_plain, open_plain
-from r2rank_jax.data.sources.recbole import open_recbole
+from r2rank_jax.data.sources.public import steam, yelp
+from r2rank_jax.data.sources.public.amazon import find_amazon, open_amazon
+from r2rank_jax.data.sources.public.movielens import open_movielens
+from r2rank_jax.data.sources.public.recbole import open_recbole
 from r2rank_jax.data.sources.schema import (
     BATCH_ROWS,
     INTERACTION_SCHEMA,
@@ -23,6 +22,7 @@ from r2rank_jax.data.sources.schema import (
     Source,
     fatal,
 )
+from r2rank_jax.errors import DataError
 
 __all__ = [
     "BATCH_ROWS",

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from r2rank_jax.data.item_text import whole_characters
+from r2rank_jax.data.prompts.item_text import whole_characters
 from r2rank_jax.data.teacher.ledger import Tokens
 
 THINKING_FIELDS = ("reasoning_content", "reasoning")  # DeepSeek and vLLM until 0.11; OpenRouter and vLLM since

@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from r2rank_jax.data.atomic import replacing_file
-from r2rank_jax.data.errors import DataError
 from r2rank_jax.data.teacher.answers import BrokenAnswer, parse_completion
 from r2rank_jax.data.teacher.asking import Request
 from r2rank_jax.data.teacher.journal import Journal
 from r2rank_jax.data.teacher.ledger import Ledger, Tokens
+from r2rank_jax.errors import DataError
+from r2rank_jax.files.atomic import replacing_file
 
 URL = "/v1/chat/completions"
 

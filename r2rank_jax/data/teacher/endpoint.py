@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from r2rank_jax.data.errors import DataError
 from r2rank_jax.data.teacher.answers import Answer, BrokenAnswer, parse_completion, parse_stream
 from r2rank_jax.data.teacher.settings import TeacherSettings
+from r2rank_jax.errors import DataError
 
 PATH = "/chat/completions"
 MAX_BYTES = 64 * 2**20  # of one answer

@@ -25,9 +25,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from r2rank_jax.data.errors import DataError
 from r2rank_jax.data.teacher.answers import Answer
 from r2rank_jax.data.teacher.ledger import NOTHING, Tokens
+from r2rank_jax.errors import DataError
 
 
 @dataclass

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from r2rank_jax.data.dataset import Dataset, Lists, load
-from r2rank_jax.data.errors import DataError
+from r2rank_jax.data.prepared.dataset import Dataset, Lists, load
+from r2rank_jax.data.prepared.traces import write_traces
 from r2rank_jax.data.teacher.asking import Asker, Progress
 from r2rank_jax.data.teacher.batch import read_batch, write_batch
 from r2rank_jax.data.teacher.endpoint import Endpoint, open_endpoint
@@ -21,7 +21,7 @@ from r2rank_jax.data.teacher.journal import Journal
 from r2rank_jax.data.teacher.ledger import Budget, Ledger
 from r2rank_jax.data.teacher.settings import TeacherSettings
 from r2rank_jax.data.teacher.survey import Lesson, Survey, survey
-from r2rank_jax.data.traces import write_traces
+from r2rank_jax.errors import DataError
 
 OFFLINE = "batch"
 BLOCK_LISTS = 64  # brought to an end before the next ones begin, so that a budget buys whole lists

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from r2rank_jax.data.errors import DataError
-from r2rank_jax.data.templates import find_template
+from r2rank_jax.data.prompts.templates import find_template
+from r2rank_jax.errors import DataError
 
 OWN_FIELDS = ("model", "messages", "stream", "stream_options", "n")  # of a body; not for --extra
 LIMIT_FIELDS = ("max_tokens", "max_completion_tokens")

@@ -12,14 +12,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from r2rank_jax.data.dataset import Dataset, Lists
+from r2rank_jax.data.prepared.dataset import Dataset, Lists
+from r2rank_jax.data.prompts.from_dataset import prefix_of, suffixes_of
+from r2rank_jax.data.prompts.templates import find_template
 from r2rank_jax.data.teacher.asking import Request
 from r2rank_jax.data.teacher.filters import Filters
 from r2rank_jax.data.teacher.instructions import Rationale, messages
 from r2rank_jax.data.teacher.ledger import Tokens, prompt_ceiling
 from r2rank_jax.data.teacher.settings import TeacherSettings
-from r2rank_jax.data.templates import find_template
-from r2rank_jax.data.tokens import prefix_of, suffixes_of
 
 
 @dataclass(frozen=True)

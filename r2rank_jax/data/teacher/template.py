@@ -22,11 +22,11 @@ from pathlib import Path
 
 import numpy as np
 
-from r2rank_jax.data.dataset import Dataset, Lists, load
-from r2rank_jax.data.errors import DataError
-from r2rank_jax.data.prompts import named, require_history
-from r2rank_jax.data.tables import Array
-from r2rank_jax.data.traces import write_traces
+from r2rank_jax.data.prepared.dataset import Dataset, Lists, load
+from r2rank_jax.data.prepared.tables import Array
+from r2rank_jax.data.prepared.traces import write_traces
+from r2rank_jax.data.prompts.prompts import named, require_history
+from r2rank_jax.errors import DataError
 
 TEACHER = "template"
 RIDGE = 500.0  # EASE's lambda

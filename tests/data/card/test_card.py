@@ -15,14 +15,13 @@ from r2rank_jax import cli
 from r2rank_jax.data.audit.folder import audit
 from r2rank_jax.data.card.figures import history_lengths, over_time, popularity, ratings
 from r2rank_jax.data.card.writing import write_card
-from r2rank_jax.data.dataset import load
-from r2rank_jax.data.errors import DataError
-from r2rank_jax.data.folder import candidate_file, interactions_file
-from r2rank_jax.data.prepare import prepare
-from r2rank_jax.data.settings import PROTOCOLS
-from r2rank_jax.data.tokens import train_tokenizer
-
-from ..conftest import tiny_rows, write_raw
+from r2rank_jax.data.prepare.prepare import prepare
+from r2rank_jax.data.prepared.dataset import load
+from r2rank_jax.data.prepared.folder import candidate_file, interactions_file
+from r2rank_jax.data.prepared.settings import PROTOCOLS
+from r2rank_jax.data.prompts.tokenizer import train_tokenizer
+from r2rank_jax.errors import DataError
+from tests.data.conftest import tiny_rows, write_raw
 
 START_S = 880_000_000
 FILES = ("card.json", "card.md", "figures/*.svg")
@@ -38,7 +37,14 @@ def folder(tmp_path_factory):
     """Two interactions of one pair, several buckets, all protocols."""
     root = tmp_path_factory.mktemp("card")
     rows = spread_rows()
-    prepare(write_raw(root / "raw", [*rows, rows[0]]), root / "data", protocols=PROTOCOLS, bucket_rows=200, last_n=2)
+    prepare(
+        write_raw(root / "raw", [*rows, rows[0]]),
+        root / "data",
+        protocols=PROTOCOLS,
+        bucket_rows=200,
+        last_n=2,
+        describe=write_card,
+    )
     return root / "data"
 
 
@@ -140,7 +146,7 @@ def test_lengths_in_tokens(folder, tmp_path):
 
 def test_a_figure_without_something_to_see_is_not_drawn(tmp_path):
     rows = [(u, i, 3, 880_000_000 + u) for u in range(1, 6) for i in range(1, 6)]
-    prepare(write_raw(tmp_path / "raw", rows), tmp_path / "data")
+    prepare(write_raw(tmp_path / "raw", rows), tmp_path / "data", describe=write_card)
     assert {path.name for path in (tmp_path / "data/figures").iterdir()} == {
         "history_lengths.svg", "popularity.svg", "candidates.svg",
     }  # fmt: skip
@@ -176,7 +182,7 @@ def test_a_source_without_ratings_times_and_titles(tmp_path):
     (tmp_path / "raw").mkdir()
     rows = [f"u{u}\ti{(u * 7 + i * 3) % 30}\n" for u in range(9) for i in range(1 + u)]
     (tmp_path / "raw/bare.inter").write_text("user_id:token\titem_id:token\n" + "".join(rows))
-    prepare(tmp_path / "raw", tmp_path / "data", protocols=["leave_one_out"], candidates=5)
+    prepare(tmp_path / "raw", tmp_path / "data", protocols=["leave_one_out"], candidates=5, describe=write_card)
     card, text = json.loads((tmp_path / "data/card.json").read_text()), (tmp_path / "data/card.md").read_text()
     assert card["time_span"] is None and card["ratings"] == {}
     assert card["catalogue"] == {"titles_missing": card["items"], "titles_repeated": 0, "genres_missing": card["items"]}
@@ -189,7 +195,7 @@ def test_what_a_run_file_gave(tmp_path):
     ranked = [{"user": str(user), "items": [str(item) for item in range(1, 61)]} for user in range(1, 20)]
     (tmp_path / "run.jsonl").write_text("".join(json.dumps(record) + "\n" for record in ranked))
     settings = {"negatives": "run", "run": str(tmp_path / "run.jsonl"), "protocols": ["leave_one_out"]}
-    prepare(write_raw(tmp_path / "raw"), tmp_path / "data", **settings)
+    prepare(write_raw(tmp_path / "raw"), tmp_path / "data", describe=write_card, **settings)
     run = json.loads((tmp_path / "data/card.json").read_text())["protocols"]["leave_one_out"]["run"]
     text = (tmp_path / "data/card.md").read_text()
     # 19 of 40 users have a ranking of everything: both their positives are in it.

@@ -2,10 +2,9 @@ import json
 
 import pytest
 
-from r2rank_jax.data.errors import DataError
 from r2rank_jax.data.sources.source import Quarantine, open_source
-
-from .conftest import items, rows, write
+from r2rank_jax.errors import DataError
+from tests.data.sources.conftest import items, rows, write
 
 META_2014 = (
     "{'asin': '0001048791', 'salesRank': {'Books': 6334800}, 'imUrl': 'http://x/1.jpg', 'categories': [['Books', "

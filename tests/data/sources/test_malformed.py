@@ -5,11 +5,10 @@ import json
 
 import pytest
 
-from r2rank_jax.data.errors import DataError
-from r2rank_jax.data.sources import reading
+from r2rank_jax.data.sources.rows import reading
 from r2rank_jax.data.sources.source import Quarantine, open_source
-
-from .conftest import rows, write
+from r2rank_jax.errors import DataError
+from tests.data.sources.conftest import rows, write
 
 GOOD = [("u1", "B000000001", "5.0", "1444262400"), ("u2", "B000000002", "1.0", "1444262401")]
 

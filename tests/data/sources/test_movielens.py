@@ -1,10 +1,9 @@
 import pytest
 
-from r2rank_jax.data.errors import DataError
-from r2rank_jax.data.sources.films import without_year
+from r2rank_jax.data.sources.public.films import without_year
 from r2rank_jax.data.sources.source import open_source
-
-from .conftest import items, rows, write
+from r2rank_jax.errors import DataError
+from tests.data.sources.conftest import items, rows, write
 
 U_ITEM = (
     "1|Toy Story (1995)|01-Jan-1995||http://us.imdb.com/M/title-exact?Toy%20Story%20(1995)|"

@@ -4,13 +4,12 @@ from collections import Counter
 import polars as pl
 import pytest
 
-from r2rank_jax.data.errors import DataError
-from r2rank_jax.data.sources.films import film_title
-from r2rank_jax.data.sources.items import ENTITIES, clean_text
+from r2rank_jax.data.sources.public.films import film_title
+from r2rank_jax.data.sources.rows.items import ENTITIES, clean_text
 from r2rank_jax.data.sources.schema import NO_ITEMS, NO_RATINGS, NO_TIMES
 from r2rank_jax.data.sources.source import Quarantine, open_source
-
-from .conftest import items, rows, write
+from r2rank_jax.errors import DataError
+from tests.data.sources.conftest import items, rows, write
 
 LOG = "user,item,rating,timestamp\na,x,5,100\nb,y,4.5,200\n"
 WANTED = [("a", "x", 5.0, 100), ("b", "y", 4.5, 200)]

@@ -1,10 +1,9 @@
 import pytest
 
-from r2rank_jax.data.errors import DataError
 from r2rank_jax.data.sources.schema import NO_ITEMS, NO_RATINGS, NO_TIMES
 from r2rank_jax.data.sources.source import open_source
-
-from .conftest import items, rows, write
+from r2rank_jax.errors import DataError
+from tests.data.sources.conftest import items, rows, write
 
 
 def test_ml_100k_keeps_its_title_rules(folder):

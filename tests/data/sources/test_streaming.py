@@ -5,11 +5,10 @@ import sys
 
 import pytest
 
-from r2rank_jax.data import progress
-from r2rank_jax.data.sources import reading
+from r2rank_jax.data.sources.rows import reading
 from r2rank_jax.data.sources.source import open_source
-
-from .conftest import interactions, rows, write
+from r2rank_jax.files import progress
+from tests.data.sources.conftest import interactions, rows, write
 
 PROBE = """
 import re, sys

@@ -2,10 +2,9 @@ import json
 
 import pytest
 
-from r2rank_jax.data.errors import DataError
 from r2rank_jax.data.sources.source import Quarantine, open_source
-
-from .conftest import items, rows, write
+from r2rank_jax.errors import DataError
+from tests.data.sources.conftest import items, rows, write
 
 REVIEWS, BUSINESSES = "yelp_academic_dataset_review.json", "yelp_academic_dataset_business.json"
 REVIEW = (

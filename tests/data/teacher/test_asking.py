@@ -4,7 +4,6 @@ from collections import Counter
 
 import pytest
 
-from r2rank_jax.data.errors import DataError
 from r2rank_jax.data.teacher import asking
 from r2rank_jax.data.teacher.answers import Answer
 from r2rank_jax.data.teacher.asking import Asker, Progress, Request
@@ -12,6 +11,7 @@ from r2rank_jax.data.teacher.endpoint import AskError
 from r2rank_jax.data.teacher.journal import Journal
 from r2rank_jax.data.teacher.ledger import NOTHING, Budget, Ledger, Tokens
 from r2rank_jax.data.teacher.settings import TeacherSettings
+from r2rank_jax.errors import DataError
 
 CEILING = Tokens(80, 20)
 USAGE = Tokens(30, 10)

@@ -8,9 +8,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from r2rank_jax.data.errors import DataError
 from r2rank_jax.data.teacher.endpoint import AskError, Endpoint, open_endpoint
 from r2rank_jax.data.teacher.settings import TeacherSettings
+from r2rank_jax.errors import DataError
 
 KEY = "sk-very/secret+42"
 BODY = {"model": "m", "messages": [{"role": "user", "content": "é \ud800"}], "max_tokens": 5}

@@ -1,10 +1,10 @@
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from r2rank_jax.data.errors import DataError
 from r2rank_jax.data.teacher.filters import REASONS, Filters, foreign_titles, leaks, open_filters
 from r2rank_jax.data.teacher.instructions import DATA, VERSION, flat, messages, read_rationale
 from r2rank_jax.data.teacher.settings import TeacherSettings
+from r2rank_jax.errors import DataError
 
 SHOWN = (
     'Films seen:\nAlien (1979) 5\nWallace & Gromit: "A Close Shave" (1995) 4\nAmélie (2001) 3\n'

@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from r2rank_jax.data.errors import DataError
 from r2rank_jax.data.teacher.answers import Answer
 from r2rank_jax.data.teacher.journal import Journal
 from r2rank_jax.data.teacher.ledger import Tokens
+from r2rank_jax.errors import DataError
 
 
 def answer(content, usage=Tokens(5, 2)):  # noqa: B008

@@ -3,9 +3,9 @@ import time
 
 import pytest
 
-from r2rank_jax.data.errors import DataError
 from r2rank_jax.data.teacher.ledger import NOTHING, Budget, Ledger, Tokens, prompt_ceiling
 from r2rank_jax.data.teacher.settings import TeacherSettings
+from r2rank_jax.errors import DataError
 
 GO = threading.Event()
 

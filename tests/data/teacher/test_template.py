@@ -5,15 +5,14 @@ import numpy as np
 import pytest
 
 from r2rank_jax.cli import main
-from r2rank_jax.data import traces as traces_module
-from r2rank_jax.data.dataset import Lists, load
-from r2rank_jax.data.errors import DataError
-from r2rank_jax.data.prepare import prepare
+from r2rank_jax.data.prepare.prepare import prepare
+from r2rank_jax.data.prepared import traces as traces_module
+from r2rank_jax.data.prepared.dataset import Lists, load
+from r2rank_jax.data.prepared.traces import read_traces, write_traces
 from r2rank_jax.data.teacher import template as module
 from r2rank_jax.data.teacher.template import CITE_FROM, MATCH, RIDGE, Teacher, fit_logistic, synthesize
-from r2rank_jax.data.traces import read_traces, write_traces
-
-from ..conftest import ITEMS, tiny_rows, write_raw
+from r2rank_jax.errors import DataError
+from tests.data.conftest import ITEMS, tiny_rows, write_raw
 
 
 @pytest.fixture(scope="module")

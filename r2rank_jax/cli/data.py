@@ -1,0 +1,155 @@
+"""`r2rank data`: fetch, prepare, audit, card, synthesize."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+import urllib.parse
+from pathlib import Path
+
+import tyro
+
+from r2rank_jax.cli.arguments import UsageError, require_place, whole_number
+from r2rank_jax.data.prepared.settings import DEFAULT_PROTOCOLS, LABELS, NEGATIVES, ON_ERROR, PROTOCOLS, Settings
+
+TEMPLATE = "template"
+
+
+def add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `data` and its actions."""
+    group = commands.add_parser("data", help="fetch, prepare, audit, card, synthesize")
+    group.set_defaults(carry_out=_data)
+    data = group.add_subparsers(dest="action", required=True)
+    fetch = data.add_parser("fetch", help="get a data set's source files", allow_abbrev=False)
+    fetch.add_argument(
+        "name",
+        help="ml-100k, ml-1m, ml-10m, ml-20m, ml-25m, ml-32m, ml-latest-small, amazon-YEAR/CATEGORY, or "
+        "amazon-2023/CATEGORY/5core/last_out; docs/data_sources.md has all",
+    )
+    fetch.add_argument("--out", type=Path, required=True, help="folder for the source files")
+    prepare = data.add_parser("prepare", help="source files -> splits and frozen candidates", allow_abbrev=False)
+    prepare.add_argument("--source", type=Path, required=True, help="folder with the source files")
+    prepare.add_argument("--out", type=Path, required=True, help="folder to write")
+    _add_prepare(prepare)
+    audit = data.add_parser("audit", help="check a prepared folder; exit code 1 if it is faulty", allow_abbrev=False)
+    audit.add_argument("directory", type=Path, metavar="DIR", help="folder that `data prepare` wrote")
+    card = data.add_parser("card", help="write a prepared folder's card and figures again", allow_abbrev=False)
+    card.add_argument("directory", type=Path, metavar="DIR", help="folder that `data prepare` wrote")
+    card.add_argument("--tokenizer", type=Path, help="a tokenizer.json, to count tokens; default: characters and words")
+    _add_synthesize(data.add_parser("synthesize", help="worked rationales", allow_abbrev=False, add_help=False))
+
+
+def _add_prepare(prepare: argparse.ArgumentParser) -> None:
+    prepare.add_argument("--kind", help="form of the source, as amazon-2023 or plain; default: told by its files")
+    prepare.add_argument("--column", action="append", default=[], metavar="KEY=NAME", help="of plain files: user=uid")
+    prepare.add_argument("--seed", type=whole_number, default=0, help="of the negatives")
+    prepare.add_argument("--candidates", type=int, default=20, help="items of a list, the positives included")
+    prepare.add_argument("--protocols", nargs="+", default=DEFAULT_PROTOCOLS, choices=PROTOCOLS, help="which splits")
+    prepare.add_argument("--k-core", type=int, default=0, help="users and items need so many of each other; 0: off")
+    prepare.add_argument("--positive-rating", type=float, help="least rating of a positive; default: all are")
+    prepare.add_argument("--labels", default="binary", choices=LABELS, help="graded: 1 + floor(rating - threshold)")
+    prepare.add_argument("--negatives", default="uniform", choices=NEGATIVES, help="how they are drawn")
+    prepare.add_argument("--run", help="a retriever's run for --negatives run: TREC or JSONL")
+    prepare.add_argument("--last-n", type=int, default=3, help="positives of a list in protocol last_n")
+    prepare.add_argument("--cold-fraction", type=float, default=0.1, help="users held out for test in cold_users")
+    prepare.add_argument("--bucket-rows", type=int, default=1_000_000, help="interactions of a bucket; bounds memory")
+    prepare.add_argument("--on-error", default="fatal", choices=ON_ERROR, help="what to do with malformed rows")
+    prepare.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    prepare.add_argument("--ray", action="store_true", help="have the buckets done by Ray Data (extra data-ray)")
+
+
+def _column(text: str) -> tuple[str, str]:
+    """One --column."""
+    key, equals, name = text.partition("=")
+    if not (key and equals and name):
+        raise UsageError(f"--column must be KEY=NAME, as user=reviewer_id, got {text!r}")
+    return key, name
+
+
+def _data(known: argparse.Namespace, overrides: list[str]) -> int:
+    """Exit code 1 where an audit finds faults, or a language model left lists unfinished."""
+    if hasattr(known, "out"):
+        require_place(known.out, is_folder=known.action != "synthesize")
+    if known.action == "synthesize":
+        return _synthesize(known, overrides)
+    if known.action == "fetch":
+        from r2rank_jax.data.fetch.fetch import fetch
+
+        fetch(known.name, known.out)
+    elif known.action == "prepare":
+        from r2rank_jax.data.card.writing import write_card
+        from r2rank_jax.data.prepare.prepare import prepare
+
+        columns = [_column(text) for text in known.column]
+        known.columns = dict(columns)
+        if len(columns) > len(known.columns):
+            raise UsageError(f"--column must name each of ours once, got {', '.join(known.column)}; leave one out")
+        settings = {f.name: getattr(known, f.name) for f in dataclasses.fields(Settings) if hasattr(known, f.name)}
+        prepare(known.source, known.out, workers=known.workers, ray=known.ray, describe=write_card, **settings)
+    elif known.action == "audit":
+        from r2rank_jax.data.audit.folder import audit
+
+        found = audit(known.directory)
+        print(f"{found.text()}{known.directory}: {found.faults} faults, {found.warnings} warnings")
+        return 1 if found.faults else 0
+    elif known.action == "card":
+        from r2rank_jax.data.card.writing import write_card
+
+        write_card(known.directory, known.tokenizer)
+        print(known.directory / "card.md")
+    return 0
+
+
+def _add_synthesize(synthesize: argparse.ArgumentParser) -> None:
+    synthesize.add_argument("--data", type=Path, required=True, help="folder that `data prepare` wrote")
+    synthesize.add_argument("--out", type=Path, required=True, help="JSONL file to write")
+    synthesize.add_argument("--split", default="leave_one_out", choices=PROTOCOLS)
+    synthesize.add_argument("--lists", type=int, default=4000, help="trace budget: lists with worked rationales")
+    synthesize.add_argument("--positives", type=int, default=1, help="relevant items; data.train_positives is RL's")
+    synthesize.add_argument("--seed", type=whole_number, default=0, help="of the choice of lists")
+    synthesize.add_argument("--history-items", type=int, default=10, help="interactions shown, as data.history_items")
+    synthesize.add_argument(
+        "--teacher",
+        default=TEMPLATE,
+        metavar="template | batch | URL",
+        help="sentences from statistics; files for a batch; an OpenAI-compatible API, as http://localhost:8000/v1",
+    )
+    synthesize.add_argument("-h", "--help", action=_TeacherHelp, nargs=0, help="show this and a language model's flags")
+
+
+def _synthesize(known: argparse.Namespace, overrides: list[str]) -> int:
+    """Exit code 1 where a language model left lists unfinished."""
+    asked = {name: getattr(known, name) for name in ("split", "lists", "seed", "positives", "history_items")}
+    if known.teacher == TEMPLATE:
+        from r2rank_jax.data.teacher import template
+
+        template.synthesize(known.data, known.out, **asked)
+        return 0
+    from r2rank_jax.data.teacher import language_model
+    from r2rank_jax.data.teacher.settings import TeacherSettings
+
+    settings = tyro.cli(TeacherSettings, args=overrides, prog="r2rank data synthesize --teacher URL")
+    missing = language_model.synthesize(
+        known.data, known.out, settings, teacher=known.teacher, key=_teacher_key(known.teacher), **asked
+    )
+    if missing is not None:
+        print(f"r2rank: {missing}", file=sys.stderr)
+    return 0 if missing is None else 1
+
+
+class _TeacherHelp(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from r2rank_jax.data.teacher.settings import TeacherSettings
+
+        parser.print_help()
+        tyro.cli(TeacherSettings, args=["--help"], prog="\nr2rank data synthesize --teacher URL")
+
+
+def _teacher_key(url: str) -> str:
+    """OpenAI's key goes to OpenAI only: another endpoint must be given its own, on purpose."""
+    key = os.environ.get("R2RANK_TEACHER_API_KEY", "")
+    address = urllib.parse.urlsplit(url)
+    is_openai = (address.scheme, address.netloc) == ("https", "api.openai.com")
+    return key or (os.environ.get("OPENAI_API_KEY", "") if is_openai else "")

@@ -1,0 +1,56 @@
+"""The `r2rank` command; the only reader of flags and of the environment.
+
+r2rank data fetch NAME --out DIR
+r2rank data prepare --source DIR --out DIR [--seed 0] [--candidates 20] [--protocols ...] [--k-core 5] ...
+r2rank data audit DIR
+r2rank data card DIR [--tokenizer FILE]
+r2rank data synthesize --data DIR --out FILE [--split leave_one_out] [--lists 4000] [--positives 1] [--seed 0]
+r2rank data synthesize ... --teacher URL --model NAME [--show-label retry] [--budget-usd 20] [--any-setting value]
+r2rank data synthesize ... --teacher batch --model NAME --batch-out FILE | --batch-in FILE
+r2rank model fetch NAME --out DIR
+r2rank model import HF_DIR --out DIR
+r2rank export RUN_OR_MODEL_DIR --out HF_DIR [--phase rl] [--form causal-lm] [--dtype bfloat16] [--shard-gib 4]
+r2rank sft | rl | eval | rank --config configs/X.py [--run-dir DIR] [--any.field value]
+r2rank plan --config configs/X.py --topology v5p:4x4x8 | v6e:2x4 | h200:8 | cpu:8 [--backend abstract | compile]
+r2rank report --run-dir DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from r2rank_jax.cli.data import TEMPLATE, add_data
+from r2rank_jax.cli.model import add_model
+from r2rank_jax.cli.plan_and_report import add_plan, add_report
+from r2rank_jax.cli.runs import add_runs
+from r2rank_jax.errors import R2RankError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point. Expected failures end in one line on stderr and exit code 2, not in a traceback."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    known, overrides = parser.parse_known_args(args)
+    if overrides and not hasattr(known, "config") and getattr(known, "teacher", TEMPLATE) == TEMPLATE:
+        parser.error(f"unknown argument {overrides[0]!r}; see `r2rank {' '.join(args[:2])} --help`")
+    try:
+        return known.carry_out(known, overrides)
+    except (R2RankError, FloatingPointError) as error:
+        print(f"r2rank: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="r2rank", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    add_data(commands)
+    add_model(commands)
+    add_runs(commands)
+    add_plan(commands)
+    add_report(commands)
+    return parser

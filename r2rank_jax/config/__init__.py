@@ -1,0 +1,32 @@
+"""Everything a run can be told: frozen dataclasses that validate themselves, and their form as JSON."""
+
+from r2rank_jax.config.as_json import differences, from_json, read, to_json
+from r2rank_jax.config.fields import (
+    ComputeConfig,
+    DataConfig,
+    EvaluationConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RLConfig,
+    RunConfig,
+    SFTConfig,
+    Trained,
+)
+
+__all__ = [
+    "ComputeConfig",
+    "DataConfig",
+    "EvaluationConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "RLConfig",
+    "RunConfig",
+    "SFTConfig",
+    "Trained",
+    "differences",
+    "from_json",
+    "read",
+    "to_json",
+]

@@ -1,0 +1,77 @@
+"""A configuration as JSON: what a run directory's `config.json` holds, and how two of them differ."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from r2rank_jax.config.fields import (
+    ComputeConfig,
+    DataConfig,
+    EvaluationConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RLConfig,
+    RunConfig,
+    SFTConfig,
+)
+from r2rank_jax.errors import ConfigError
+
+
+def to_json(config: RunConfig) -> dict[str, Any]:
+    """Plain dictionaries and lists, as written to `config.json`."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_json(values: dict[str, Any]) -> RunConfig:
+    """Inverse of `to_json`.
+
+    Raises:
+        ConfigError: a field that this version does not know.
+    """
+    return _build(RunConfig, values, "")
+
+
+def _build(kind: type, values: dict[str, Any], prefix: str) -> Any:
+    parts = {
+        "data": DataConfig,
+        "model": ModelConfig,
+        "mesh": MeshConfig,
+        "compute": ComputeConfig,
+        "sft": SFTConfig,
+        "rl": RLConfig,
+        "evaluation": EvaluationConfig,
+        "optimizer": OptimizerConfig,
+    }
+    known = {f.name for f in dataclasses.fields(kind)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ConfigError(f"unknown field {prefix}{unknown[0]}; {kind.__name__} has {sorted(known)}")
+    return kind(
+        **{
+            name: _build(parts[name], value, f"{prefix}{name}.")
+            if name in parts and isinstance(value, dict)
+            else (tuple(value) if isinstance(value, list) else value)
+            for name, value in values.items()
+        }
+    )
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Fields in which two JSON configurations differ, as `name: old -> new`."""
+    found: list[str] = []
+    for name in sorted(set(old) | set(new)):
+        a, b = old.get(name), new.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, f"{prefix}{name}.")
+        elif a != b:
+            found.append(f"{prefix}{name}: {a} -> {b}")
+    return found
+
+
+def read(path: Path) -> RunConfig:
+    """Read a run directory's `config.json`."""
+    return from_json(json.loads(path.read_text(encoding="utf-8")))

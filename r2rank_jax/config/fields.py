@@ -1,0 +1,312 @@
+"""Everything a run can be told, as frozen dataclasses that validate themselves and survive JSON.
+
+A file in `configs/` returns one `RunConfig`; the command line overrides single fields (`--rl.credit shared`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from r2rank_jax.errors import ConfigError
+
+Trained = Literal["all", "adapters", "head"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which lists are ranked, and how many tokens each part of a prompt may take."""
+
+    directory: str = "data/ml-100k"
+    """Folder that `r2rank data prepare` wrote."""
+    traces: str = "data/ml-100k/traces.jsonl"
+    """Worked rationales that `r2rank data synthesize` wrote; read by SFT only."""
+    template: Literal["films-1", "films-2", "products-1", "games-1", "books-1", "places-1"] = "films-1"
+    """Words of the prompts, by domain and version: docs/prompts.md shows them. All but films-1 tell times."""
+    split: Literal["leave_one_out", "global_time", "last_n", "cold_users"] = "leave_one_out"
+    """Protocol of the held-out lists; one that the folder was prepared for."""
+    history_items: int = 10
+    """Latest interactions shown in the prefix, of any rating."""
+    candidate_items: int = 20
+    """N: one positive and N - 1 negatives; in training lists, `train_positives` of them are relevant."""
+    train_positives: int = 1
+    """Relevant items of RL's training lists: the user's next ones, fewer where training ends sooner. More of them
+    teach more per rationale. For traces, see `r2rank data synthesize --positives`."""
+    min_history: int = 5
+    """Training lists start after this many interactions of a user."""
+    prefix_tokens: int = 72
+    """P."""
+    suffix_tokens: int = 16
+    """S."""
+    rationale_tokens: int = 18
+    """T, the stop token included. 0 turns reasoning off: the head reads each item's last token."""
+
+    length_buckets: int = 1
+    """Training batches hold lists of similar length, padded to one of so many widths. 1: all are padded to P, S and T.
+    Every combination of widths is a program of its own to compile."""
+
+    def __post_init__(self) -> None:
+        for name in ("history_items", "min_history", "prefix_tokens", "suffix_tokens", "length_buckets"):
+            value = getattr(self, name)
+            _require(value >= 1, f"data.{name} must be at least 1, got {value}")
+        _require(
+            self.rationale_tokens >= 0,
+            f"data.rationale_tokens must be at least 0 (no reasoning), got {self.rationale_tokens}",
+        )
+        _require(
+            self.candidate_items >= 2,
+            f"data.candidate_items must be at least 2 (something to rank), got {self.candidate_items}",
+        )
+        _require(
+            1 <= self.train_positives < self.candidate_items,
+            f"data.train_positives must leave at least one of data.candidate_items={self.candidate_items} as a "
+            f"negative, got {self.train_positives}; set it to 1 .. {self.candidate_items - 1}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A decoder of the Qwen2, Qwen3 or Llama family; the families differ only in these fields."""
+
+    vocabulary: int = 1536
+    width: int = 96
+    layers: int = 2
+    heads: int = 4
+    kv_heads: int = 2
+    head_size: int = 24
+    mlp_width: int = 256
+    qk_norm: bool = False
+    """RMSNorm on each query and key head before RoPE (Qwen3)."""
+    attention_bias: bool = False
+    """Biases on the query, key and value projections (Qwen2)."""
+    tied_embeddings: bool = True
+    rope_theta: float = 10_000.0
+    rope_factor: float = 1.0
+    """How many times longer the context has become since pre-training (Llama 3.1's rule); 1 changes nothing."""
+    rope_low_frequency: float = 1.0
+    """Wavelengths that fit into the original context fewer times than this are stretched by `rope_factor`."""
+    rope_high_frequency: float = 4.0
+    """Wavelengths that fit into it more often than this stay."""
+    rope_original_positions: int = 8192
+    """Length of the original context."""
+    norm_epsilon: float = 1e-6
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the computation; parameters, softmax, norms and losses stay float32."""
+    lora_rank: int = 0
+    """Rank of the adapters beside every matrix of every layer, which `trained=adapters` trains; 0: none."""
+    lora_alpha: float = 32.0
+    """An adapter's product is multiplied by lora_alpha / lora_rank."""
+    attention: Literal["auto", "einsum", "cudnn", "splash"] = "auto"
+    """How attention is computed; "auto" measures what this machine has. Not part of what a checkpoint is."""
+    remat: Literal["auto", "none", "dots", "block"] = "auto"
+    """What the backward pass computes again: "none" nothing; "dots" all but products with weights; "block" all but each
+    layer's input. "auto" is "none", and "block" where `compute.update_gib` asks for it. Not part of what a checkpoint
+    is."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.heads % self.kv_heads == 0,
+            f"model.heads={self.heads} must be a multiple of model.kv_heads={self.kv_heads}; "
+            f"set model.kv_heads to a divisor of {self.heads}",
+        )
+        _require(
+            self.head_size % 2 == 0,
+            f"model.head_size must be even for RoPE, got {self.head_size}; add or take one",
+        )
+        _require(self.lora_rank >= 0, f"model.lora_rank must be at least 0 (no adapters), got {self.lora_rank}")
+        _require(
+            self.rope_factor >= 1 and self.rope_high_frequency > self.rope_low_frequency,
+            f"model.rope_factor must be at least 1 and rope_high_frequency above rope_low_frequency, got "
+            f"{self.rope_factor}, {self.rope_high_frequency} and {self.rope_low_frequency}; see the checkpoint's "
+            f"rope_scaling",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Devices along each mesh axis; users are split over data x fsdp."""
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("data", "fsdp", "tensor"):
+            _require(getattr(self, name) >= 1, f"mesh.{name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def batch_shards(self) -> int:
+        return self.data * self.fsdp
+
+    @property
+    def devices(self) -> int:
+        return self.data * self.fsdp * self.tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """How work is cut to fit the machine; results do not depend on it beyond rounding."""
+
+    update_gib: float | None = None
+    """Activations that an update may hold on one device; decides how many items are read at once. None: half of what
+    the model and its optimizer leave free, 4 where the device does not say what it has."""
+    wave_tokens: int = 16
+    """Tokens decoded between two looks at which rationales have ended (docs/performance.md: 16 against 32)."""
+    data_workers: int = 0
+    """Processes on each machine that write training batches ahead; 0: a thread. The batches are the same."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.update_gib is None or self.update_gib > 0,
+            f"compute.update_gib must be positive, got {self.update_gib}; leave it out to take half of what is free",
+        )
+        _require(self.wave_tokens >= 1, f"compute.wave_tokens must be at least 1, got {self.wave_tokens}")
+        _require(self.data_workers >= 0, f"compute.data_workers must be at least 0, got {self.data_workers}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with a linear warm-up and a cosine decay to zero."""
+
+    learning_rate: float = 3e-3
+    warmup_steps: int = 20
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    beta2: float = 0.99
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the first moment; the second, a sum of squares, stays float32."""
+    ema_decay: float = 0.0
+    """Decay of the parameter average that is evaluated and handed on; 0 = the parameters themselves."""
+
+    def __post_init__(self) -> None:
+        _require(self.learning_rate > 0, f"learning_rate must be positive, got {self.learning_rate}")
+        _require(0 <= self.ema_decay < 1, f"ema_decay must lie in [0, 1), got {self.ema_decay}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTConfig:
+    """Supervised fine-tuning on worked rationales."""
+
+    steps: int = 1000
+    batch_users: int = 16
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    head_weight: float = 0.5
+    """Weight of the listwise softmax loss on the head, beside the cross-entropy of the rationale."""
+    log_every: int = 20
+    validate_every: int = 200
+    checkpoint_every: int = 200
+
+    def __post_init__(self) -> None:
+        _require_loop(self, "sft")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RLConfig:
+    """Reinforcement learning from NDCG (docs/method.md: the score part and the token part of the gradient)."""
+
+    steps: int = 400
+    batch_users: int = 8
+    rationales: int = 2
+    """G, rationales sampled per item."""
+    updates: int = 1
+    """Optimizer updates per rollout; from the second on, PPO's ratio and its clip matter."""
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(learning_rate=5e-4, ema_decay=0.98, clip_norm=1.0)
+    )
+    temperature: float = 0.6
+    """Of the sampled tokens; the trainer scores the same tempered distribution."""
+    metric_k: int = 10
+    """k of the NDCG that is the reward."""
+    estimator: Literal["reinforce", "reward_to_go", "pl_rank", "exact"] = "exact"
+    """Of the score part, the gradient of V(s)."""
+    num_samples: int = 16
+    """M, rankings drawn per list by the sampling estimators."""
+    credit: Literal["shared", "counterfactual", "first_order", "leave_item_out", "swap"] = "counterfactual"
+    """From the list's reward to each rationale's advantage: the rules of `ranking.credit`."""
+    joint: bool = True
+    """The score part reaches the backbone through the hidden state the head reads."""
+    fixed_scale: bool = True
+    """Take out of ∇V the direction that scales all scores together, which changes V but no ranking."""
+    score_weight: float = 1.0
+    token_weight: float = 0.5
+    kl_weight: float = 0.02
+    """Weight of KL(policy || SFT policy) per token, over the whole vocabulary."""
+    entropy_weight: float = 0.0
+    ratio: Literal["token", "sequence"] = "token"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    max_importance_weight: float = 2.0
+    """Truncation of trainer/rollout probability ratios."""
+    log_every: int = 10
+    validate_every: int = 100
+    checkpoint_every: int = 100
+
+    def __post_init__(self) -> None:
+        _require_loop(self, "rl")
+        _require(self.updates >= 1, f"rl.updates must be at least 1, got {self.updates}")
+        _require(self.temperature > 0, f"rl.temperature must be positive, got {self.temperature}")
+        _require(
+            self.rationales >= 2 or (self.rationales == 1 and self.credit not in ("counterfactual", "first_order")),
+            f"rl.credit={self.credit} compares rationales of the same item and needs rl.rationales >= 2, "
+            f"got {self.rationales}; raise rl.rationales, or set rl.credit to shared and rl.rationales to 1",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How systems are compared on the held-out users."""
+
+    ks: tuple[int, ...] = (1, 5, 10)
+    bootstrap_samples: int = 2000
+    permutation_samples: int = 20_000
+    batch_users: int = 64
+    report_users: int = 8
+    """Users shown in the report with their candidates and rationales."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One experiment."""
+
+    name: str
+    seed: int = 0
+    pretrained: str | None = None
+    """Folder that `r2rank model import` wrote: the policy starts from its weights and reads and writes with its
+    tokenizer. None: random weights, and a tokenizer trained on the traces."""
+    trained: Trained = "all"
+    """What learns: all parameters; the adapters of `model.lora_rank` and the scoring head; or the head alone."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    sft: SFTConfig = field(default_factory=SFTConfig)
+    rl: RLConfig = field(default_factory=RLConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        _require(
+            (self.trained == "adapters") == (self.model.lora_rank > 0),
+            f"trained=adapters and model.lora_rank > 0 need each other, got trained={self.trained} and "
+            f"model.lora_rank={self.model.lora_rank}; set model.lora_rank to 16, or trained to all and model.lora_rank "
+            "to 0",
+        )
+        shards = self.mesh.batch_shards
+        for phase in ("sft", "rl", "evaluation"):
+            users = getattr(self, phase).batch_users
+            lower, upper = users // shards * shards, -(-users // shards) * shards
+            choices = " or ".join(str(n) for n in sorted({lower, upper}) if n > 0)
+            _require(
+                users % shards == 0,
+                f"{phase}.batch_users={users} must be divisible by mesh.data x mesh.fsdp = {shards}; "
+                f"set {phase}.batch_users to {choices}",
+            )
+
+
+def _require_loop(phase: SFTConfig | RLConfig, name: str) -> None:
+    for key in ("steps", "batch_users", "log_every", "validate_every", "checkpoint_every"):
+        _require(getattr(phase, key) >= 1, f"{name}.{key} must be at least 1, got {getattr(phase, key)}")

@@ -1,0 +1,89 @@
+"""The items of all buckets as one table: the catalogue, those of them that a k-core keeps, and their dense ids."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from r2rank_jax.data.prepare.partition import by_number
+from r2rank_jax.data.prepare.user_buckets import count_core, place
+from r2rank_jax.data.prepare.workers import OverBuckets
+from r2rank_jax.data.prepared.settings import Array
+from r2rank_jax.data.prepared.tables import hash_of_items
+from r2rank_jax.errors import DataError
+from r2rank_jax.files.atomic import replacing_file
+from r2rank_jax.files.seals import Facts
+
+
+def write_catalogue(work: Path, buckets: int, folder: Path) -> Facts:
+    """All items that the source knows or a user touched, with the texts that there are, ordered by id."""
+    seen = [pl.scan_parquet(place(work, "deduplicated", bucket) / "items.parquet") for bucket in range(buckets)]
+    touched = pl.concat(seen).group_by("item").agg(pl.col("interactions").sum()).collect()
+    known = pl.read_parquet(work / "read/items.parquet")
+    ids = by_number(pl.concat([touched["item"], known["item"]]).unique()).alias("item").to_frame()
+    empty = {"title": "", "year": "", "interactions": 0}
+    ids.join(touched, on="item", how="left", maintain_order="left").join(
+        known, on="item", how="left", maintain_order="left"
+    ).with_columns(
+        *(pl.col(name).fill_null(value) for name, value in empty.items()),
+        *(pl.col(name).fill_null([]) for name in ("genres", "details")),
+    ).write_parquet(folder / "catalogue.parquet")
+    return {"items": len(ids), "touched": touched.height}
+
+
+def find_core(work: Path, k: int, unique: list[Facts], over_buckets: OverBuckets, folder: Path) -> Facts:
+    """Take away rare items and users in turn until all that are left have `k` of each other; the result is unique."""
+    counts = pl.read_parquet(work / "catalogue/catalogue.parquet", columns=["interactions"])["interactions"].to_numpy()
+    alive = np.ones(len(counts), bool)
+    users = [facts["users"] for facts in unique]
+    rounds = 0
+    while k > 1:
+        rounds += 1
+        alive = alive & (counts >= k)
+        round_file = f"alive-{rounds:03d}.npy"
+        with replacing_file(work / round_file) as temporary:
+            save_array(temporary, alive)
+        found = over_buckets(f"{k}-core, round {rounds}", partial(count_core, work, k, round_file))
+        (work / round_file).unlink()
+        counts = sum(part["item_counts"] for part in found)
+        users = [part["users"] for part in found]
+        if not sum(users):
+            raise DataError(
+                f"the {k}-core must keep some users, and keeps none: no {k} users have {k} items in common; lower "
+                f"--k-core"
+            )
+        if (counts[alive] >= k).all():
+            break
+    save_array(folder / "alive.npy", alive)
+    return {"users_of_buckets": users, "touched": int(np.sum(counts[alive] > 0)), "rounds": rounds}
+
+
+def write_items_table(work: Path, folder: Path) -> Facts:
+    """`items.parquet`: the items that the k-core keeps, by dense id."""
+    alive = np.load(work / "core/alive.npy")
+    items = pl.read_parquet(work / "catalogue/catalogue.parquet").filter(pl.Series(alive))
+    touched = items["interactions"] > 0
+    items = items.select(
+        pl.int_range(pl.len(), dtype=pl.Int32).alias("item"),
+        pl.col("item").alias("source_id"),
+        "title",
+        "year",
+        "genres",
+        "details",
+    )
+    items.write_parquet(folder / "items.parquet")
+    return {
+        "items": items.height,
+        "items_without_title": int((items["title"] == "").sum()),
+        "items_without_interactions": int((~touched).sum()),
+        "items_sha256": hash_of_items(folder / "items.parquet"),
+    }
+
+
+def save_array(path: Path, array: Array) -> None:
+    """Write an array as a .npy file under exactly this name."""
+    with path.open("wb") as file:
+        np.save(file, array)

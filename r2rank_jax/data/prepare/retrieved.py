@@ -1,0 +1,136 @@
+"""A retriever's run file as the source of negatives: what it ranks highest and the user never touched.
+
+Two forms, told by a line's first character: TREC's six columns (`user Q0 item rank score tag`, best = highest score),
+and JSONL (`{"user": "u1", "items": ["i7", "i2"]}`, best first). Ids are the source's own.
+
+The positives are always in the list, found or not: the lists measure re-ranking. How many the retriever did find is
+counted, so that a figure for the whole chain can be had.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import polars as pl
+
+from r2rank_jax.data.prepare.partition import read_bucket
+from r2rank_jax.data.prepare.user_buckets import place
+from r2rank_jax.data.prepared.negatives import sample_outside
+from r2rank_jax.data.prepared.settings import Array
+from r2rank_jax.data.sources.rows.reading import numbered_lines
+from r2rank_jax.errors import DataError
+
+_BATCH_ROWS = 200_000
+_SCHEMA = pl.Schema({"user": pl.String, "item": pl.String, "score": pl.Float64, "rank": pl.Int64})
+Row = tuple[str, str, float, int]
+
+
+@dataclass
+class Retrieved:
+    """One bucket's part of a run; the u-th user's items are offsets[u]:offsets[u + 1], best first, each once."""
+
+    items: int  # of the catalogue
+    offsets: Array  # int64 [users + 1]
+    item: Array  # int32 [n]
+    counts: dict[str, int] = field(
+        default_factory=lambda: {
+            "rows_of_unknown_users": 0,  # not in the prepared data
+            "rows_of_unknown_items": 0,
+            "positives": 0,  # of all lists
+            "positives_found": 0,  # by the retriever, at any rank
+            "negatives_filled_uniformly": 0,  # where it gave too few
+        }
+    )
+
+    def best(self, rng: np.random.Generator, known: Array, user: int, count: int) -> Array:
+        """A `Draw`: the user's best items outside `known`; where there are too few, the rest is drawn uniformly."""
+        ranked = self.item[self.offsets[user] : self.offsets[user + 1]]
+        found = ranked[~np.isin(ranked, known)][:count]
+        missing = count - len(found)
+        self.counts["negatives_filled_uniformly"] += missing
+        if not missing:
+            return found
+        return np.append(found, sample_outside(rng, np.append(known, found), self.items, missing))
+
+    def look_for(self, user: int, items: list[int], labels: list[int]) -> None:
+        """Count which positives of a list the retriever found."""
+        positives = np.array(items)[np.array(labels) > 0]
+        self.counts["positives"] += len(positives)
+        ranked = self.item[self.offsets[user] : self.offsets[user + 1]]
+        self.counts["positives_found"] += int(np.isin(positives, ranked).sum())
+
+
+def read_run(path: Path) -> Iterator[pl.DataFrame]:
+    """Batches of a run file: user, item, score, rank.
+
+    Raises:
+        DataError: no such file, or a line that is of neither form.
+    """
+    rows = _rows(path)
+    while batch := list(islice(rows, _BATCH_ROWS)):
+        yield pl.DataFrame(batch, schema=_SCHEMA, orient="row")
+
+
+def read_retrieved(work: Path, items: int, bucket: int) -> Retrieved:
+    """The run of one bucket's users, with dense ids.
+
+    Args:
+        work: the work folder, with the run's shards, the interactions and the table of items.
+        items: of the catalogue.
+        bucket: which one.
+    """
+    buckets = len(list((work / "interactions").iterdir()))
+    users = pl.read_parquet(place(work, "interactions", bucket) / "users.parquet")
+    table = pl.read_parquet(work / "table/items.parquet", columns=["item", "source_id"])
+    everything = read_bucket(work / "run/rows", buckets, bucket)
+    rows = everything.join(
+        users.select(pl.col("source_id").alias("user"), pl.col("user").alias("dense_user")), on="user"
+    )
+    known = rows.join(table.select(pl.col("source_id").alias("item"), pl.col("item").alias("dense_item")), on="item")
+    best_first = known.sort("dense_user", "score", "rank", "dense_item", descending=[False, True, False, False]).unique(
+        subset=["dense_user", "dense_item"], keep="first", maintain_order=True
+    )
+    offsets = np.searchsorted(best_first["dense_user"].to_numpy(), np.append(users["user"].to_numpy(), 2**31 - 1))
+    found = Retrieved(items, offsets, best_first["dense_item"].to_numpy())
+    found.counts["rows_of_unknown_users"] = everything.height - rows.height
+    found.counts["rows_of_unknown_items"] = rows.height - known.height
+    return found
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    for line, text in numbered_lines(path, _refuse):
+        if text.startswith("{"):
+            yield from _json_rows(path, line, text)
+        elif text.strip():
+            parts = text.split()
+            try:
+                user, _, item, rank, score, _ = parts
+                row = (user, item, float(score), int(rank))
+            except ValueError:
+                _refuse(path, line, f"expected `user Q0 item rank score tag`, got {len(parts)} columns", text)
+            if not math.isfinite(row[2]):
+                _refuse(path, line, f"expected a finite score, got {score}", text)
+            yield row
+
+
+def _json_rows(path: Path, line: int, text: str) -> Iterator[Row]:
+    try:
+        record = json.loads(text)
+        user, items = record["user"], record["items"]
+        if not isinstance(items, list):
+            raise TypeError
+    except (ValueError, KeyError, TypeError):
+        _refuse(path, line, 'expected {"user": id, "items": [ids, best first]}', text)
+    for rank, item in enumerate(items, start=1):
+        yield str(user), str(item), -float(rank), rank
+
+
+def _refuse(file: Path, line: int, reason: str, text: str) -> NoReturn:
+    raise DataError(f"{file}, line {line}: {reason}; the line reads {text[:120]!r}: mend the run file")

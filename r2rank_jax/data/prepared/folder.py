@@ -1,0 +1,86 @@
+"""Names and hashes of a prepared folder: what `data prepare` writes and everything else reads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from r2rank_jax.data.prepared.tables import hash_of_interactions, hash_of_items
+from r2rank_jax.errors import DataError
+
+FORMAT = 2  # of the folder; raised when a reader of the old form would go wrong
+
+
+def interactions_file(bucket: int) -> str:
+    """Path of a bucket's interactions inside the folder."""
+    return f"interactions/{bucket:05d}.parquet"
+
+
+def users_file(bucket: int) -> str:
+    """Path of a bucket's users inside the folder."""
+    return f"users/{bucket:05d}.parquet"
+
+
+def candidate_file(protocol: str, bucket: int = 0) -> str:
+    """Path of a bucket's frozen candidates inside the folder."""
+    return f"candidates/{protocol}/{bucket:05d}.jsonl"
+
+
+def hash_of_files(paths: Iterable[Path]) -> str:
+    """SHA-256 of the files' bytes, one after the other; a missing file counts as empty."""
+    digest = hashlib.sha256()
+    for path in paths:
+        if path.is_file():
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+    return digest.hexdigest()
+
+
+def manifest_of(directory: Path) -> dict[str, Any]:
+    """The folder's `manifest.json`.
+
+    Raises:
+        DataError: there is none, or it is of another format.
+    """
+    path = directory / "manifest.json"
+    if not path.is_file():
+        raise DataError(
+            f"{directory} must be a folder that `r2rank data prepare` wrote, but has no manifest.json; run "
+            f"`r2rank data prepare --source SOURCE --out {directory}` or set data.directory"
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(
+            f"{path} must be JSON, and is not ({error}); run `r2rank data prepare` into a new folder"
+        ) from error
+    if manifest.get("format") != FORMAT:
+        raise DataError(
+            f"{path}: format must be {FORMAT}, got {manifest.get('format')}; another version wrote it: remove "
+            f"the folder and run `r2rank data prepare` and `r2rank data synthesize` again"
+        )
+    return manifest
+
+
+def verify(directory: Path, manifest: dict[str, Any]) -> list[str]:
+    """Names of what is not as the manifest says, by hash; empty where all is well."""
+    buckets = range(manifest["buckets"])
+    interactions = [directory / interactions_file(bucket) for bucket in buckets]
+    found = {}
+    for name, hash_now, wanted in (
+        ("interactions", partial(hash_of_interactions, interactions), manifest["interactions_sha256"]),
+        ("items.parquet", partial(hash_of_items, directory / "items.parquet"), manifest["items_sha256"]),
+    ):
+        try:
+            found[name] = hash_now() == wanted
+        except DataError:  # it cannot be read
+            found[name] = False
+    for protocol, part in manifest["protocols"].items():
+        files = [directory / candidate_file(protocol, bucket) for bucket in buckets]
+        found[f"candidates/{protocol}"] = hash_of_files(files) == part["sha256"]
+    return [name for name, same in found.items() if not same]

@@ -1,0 +1,101 @@
+"""The two tables of a prepared folder in memory, with dense ids, and their hashes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from r2rank_jax.data.prepared.settings import Array
+from r2rank_jax.errors import DataError
+
+_HASHED = {"user": "<i8", "item": "<i8", "rating": "<f8", "timestamp": "<i8", "order": "<i8"}
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """One row per (user, item) event, sorted by user, then time, then source order; n rows."""
+
+    user: Array  # int32 [n]    dense
+    item: Array  # int32 [n]    dense
+    rating: Array  # float32 [n]  NaN where the source has none
+    timestamp: Array  # int64 [n]    in the source's unit
+
+    @classmethod
+    def read(cls, paths: Sequence[Path]) -> Interactions:
+        """Read the files of all buckets, one after the other."""
+        return cls(*(np.concatenate([_column(path, name) for path in paths]) for name in cls.__dataclass_fields__))
+
+
+def hash_of_interactions(paths: Sequence[Path]) -> str:
+    """Hash of the values, column after column over all files: parquet's bytes change with the writer's version."""
+    digest = hashlib.sha256()
+    for name, kind in _HASHED.items():
+        for path in paths:
+            digest.update(np.ascontiguousarray(_column(path, name), dtype=kind).tobytes())
+    return digest.hexdigest()
+
+
+def hash_of_items(path: Path) -> str:
+    """Hash of the values of a file of items."""
+    digest = hashlib.sha256()
+    for row in _item_rows(path):
+        digest.update(repr(row).encode())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Items:
+    """The catalogue; the dense item id is the index into every tuple."""
+
+    source_id: tuple[str, ...]
+    title: tuple[str, ...]
+    year: tuple[str, ...]  # "" where unknown
+    genres: tuple[tuple[str, ...], ...]
+    details: tuple[tuple[tuple[str, str], ...], ...] = ()  # (name, value) pairs: brand, author, ...; () = none at all
+
+    def __len__(self) -> int:
+        return len(self.title)
+
+    def shown(self, item: int) -> str:
+        """Title with its year: titles alone repeat (22 of them in MovieLens-100K)."""
+        return f"{self.title[item]} ({self.year[item]})" if self.year[item] else self.title[item]
+
+    @classmethod
+    def read(cls, path: Path, untitled: str) -> Items:
+        """Read `items.parquet`.
+
+        Args:
+            path: the file.
+            untitled: what an item without a title is called.
+        """
+        rows = [(key, title or untitled, *rest) for key, title, *rest in _item_rows(path)]
+        return cls(*_columns(rows, len(cls.__dataclass_fields__)))
+
+
+def _columns(rows: Iterable[tuple], width: int) -> tuple:
+    return tuple(zip(*rows, strict=True)) or ((),) * width
+
+
+def _column(path: Path, name: str) -> Array:
+    return _read(path, [name])[name].to_numpy()
+
+
+def _item_rows(path: Path) -> Iterator[tuple]:
+    frame = _read(path, ["source_id", "title", "year", "genres", "details"])
+    for source_id, title, year, genres, details in frame.iter_rows():
+        yield source_id, title, year, tuple(genres), tuple((part["name"], part["value"]) for part in details)
+
+
+def _read(path: Path, columns: list[str]) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(path, columns=columns)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise DataError(
+            f"{path} must be a table that `r2rank data prepare` wrote, with {', '.join(columns)}, and cannot be read: "
+            f"{str(error).splitlines()[0]}; restore it, or prepare the data again in a new folder"
+        ) from error

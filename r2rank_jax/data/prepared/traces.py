@@ -1,0 +1,111 @@
+"""Worked rationales on disk: a JSON header line (who wrote them, from which data), then one list a line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from r2rank_jax.data.prepared.dataset import Dataset, Lists
+from r2rank_jax.errors import DataError
+from r2rank_jax.files.atomic import replacing_file
+
+_HEADER = ("teacher", "data_hash", "split", "lists", "seed")
+_FIELDS = ("user", "position", "items", "labels", "rationales")
+
+
+@dataclass(frozen=True)
+class Traces:
+    """L training lists with a rationale for each of their items."""
+
+    header: dict[str, Any]  # teacher, data_hash, split, lists, seed
+    lists: Lists
+    rationales: tuple[tuple[str, ...], ...]  # [L][N]
+    digest: str  # SHA-256 of the file
+
+    def __len__(self) -> int:
+        return len(self.rationales)
+
+
+def write_traces(out: Path, header: dict[str, Any], lists: Lists, rationales: Sequence[Sequence[str]]) -> None:
+    """Write a traces file, whole or not at all.
+
+    Args:
+        out: the file.
+        header: teacher (who wrote the rationales), data_hash, split, seed; more is allowed.
+        lists: training lists.
+        rationales: [L][N] texts.
+    """
+    columns = (lists.user.tolist(), lists.position.tolist(), lists.items.tolist(), lists.labels.tolist(), rationales)
+    with replacing_file(out) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(json.dumps(header | {"lists": len(lists)}, ensure_ascii=False) + "\n")
+        for user, position, items, labels, texts in zip(*columns, strict=True):
+            record = dict(zip(_FIELDS, (user, position, items, [int(label) for label in labels], list(texts))))
+            file.write(json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n")
+
+
+def read_traces(path: Path, dataset: Dataset) -> Traces:
+    """Read a traces file and check that it belongs to the data set and to its training part.
+
+    Raises:
+        DataError: no such file, a malformed or missing line, another data set or split, or a held-out position.
+    """
+    if not path.is_file():
+        raise DataError(f"traces must be at {path}, got nothing; run `r2rank data synthesize` or set data.traces")
+    # Not splitlines(): a rationale may hold one of the other line ends that Unicode knows.
+    content = path.read_bytes()
+    lines = content.decode("utf-8").removesuffix("\n").split("\n")
+    header = _object(path, 1, lines[0], _HEADER)
+    for name, expected in (("data_hash", dataset.data_hash), ("split", dataset.split)):
+        if header[name] != expected:
+            raise DataError(
+                f"{path}: {name} must be that of the data set, {expected}, got {header[name]}; run `r2rank data "
+                f"synthesize` for this data and split, or set data.traces"
+            )
+    if header["lists"] != len(lines) - 1 or not header["lists"]:
+        raise DataError(
+            f"{path}, line {len(lines)}: expected {header['lists']} lists after the header (at least 1), got "
+            f"{len(lines) - 1}; the file was cut off: write it again"
+        )
+    records = [_object(path, number, text, _FIELDS) for number, text in enumerate(lines[1:], start=2)]
+    for number, record in enumerate(records, start=2):
+        _require_training_list(path, number, record, len(records[0]["items"]), dataset)
+    lists = Lists(
+        np.array([r["user"] for r in records], np.int32),
+        np.array([r["position"] for r in records], np.int32),
+        np.array([r["items"] for r in records], np.int32),
+        np.array([r["labels"] for r in records], np.float32),
+    )
+    said = tuple(tuple(r["rationales"]) for r in records)
+    return Traces(header, lists, said, hashlib.sha256(content).hexdigest())
+
+
+def _require_training_list(path: Path, number: int, record: dict[str, Any], width: int, dataset: Dataset) -> None:
+    sizes = {name: len(record[name]) for name in ("items", "labels", "rationales")}
+    if set(sizes.values()) != {width}:
+        raise DataError(f"{path}, line {number}: every list must have {width} entries, got {sizes}; mend the line")
+    user, position = record["user"], record["position"]
+    if not (0 <= user < dataset.users and 1 <= position < dataset.train_end[user]):
+        raise DataError(
+            f"{path}, line {number}: a trace must be of a training position, got user {user}, position {position}; "
+            f"held-out positives may not be taught: write the traces again"
+        )
+
+
+def _object(path: Path, number: int, text: str, fields: tuple[str, ...]) -> dict[str, Any]:
+    try:
+        record = json.loads(text)
+    except ValueError:
+        record = None
+    missing = [name for name in fields if not isinstance(record, dict) or name not in record]
+    if missing:
+        raise DataError(
+            f"{path}, line {number}: expected a JSON object with {', '.join(fields)}, got {text[:120]!r}; the file was "
+            f"cut off or edited: write it again"
+        )
+    return record

@@ -1,0 +1,133 @@
+"""The words of a prompt. Pure text: no ids, and no labels, which are not an argument of anything here.
+
+A prompt is three segments, tokenised apart: a prefix per user, a suffix per candidate, then the rationale.
+Titles stand at the start of a line or after ": ", so that a tokenizer trained on these texts writes a title
+the same way in the history, as a candidate, and in a rationale.
+
+Whatever an item's text says, a prompt is one line of instruction, one line per interaction, one line of a candidate and
+one mark. Fields come in a fixed order behind the title, which no field can imitate: see `item_text.as_data`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from r2rank_jax.data.prompts.item_text import TITLE_CHARACTERS as TITLE_CHARACTERS
+from r2rank_jax.data.prompts.item_text import as_data as as_data
+from r2rank_jax.data.prompts.templates import FILMS_1, Template
+from r2rank_jax.errors import DataError
+
+INSTRUCTION, REASON = FILMS_1.instruction, FILMS_1.mark
+UNRATED = "-"
+GENRES = 16  # of a candidate; no more are shown
+
+_UNITS = (("hour", 3600, 24), ("day", 86_400, 14), ("week", 604_800, 9), ("month", 2_629_746, 24))
+_YEAR = ("year", 31_556_952)
+
+Details = Sequence[tuple[str, str]]  # (name, value): brand, author, price, developer, city, ...
+
+
+class Shown(NamedTuple):
+    """One interaction as a prompt shows it."""
+
+    title: str
+    year: str  # "" where unknown
+    rating: float | None  # None where the source has none
+    before: str = ""  # words of `time_words`; "" where the time is unknown
+
+
+def prefix_text(history: Sequence[tuple[str, str, float | None] | Shown], template: Template = FILMS_1) -> str:
+    """Instructions and history, the part that all candidates of a user share.
+
+    Args:
+        history: (title, year or "", rating[, time words]) of each shown interaction, oldest first.
+        template: whose words.
+
+    Raises:
+        DataError: the history is empty.
+
+    >>> prefix_text([("Toy Story", "1995", 4.0)])
+    'Films seen, oldest first, rated 1 to 5; then a candidate:\\nToy Story (1995) 4\\n'
+    """
+    require_history(len(history))
+    lines = [history_line(*Shown(*shown), template) for shown in history]
+    return template.instruction + "".join(lines)
+
+
+def history_line(title: str, year: str, rating: float | None, before: str = "", template: Template = FILMS_1) -> str:
+    """One interaction; ends the line. The rating, or a dash, is always there: "Speed 2" must not read as a 2."""
+    unrated = rating is None or math.isnan(rating)
+    time = f", {before}" if template.times and before else ""
+    return f"{named(title, year, template)} {UNRATED if unrated else format(rating, 'g')}{time}\n"
+
+
+def suffix_text(
+    title: str,
+    year: str,
+    genres: Sequence[str],
+    details: Details = (),
+    *,
+    template: Template = FILMS_1,
+    reasoning: bool = True,
+) -> str:
+    """One candidate, ending where its rationale starts, or where the head reads if there is none.
+
+    >>> suffix_text("Titanic", "1997", ("Drama", "Romance"))
+    'Titanic (1997); Drama Romance\\nReason:'
+    """
+    fields = [named(title, year, template)]
+    kinds = [kind for kind in map(as_data, genres[:GENRES]) if kind]
+    if template.between_kinds != " ":
+        kinds = [" ".join(kind.replace(",", " ").split()) for kind in kinds]
+    if kinds:
+        fields.append(template.kinds + template.between_kinds.join(kinds))
+    words = dict(template.details)
+    fields += [words[name] + as_data(value) for name, value in shown_details(details, template)]
+    return "; ".join(fields) + "\n" + (template.mark if reasoning else template.mark_without_reasoning)
+
+
+def shown_details(details: Details, template: Template) -> Details:
+    """The details that candidates show, in the template's order: of each name the first that says something."""
+    first: dict[str, str] = {}
+    for name, value in details:
+        if as_data(value):
+            first.setdefault(name, value)
+    return [(name, first[name]) for name, _ in template.details if name in first]
+
+
+def time_words(seconds: int) -> str:
+    """How long before the list an interaction was, in coarse units: there are few such words to learn and to cache.
+
+    Raises:
+        DataError: it was after.
+
+    >>> time_words(3 * 86_400 + 7)
+    '3 days before'
+    """
+    if seconds < 0:
+        raise DataError(f"a history must lie before its list, got an interaction {-seconds} s after; sort by time")
+    if seconds < _UNITS[0][1]:
+        return "minutes before"
+    name, size = next(((name, size) for name, size, limit in _UNITS if seconds < limit * size), _YEAR)
+    return f"{seconds // size} {name}{'s' if seconds >= 2 * size else ''} before"
+
+
+def require_history(interactions: int) -> None:
+    """Raise unless a user has something to reason from.
+
+    Raises:
+        DataError: no interactions.
+    """
+    if interactions < 1:
+        raise DataError(
+            "a prompt needs at least 1 interaction before the positive, got a user with no history; leave "
+            "the user out (data prepare does) or rank by popularity"
+        )
+
+
+def named(title: str, year: str, template: Template = FILMS_1) -> str:
+    """Title with its year, as data; the template's word for a title that is missing."""
+    shown, when = as_data(title) or template.missing, as_data(year)
+    return f"{shown} ({when})" if when else shown

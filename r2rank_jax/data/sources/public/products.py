@@ -1,0 +1,81 @@
+"""One object of Amazon's metadata -> one row of the item table, for each edition.
+
+Traps: titles are often missing; HTML entities, `<span id` and scripts of the page they were taken from stand in titles,
+categories and prices; ids repeat (the first counts).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from r2rank_jax.data.sources.rows.items import MARKUP, ItemRow, clean_text
+from r2rank_jax.data.sources.rows.objects import Object
+
+ItemOf = Callable[[Object, Counter[str]], ItemRow]
+# Style sheets and scripts that were taken for text in 2018.
+_SCRIPT = re.compile(r"getTime\(\)|\{\s*[a-z-]+\s*:|^\s*var ")
+_PRICE = re.compile(r"\$?[\d,]+(?:\.\d+)?(?:\s*-\s*\$?[\d,]+(?:\.\d+)?)?")
+_YEAR = re.compile(r"(?<!\d)(?:19|20)\d{2}(?!\d)")
+
+
+def item_2014(found: Object, counts: Counter[str]) -> ItemRow:
+    """asin, title, price, brand, categories [[...], ...]."""
+    item = found.fields
+    paths = item.get("categories") or []
+    kinds = [kind for path in paths for kind in (path if isinstance(path, list) else [path])]
+    return _row(found, "asin", kinds, ("brand", "price"), counts)
+
+
+def item_2018(found: Object, counts: Counter[str]) -> ItemRow:
+    """asin, title, price ("$7.86" or ""), brand, category [...]."""
+    return _row(found, "asin", found.fields.get("category") or [], ("brand", "price"), counts)
+
+
+def item_2023(found: Object, counts: Counter[str]) -> ItemRow:
+    """parent_asin, title, author (an object, for books), store, price, categories [...], details {...}."""
+    return _row(found, "parent_asin", found.fields.get("categories") or [], ("author", "store", "price"), counts)
+
+
+def _row(found: Object, key: str, kinds: Iterable[Any], details: tuple[str, ...], counts: Counter[str]) -> ItemRow:
+    item = found.fields
+    shown = [(name, _detail(name, item.get(name), counts)) for name in details]
+    named = item.get("details")
+    released = (
+        [str(named.get(name) or "") for name in ("Release date", "Publication date")] if isinstance(named, dict) else []
+    )
+    year = _YEAR.search(" ".join(released))
+    genres = dict.fromkeys(_clean(kind, counts) for kind in kinds)
+    return ItemRow(
+        str(item[key]),
+        _clean(item.get("title"), counts),
+        year.group() if year else "",
+        tuple(genre for genre in genres if genre),
+        tuple(detail for detail in shown if detail[1]),
+        found.line,
+        found.text,
+    )
+
+
+def _clean(value: Any, counts: Counter[str]) -> str:
+    if value is None:
+        return ""
+    text = str(value)
+    if _SCRIPT.search(text):
+        counts[MARKUP] += 1
+        return ""
+    return clean_text(text, counts)
+
+
+def _detail(name: str, value: Any, counts: Counter[str]) -> str:
+    if isinstance(value, dict):
+        value = value.get("name")
+    if name != "price":
+        return _clean(value, counts)
+    text = "" if value is None else str(value).strip()
+    if text and not _PRICE.fullmatch(text):
+        counts["prices that are none"] += 1
+        return ""
+    return text

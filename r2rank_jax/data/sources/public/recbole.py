@@ -1,0 +1,188 @@
+"""RecBole's atomic files: tab-separated, one typed header line (`user_id:token`); `.inter` and, mostly, `.item`.
+
+One reader for all of RecBole's data sets: what a field is for is told by its name and type. `.inter` may lack a rating
+or a time, there may be three of them (`X.train.inter`, `X.valid.inter`, `X.test.inter`), and an item table has any
+fields. Traps of the ML-100K copy: years are stripped from titles (so 22 titles repeat), "Usual Suspects, The",
+alternative titles in brackets, HTML entities, and item 267, whose title is the placeholder "unkonwn".
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from r2rank_jax.data.sources.public.films import film_title
+from r2rank_jax.data.sources.rows.delimited import Lines, records
+from r2rank_jax.data.sources.rows.interactions import Fields, in_order, read_delimited
+from r2rank_jax.data.sources.rows.items import ItemRow, clean_text, item_batches
+from r2rank_jax.data.sources.rows.reading import first_line
+from r2rank_jax.data.sources.schema import NO_ITEMS, NO_RATINGS, NO_TIMES, OnError, Source
+from r2rank_jax.errors import DataError
+
+PARTS = ("train", "valid", "test")
+USERS = ("user_id", "session_id", "uid", "user", "userid", "username", "reviewer_id")
+ITEMS = (
+    *("item_id", "business_id", "venue_id", "product_id", "movie_id", "book_id", "artist_id", "album_id", "track_id"),
+    *("song_id", "music_id", "game_id", "news_id", "beer_id", "recipe_id", "joke_id", "ad_id", "iid", "asin", "item"),
+)
+RATINGS = ("rating", "stars", "overall", "score", "review_overall", "user_rating")
+TIMES = ("timestamp", "time", "date", "unix_time")
+TITLES = ("movie_title", "title", "item_name", "app_name", "name", "movie_name", "book_title", "product_name")
+YEARS = ("release_year", "year", "publication_year", "year_of_publication", "release_date")
+GENRES = ("class", "genre", "genres", "categories", "category", "type")
+FILM_TITLES = ("movie_title", "movie_name")
+_FOUR_DIGITS = re.compile(r"(?<!\d)\d{4}(?!\d)")
+
+
+@dataclass(frozen=True)
+class Header:
+    """Names and types of a file's fields, in order."""
+
+    path: Path
+    names: tuple[str, ...]
+    types: tuple[str, ...]  # token, token_seq, float, float_seq
+
+    @property
+    def form(self) -> Lines:
+        """For the reader of lines."""
+        return Lines(self.names, "\t", header=True)
+
+    def first_of(self, names: tuple[str, ...], kinds: tuple[str, ...] = ()) -> str | None:
+        """The first of some names that there is, of one of some types."""
+        there = [name for name, kind in zip(self.names, self.types) if not kinds or kind in kinds]
+        return next((name for name in names if name in there), None)
+
+    def required(self, what: str, names: tuple[str, ...], key: str) -> str:
+        """`first_of`, or an error that lists what is there."""
+        found = self.first_of(names)
+        if found is None:
+            raise DataError(
+                f"{self.path}, line 1: expected a tab-separated header with {names[0]}:token, or another field for the "
+                f"{what}, got {', '.join(self.names)[:200]!r}; name the field with --column {key}=FIELD"
+            )
+        return found
+
+
+def open_recbole(folder: Path, columns: dict[str, str], on_error: OnError) -> Source:
+    """The source in a folder of atomic files.
+
+    Args:
+        folder: with one `X.inter`, or X.train.inter, X.valid.inter and X.test.inter, and at most one `.item`.
+        columns: names of fields that the header's names do not tell: user, item, rating, timestamp.
+        on_error: what to do with a malformed row.
+
+    Raises:
+        DataError: other files, or a header without what is required.
+    """
+    inter = _interaction_files(folder)
+    tables = sorted(folder.glob("*.item"))
+    if len(tables) > 1:
+        raise DataError(f"{folder} must have at most one .item file, got {[p.name for p in tables]}; keep one of them")
+    name = inter[0].name.removesuffix(".inter").removesuffix(".train")
+    headers = [_header(path) for path in inter]
+    fields = [_fields(header, columns) for header in headers]
+    counts: Counter[str] = Counter()
+    table = _header(tables[0]) if tables else None
+    films = name.startswith("ml-") or (table is not None and table.first_of(FILM_TITLES) is not None)
+
+    def interactions() -> Iterator[pl.DataFrame]:
+        files = zip(headers, fields, strict=True)
+        return in_order(read_delimited(header.path, header.form, found, on_error) for header, found in files)
+
+    def items() -> Iterator[pl.DataFrame]:
+        if table is not None:
+            yield from item_batches(table.path, _item_rows(table, films, on_error, counts), on_error, counts)
+
+    domain = "films" if films else _domain(name)
+    notes = ((not tables, NO_ITEMS), (not fields[0].rating, NO_RATINGS), (not fields[0].timestamp, NO_TIMES))
+    said = tuple(note for lacks, note in notes if lacks)
+    return Source(name, domain, "s", interactions, items, (*inter, *tables), said, counts)
+
+
+def _interaction_files(folder: Path) -> list[Path]:
+    found = sorted(folder.glob("*.inter"))
+    parts = [path for part in PARTS for path in found if path.name.endswith(f".{part}.inter")]
+    whole = [path for path in found if path not in parts]
+    if len(whole) == 1 and not parts:
+        return whole
+    names = {path.name.removesuffix(".inter").rpartition(".")[0] for path in parts}
+    if parts and not whole and len(names) == 1:
+        return parts
+    raise DataError(
+        f"{folder} must be a folder with exactly one .inter file, or one each for train, valid and test, got "
+        f"{[path.name for path in found]}; give the right folder"
+    )
+
+
+def _header(path: Path) -> Header:
+    columns = first_line(path).split("\t")
+    names, kinds = zip(*((c.rpartition(":")[0] or c, c.rpartition(":")[2]) for c in columns))
+    if not all(":" in column for column in columns) or len(set(names)) != len(names):
+        raise DataError(
+            f"{path}, line 1: expected a tab-separated header with user_id:token, item_id:token and the like, got "
+            f"{first_line(path)[:120]!r}; give RecBole's atomic file"
+        )
+    return Header(path, names, kinds)
+
+
+def _fields(header: Header, columns: dict[str, str]) -> Fields:
+    """Which field is what; a name in `columns` comes first."""
+
+    def first(key: str, names: tuple[str, ...]) -> tuple[str, ...]:
+        return (columns[key],) if key in columns else names
+
+    return Fields(
+        header.required("user", first("user", USERS), "user"),
+        header.required("item", first("item", ITEMS), "item"),
+        header.first_of(first("rating", RATINGS), ("float",)),
+        header.first_of(first("timestamp", TIMES), ("float",)),
+    )
+
+
+def _item_rows(header: Header, films: bool, on_error: OnError, counts: Counter[str]) -> Iterator[ItemRow]:
+    form = header.form
+    key = form.columns.index(header.required("item", ITEMS, "item"))
+    title, year, genres = (
+        form.columns.index(found) if (found := header.first_of(names)) else None for names in (TITLES, YEARS, GENRES)
+    )
+    details = [place for place in range(len(form.columns)) if place not in (key, title, year, genres)]
+    for record in records(header.path, form, on_error):
+        values = record.values
+        if not values[key]:
+            on_error(header.path, record.line, f"{header.names[key]} must not be empty", record.text)
+            continue
+        shown = "" if title is None else values[title]
+        yield ItemRow(
+            values[key],
+            film_title(shown, counts) if films else clean_text(shown, counts),
+            "" if year is None else _year(values[year]),
+            () if genres is None else _genres(values[genres]),
+            tuple((header.names[p], clean_text(values[p], counts)) for p in details if values[p].strip()),
+            record.line,
+            record.text,
+        )
+
+
+def _year(text: str) -> str:
+    found = _FOUR_DIGITS.search(text)
+    return found.group() if found else ""
+
+
+def _genres(text: str) -> tuple[str, ...]:
+    """RecBole parts values by spaces; where names have spaces themselves, the source's commas are still there."""
+    parts = text.split(",") if "," in text else text.split()
+    kinds = (html.unescape(part).strip().strip("'\"[]").strip() for part in parts)
+    return tuple(kind for kind in kinds if kind and kind != "unknown")
+
+
+def _domain(name: str) -> str:
+    marks = {"book": "books", "goodreads": "books", "game": "games", "steam": "games"} | dict.fromkeys(
+        ("yelp", "foursquare", "gowalla"), "places"
+    )
+    return next((domain for mark, domain in marks.items() if mark in name.lower()), "products")

@@ -1,0 +1,249 @@
+"""Lines of users' interactions -> batches of the interaction table.
+
+Chunks of whole lines are parsed by polars. A chunk that polars does not take as it stands is split line by line in
+Python, so that every malformed line gets its number and a reason. The values are checked afterwards, by the same rules
+for both.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+
+from r2rank_jax.data.sources.rows.delimited import Lines, Record, split_lines
+from r2rank_jax.data.sources.rows.objects import Parser, as_value, parse_object
+from r2rank_jax.data.sources.rows.reading import Chunk, chunks, cut_off, not_text
+from r2rank_jax.data.sources.schema import BATCH_ROWS, INTERACTION_SCHEMA, OnError
+
+Refused = list[tuple[int, str]]  # (line, reason)
+_COLUMNS = ("user", "item", "rating", "timestamp")
+_TEXT = pl.Schema({"line": pl.Int64} | dict.fromkeys(_COLUMNS, pl.String))
+
+
+@dataclass(frozen=True)
+class Fields:
+    """The source's own names of what an interaction has; None where it has no such thing."""
+
+    user: str
+    item: str
+    rating: str | None
+    timestamp: str | None
+    time_format: str | None = None  # of a date, as strptime has it; None: a number
+    time_unit: str = "s"  # what a date becomes
+
+    def named(self) -> dict[str, str]:
+        """Our name -> the source's."""
+        names = {column: getattr(self, column) for column in _COLUMNS}
+        return {column: name for column, name in names.items() if name is not None}
+
+
+def in_order(files: Iterable[Iterator[pl.DataFrame]]) -> Iterator[pl.DataFrame]:
+    """Batches of several files, one after the other, as INTERACTION_SCHEMA: `order` runs on."""
+    start = 0
+    for batches in files:
+        for frame in batches:
+            for part in frame.iter_slices(BATCH_ROWS):
+                order = pl.int_range(start, start + part.height, dtype=pl.Int64, eager=True)
+                yield part.with_columns(order=order).select(INTERACTION_SCHEMA.names())
+                start += part.height
+
+
+def read_delimited(path: Path, form: Lines, fields: Fields, on_error: OnError) -> Iterator[pl.DataFrame]:
+    """Read a file with one interaction a line, its fields parted by `form.separator`.
+
+    Yields:
+        Frames with user, item, rating, timestamp, in the file's order.
+
+    Raises:
+        DataError: an unreadable file; whatever `on_error` raises for a malformed line.
+    """
+    places = {column: form.columns.index(name) for column, name in fields.named().items()}
+    for chunk in chunks(path, quoted=form.quoted):
+        if form.header and chunk.first_line == 1:
+            chunk = _without_first_line(chunk)
+        refused: Refused = []
+        frame = None if chunk.cut else _parse_delimited(chunk, form, places)
+        if frame is None:
+            frame = _split_delimited(chunk, form, places, refused)
+        yield checked_values(path, frame, fields, refused, chunk.text_of, on_error)
+
+
+def read_json_lines(
+    path: Path, fields: Fields, on_error: OnError, *, parse: Parser = json.loads
+) -> Iterator[pl.DataFrame]:
+    """Read a file with one object a line; other fields than those of `fields` are passed over.
+
+    Args:
+        path: the file.
+        fields: the objects' keys.
+        on_error: what to do with a malformed line.
+        parse: reads one line; raises ValueError. Other than JSON goes line by line.
+
+    Yields and raises:
+        as `read_delimited`.
+    """
+    for chunk in chunks(path):
+        refused: Refused = []
+        frame = _parse_json(chunk, fields) if parse is json.loads else None
+        if frame is None:
+            frame = _split_json(chunk, fields, parse, refused)
+        yield checked_values(path, frame, fields, refused, chunk.text_of, on_error)
+
+
+def _without_first_line(chunk: Chunk) -> Chunk:
+    return Chunk(chunk.first_line + 1, chunk.data.split(b"\n", 1)[1], chunk.lines - 1) if not chunk.cut else chunk
+
+
+def _parse_delimited(chunk: Chunk, form: Lines, places: dict[str, int]) -> pl.DataFrame | None:
+    """The chunk as text columns; None where not every line has the right number of fields, or needs a closer look."""
+    separator, width = form.separator.encode(), len(form.columns)
+    # No line can have too many fields without another having too few, and polars refuses too many.
+    if not chunk.lines or chunk.data.count(separator) != chunk.lines * (width - 1):
+        return None
+    data = chunk.data
+    if form.quoted and b'"' in data:
+        return None
+    if len(separator) > 1:
+        if b"\t" in data:
+            return None
+        data, separator = data.replace(separator, b"\t"), b"\t"
+    try:
+        if form.encoding != "utf-8":
+            data = data.decode(form.encoding).encode()
+        frame = pl.read_csv(
+            data,
+            has_header=False,
+            separator=separator.decode(),
+            quote_char=None,
+            schema={str(place): pl.String for place in range(width)},
+            columns=sorted(places.values()),
+        ).fill_null("")
+    except (pl.exceptions.PolarsError, UnicodeDecodeError):
+        return None
+    return _with_lines(chunk, frame, {column: str(place) for column, place in places.items()})
+
+
+def _parse_json(chunk: Chunk, fields: Fields) -> pl.DataFrame | None:
+    """The chunk as text columns; None where a line needs a closer look."""
+    names = fields.named()
+    try:
+        frame = pl.read_ndjson(BytesIO(chunk.data), schema=dict.fromkeys(names.values(), pl.String))
+    except pl.exceptions.PolarsError:
+        return None
+    ids = [pl.col(names[column]) for column in ("user", "item")]
+    # polars writes nested values out as text; no id may be one. Where an id is missing, the line may be no object.
+    odd = pl.any_horizontal(*(column.is_null() | column.str.contains(r"^[\[{]") for column in ids))
+    return None if frame.select(odd.any()).item() else _with_lines(chunk, frame, names)
+
+
+def _with_lines(chunk: Chunk, frame: pl.DataFrame, names: dict[str, str]) -> pl.DataFrame | None:
+    """With our names and line numbers; None where rows and lines differ in number, so that no line would be sure."""
+    if frame.height != chunk.lines:
+        return None
+    columns = [
+        pl.col(names[column]).alias(column) if column in names else pl.lit(None, pl.String).alias(column)
+        for column in _COLUMNS
+    ]
+    line = pl.int_range(chunk.first_line, chunk.first_line + frame.height, dtype=pl.Int64).alias("line")
+    return frame.select(line, *columns)
+
+
+def _split_delimited(chunk: Chunk, form: Lines, places: dict[str, int], refused: Refused) -> pl.DataFrame:
+    rows = []
+    if chunk.cut:
+        refused.append((chunk.first_line, cut_off(len(form.columns))))
+    else:
+        for found in split_lines(_decoded(chunk, form.encoding, refused), form):
+            if isinstance(found, Record):
+                rows.append((found.line, *(found.values[places[c]] if c in places else None for c in _COLUMNS)))
+            else:
+                refused.append((found[0], found[2]))
+    return pl.DataFrame(rows, schema=_TEXT, orient="row")
+
+
+def _decoded(chunk: Chunk, encoding: str, refused: Refused) -> Iterator[tuple[int, str]]:
+    for line, data in enumerate(chunk.texts(), start=chunk.first_line):
+        try:
+            text = data.decode(encoding)
+        except UnicodeDecodeError as error:
+            refused.append((line, not_text(error)))
+        else:
+            yield line, text
+
+
+def _split_json(chunk: Chunk, fields: Fields, parse: Parser, refused: Refused) -> pl.DataFrame:
+    names, rows = fields.named(), []
+    for line, data in enumerate(chunk.texts(), start=chunk.first_line):
+        try:
+            record = parse_object(data.decode("utf-8"), parse)
+            rows.append((line, *(as_value(record, names[c]) if c in names else None for c in _COLUMNS)))
+        except UnicodeDecodeError as error:
+            refused.append((line, not_text(error)))
+        except ValueError as error:
+            refused.append((line, str(error)))
+    return pl.DataFrame(rows, schema=_TEXT, orient="row")
+
+
+def checked_values(
+    path: Path, frame: pl.DataFrame, fields: Fields, refused: Refused, text_of: Callable[[int], str], on_error: OnError
+) -> pl.DataFrame:
+    """The rows whose values are right, typed; all others go to `on_error`, in the order of their lines.
+
+    Args:
+        path: of the file.
+        frame: line (Int64), user, item, rating, timestamp (all String).
+        fields: the source's names.
+        refused: lines that were refused before, which are not in the frame.
+        text_of: the text of a line.
+        on_error: what to do with a malformed row.
+
+    Returns:
+        user, item (String), rating (Float32), timestamp (Int64; 0 where the source has none).
+    """
+    typed = frame.with_columns(_rating(), _time(fields))
+    wrong = [pl.any_horizontal(pl.col("user", "item").fill_null("") == "")]
+    if fields.rating is not None:
+        wrong.append(~pl.col("rating_value").is_finite().fill_null(False))
+    if fields.timestamp is not None:
+        wrong.append(pl.col("timestamp_value").is_null())
+    faulty = typed.filter(pl.any_horizontal(wrong))
+    if faulty.height:
+        refused += [(row["line"], _reason(row, fields)) for row in faulty.iter_rows(named=True)]
+        typed = typed.filter(~pl.any_horizontal(wrong))
+    for line, reason in sorted(refused):
+        on_error(path, line, reason, text_of(line))
+    return typed.select("user", "item", rating="rating_value", timestamp=pl.col("timestamp_value").fill_null(0))
+
+
+def _rating() -> pl.Expr:
+    return pl.col("rating").cast(pl.Float64, strict=False).cast(pl.Float32).alias("rating_value")
+
+
+def _time(fields: Fields) -> pl.Expr:
+    """Whole numbers, also as 881250949.0 or 8.8e8; or a date, in UTC where it names no zone."""
+    text = pl.col("timestamp")
+    if fields.time_format is not None:
+        unit: Literal["s", "ms"] = "ms" if fields.time_unit == "ms" else "s"
+        value = text.str.to_datetime(fields.time_format, strict=False, time_unit="ms").dt.epoch(unit)
+    else:
+        real = text.cast(pl.Float64, strict=False)
+        whole = pl.when(real == real.floor()).then(real).cast(pl.Int64, strict=False)
+        value = pl.coalesce(text.cast(pl.Int64, strict=False), whole)
+    return value.alias("timestamp_value")
+
+
+def _reason(row: dict[str, Any], fields: Fields) -> str:
+    for column, name in (("user", fields.user), ("item", fields.item)):
+        if not row[column]:
+            return f"{name} must not be missing or empty"
+    rating = row["rating_value"]
+    if fields.rating is not None and (rating is None or rating != rating or rating in (float("inf"), -float("inf"))):
+        return f"{fields.rating} must be a number, got {row['rating']!r}"
+    kind = f"a date as {fields.time_format}" if fields.time_format else "a whole number"
+    return f"{fields.timestamp} must be {kind}, got {row['timestamp']!r}"

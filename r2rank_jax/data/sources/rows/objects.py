@@ -1,0 +1,99 @@
+"""Objects, one a line: JSON, and Python literals as the older sources have them. Nothing is ever evaluated."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from r2rank_jax.data.sources.rows.reading import first_line, numbered_lines
+from r2rank_jax.data.sources.schema import OnError
+
+Parser = Callable[[str], Any]
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Object:
+    """One object and where it stands."""
+
+    line: int
+    text: str
+    fields: dict[str, Any]
+
+
+def parse_literal(text: str) -> Any:
+    """Read a Python literal, also with Python 2's u''.
+
+    Raises:
+        ValueError, SyntaxError and others: it is none.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "\\/" in a text is a bad escape, and harmless
+        return ast.literal_eval(text)
+
+
+def parser_of(path: Path) -> Parser:
+    """What reads a file's lines: a Python literal begins with {' or {u'."""
+    return parse_literal if re.match(r"\s*\{\s*u?'", first_line(path)) else json.loads
+
+
+def parse_object(text: str, parse: Parser) -> dict[str, Any]:
+    """One line as a dictionary.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    try:
+        record = parse(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError) as error:
+        raise ValueError(f"expected a whole object, got: {error or type(error).__name__}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"expected an object with named fields, got {type(record).__name__}")
+    return record
+
+
+def objects(path: Path, on_error: OnError, *, key: str | None = None, parse: Parser = json.loads) -> Iterator[Object]:
+    """The objects of a file one by one; malformed ones go to `on_error`.
+
+    Args:
+        path: the file.
+        on_error: what to do with a malformed line.
+        key: field that must have one value: the id.
+        parse: reads a line.
+    """
+    for line, text in numbered_lines(path, on_error):
+        try:
+            found = Object(line, text, parse_object(text, parse))
+            if key is not None and not as_value(found.fields, key):
+                raise ValueError(f"{key} must not be missing or empty")
+        except ValueError as error:
+            on_error(path, line, str(error), text)
+        else:
+            yield found
+
+
+def as_value(record: dict[str, Any], name: str) -> str | None:
+    """A field's value as text; None where it is missing or null.
+
+    Raises:
+        ValueError: the value is a list or an object.
+    """
+    value = record.get(name)
+    if value is None:
+        return None
+    if isinstance(value, (dict, list, tuple)):
+        raise ValueError(f"{name} must be one value, got {value!r:.80}")
+    return joined_surrogates(value) if isinstance(value, str) else json.dumps(value)
+
+
+def joined_surrogates(text: str) -> str:
+    """Halves of a character, as Python 2 and some JSON write them, made one; a half alone becomes U+FFFD."""
+    if not _SURROGATE.search(text):
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,0 +1,30 @@
+"""The package's errors. Each message is one line for a person: what is required, what came, and the remedy.
+
+The `r2rank` command prints the message without a traceback and ends with exit code 2.
+"""
+
+from __future__ import annotations
+
+
+class R2RankError(Exception):
+    """Base of the package's errors: one line for a person that says what is required, what came, and the remedy."""
+
+
+class ConfigError(R2RankError, ValueError):
+    """A setting that cannot work."""
+
+
+class DataError(R2RankError, ValueError):
+    """Data that cannot be used."""
+
+
+class PretrainedError(R2RankError, ValueError):
+    """A pretrained model that cannot be used."""
+
+
+class CheckpointError(R2RankError, RuntimeError):
+    """A checkpoint that cannot be used."""
+
+
+class ResultsError(R2RankError, ValueError):
+    """Results that do not have the form that `evaluation/results.py` promises."""

@@ -1,0 +1,34 @@
+"""Chooses how much memory the activations of an update may use, from what the devices have free."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from r2rank_jax.config import RunConfig
+from r2rank_jax.runs.log import say
+from r2rank_jax.train.memory import GIB, held_bytes, update_budget
+
+
+def choose_budget(config: RunConfig) -> RunConfig:
+    """Resolve `compute.update_gib`: half of what parameters, optimizer and gradients leave free on the device that has
+    least; in several processes, all call this and come to the same number, on which their programs depend.
+
+    Returns:
+        `config` itself where a budget is set or the devices do not say what they have.
+    """
+    if config.compute.update_gib is not None:
+        return config
+    stats = jax.local_devices()[0].memory_stats() or {}
+    here = np.array(stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0), np.float64)
+    free = float(np.min(multihost_utils.process_allgather(here)))
+    if free <= 0:
+        return config
+    platform = jax.default_backend()
+    held = held_bytes(config.model, config.mesh, platform)
+    budget = update_budget(config.model, config.mesh, platform, free)
+    say(f"memory: {free / GIB:.1f} GiB free, {held / GIB:.1f} for the model, {budget / GIB:.1f} for activations")
+    return dataclasses.replace(config, compute=dataclasses.replace(config.compute, update_gib=budget / GIB))

@@ -1,0 +1,93 @@
+"""Lists that a user brings: what a line may hold, and what is said where it cannot be used."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from r2rank_jax.config import DataConfig
+from r2rank_jax.data.batches.requests import read_requests, request_batches
+from r2rank_jax.data.prompts.prompts import Shown
+from r2rank_jax.errors import DataError
+from tests.data.hostile import TITLES, read_prompt
+
+DAY = 86_400
+
+
+def write(tmp_path, *records):
+    path = tmp_path / "lists.jsonl"
+    lines = [json.dumps(record, ensure_ascii=False) for record in records]
+    path.write_bytes(("\n".join(lines) + "\n").encode("utf-8", "surrogatepass"))
+    return path
+
+
+def decoded(tokenizer, batch, row, item):
+    prefix = batch.prefix[row, : batch.prefix_length[row]].tolist()
+    return tokenizer.decode([*prefix, *batch.suffix[row, item, : batch.suffix_length[row, item]].tolist()])
+
+
+def test_details_and_times_reach_the_prompt(tmp_path, make_encoder):
+    history = [
+        {"title": "Catan", "rating": 5, "timestamp": 1_600_000_000},
+        {"title": "Dixit", "year": 2008, "rating": None, "timestamp": 1_600_000_000 + 4 * DAY},
+        {"title": "Azul", "rating": 3.5},
+    ]
+    candidate = {"title": "Go", "genres": ["Games"], "details": {"price": 9.5, "brand": "Nova", "color": None}}
+    known = {"history": history, "candidates": [candidate], "timestamp": 1_600_000_000 + 7 * DAY}
+    unknown = {"history": history[:2], "candidates": [{"title": "Go"}]}
+    requests = read_requests(write(tmp_path, known, unknown))
+    assert requests[0].history[1] == Shown("Dixit", "2008", None, "3 days before")
+    tokenizer = make_encoder().tokenizer
+    config = DataConfig(template="products-1", prefix_tokens=400, suffix_tokens=100)
+    (batch,) = request_batches(tokenizer, config, requests, 2)
+    assert decoded(tokenizer, batch, 0, 0).split("\n")[1:] == [
+        "Catan 5, 7 days before",
+        "Dixit (2008) -, 3 days before",
+        "Azul 3.5",
+        "Go; in Games; by Nova; price 9.5",
+        "Reason:",
+    ]
+    lines = decoded(tokenizer, batch, 1, 0).split("\n")
+    assert lines[1:3] == ["Catan 5, 4 days before", "Dixit (2008) -, minutes before"]
+    (plain,) = request_batches(tokenizer, DataConfig(prefix_tokens=400, suffix_tokens=100), requests, 2)
+    text = decoded(tokenizer, plain, 0, 0)
+    assert "before" not in text and text.endswith("; Games\nReason:")
+
+
+def test_hostile_lists_are_ranked_like_any(tmp_path, make_encoder):
+    """Also line ends inside of a JSON string, halves of surrogate pairs as escapes, and a byte order mark in front."""
+    titles = [title for title in TITLES if len(title) < 10_000]
+    records = [
+        {"id": title, "history": [{"title": title, "rating": 4}], "candidates": [{"title": title, "genres": [title]}]}
+        for title in titles
+    ]
+    path = tmp_path / "lists.jsonl"
+    lines = [json.dumps(r, ensure_ascii=bool(re.search("[\ud800-\udfff]", r["id"]))) for r in records]
+    path.write_text("\ufeff" + "\n".join(lines), encoding="utf-8", newline="\n")
+    requests = read_requests(path)
+    assert len(requests) == len(titles)
+    "".join(request.id + request.candidates[0].title for request in requests).encode("utf-8")
+    tokenizer = make_encoder().tokenizer
+    config = DataConfig(prefix_tokens=2000, suffix_tokens=2000)
+    for batch in request_batches(tokenizer, config, requests, 16):
+        for row in np.flatnonzero(batch.user >= 0):
+            assert len(read_prompt(decoded(tokenizer, batch, row, 0), "films-1").history) == 1
+
+
+@pytest.mark.parametrize(
+    ("history", "reason"),
+    [
+        ([{"title": "A", "rating": 4, "timestamp": t} for t in (9, 8)], r"not in order.*: \[9, 8, 10\]"),
+        ([{"title": "A", "rating": 4, "timestamp": 11}], r"not in order, oldest first and .* last: \[11, 10\]"),
+        ([{"title": "A", "rating": float("nan")}], "has a rating that is not a number: nan"),
+        ([{"title": "A", "rating": "good"}], "could not convert"),
+        ([{"title": "A"}], "lacks 'rating'"),
+        ([], "empty history"),
+    ],
+)  # fmt: skip
+def test_a_line_that_cannot_be_used_names_itself(tmp_path, history, reason):
+    good = {"history": [{"title": "A", "rating": 4}], "candidates": [{"title": "B"}]}
+    bad = {"history": history, "candidates": [{"title": "B"}], "timestamp": 10}
+    with pytest.raises(DataError, match=rf"lists\.jsonl, line 2: .*{reason}"):
+        read_requests(write(tmp_path, good, bad))

@@ -1,0 +1,203 @@
+"""Against a local server that breaks off, changes its file, refuses ranges and lies."""
+
+import hashlib
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from r2rank_jax.errors import DataError
+from r2rank_jax.files import downloads
+from r2rank_jax.files.downloads import download
+
+CONTENT = bytes(range(256)) * 4000  # 1,024,000 bytes
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `content` at every path; each request takes one step of `script`, if there is one left.
+
+    A step: {"status": 503}, {"cut": bytes after which the connection ends}, {"announce": another length},
+    {"start": another first byte}, {"location": where to}.
+    """
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.content, self.etag, self.ranges = CONTENT, '"one"', True
+        self.script, self.seen = [], []
+        self.files = {}
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        server = self.server
+        asked = (self.headers.get("Range"), self.headers.get("If-Range"))
+        server.seen.append((self.path, *asked))
+        step = server.script.pop(0) if server.script else {}
+        content = server.files.get(self.path, server.content if not server.files else None)
+        if content is None:
+            return self.answer(404, {})
+        if "status" in step or "location" in step:
+            return self.answer(step.get("status", 302), {k: v for k, v in step.items() if k[0].isupper()})
+        start, status = 0, 200
+        if asked[0] and server.ranges and asked[1] == server.etag:
+            start, status = int(asked[0].removeprefix("bytes=").rstrip("-")), 206
+        headers = {"ETag": server.etag} if server.etag else {}
+        if status == 206 and start >= len(content):
+            return self.answer(416, headers | {"Content-Range": f"bytes */{len(content)}"})
+        body = content[start:]
+        if status == 206:
+            first = step.get("start", start)
+            headers["Content-Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
+        headers["Content-Length"] = str(step.get("announce", len(body)))
+        self.answer(status, headers, body[: step.get("cut", len(body))])
+        self.close_connection = True
+
+    def answer(self, status, headers, body=b""):
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        if "Content-Length" not in headers:
+            self.send_header("Content-Length", "0")
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr(downloads, "PAUSE_S", 0.01)
+    with Server() as running:
+        threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield running
+        running.shutdown()
+
+
+def fetch(server, path, **md5):
+    return download(f"{server.url}/file.zip", path / "file.zip", md5=md5)
+
+
+def only_the_file(path):
+    return [file.name for file in path.iterdir()] == ["file.zip"]
+
+
+def test_a_whole_file_with_its_checksum(server, tmp_path):
+    assert fetch(server, tmp_path, here=hashlib.md5(CONTENT).hexdigest()) == len(CONTENT)
+    assert (tmp_path / "file.zip").read_bytes() == CONTENT and only_the_file(tmp_path)
+
+
+def test_a_broken_download_goes_on_where_it_ended(server, tmp_path):
+    server.script = [{"cut": 300_000}, {"cut": 200_000}, {"status": 503}]
+    fetch(server, tmp_path)
+    assert (tmp_path / "file.zip").read_bytes() == CONTENT and only_the_file(tmp_path)
+    assert server.seen == [
+        ("/file.zip", None, None),
+        ("/file.zip", "bytes=300000-", '"one"'),
+        ("/file.zip", "bytes=500000-", '"one"'),
+        ("/file.zip", "bytes=500000-", '"one"'),
+    ]
+
+
+def test_a_later_run_goes_on_too(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(downloads, "ATTEMPTS", 1)
+    server.script = [{"cut": 300_000}]
+    with pytest.raises(
+        DataError, match=r"1 attempts failed, the last with: the server announced 1,024,000 bytes, got 300,000"
+    ):
+        fetch(server, tmp_path)
+    assert not (tmp_path / "file.zip").exists()
+    fetch(server, tmp_path)
+    assert server.seen[-1][1] == "bytes=300000-"
+    assert (tmp_path / "file.zip").read_bytes() == CONTENT and only_the_file(tmp_path)
+
+
+def test_a_file_that_changed_meanwhile_starts_over(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(downloads, "ATTEMPTS", 1)
+    server.script = [{"cut": 300_000}]
+    with pytest.raises(DataError):
+        fetch(server, tmp_path)
+    server.content, server.etag = CONTENT[::-1], '"two"'
+    fetch(server, tmp_path)
+    assert server.seen[-1][1:] == ("bytes=300000-", '"one"'), "asked to go on with the old file alone"
+    assert (tmp_path / "file.zip").read_bytes() == CONTENT[::-1]
+
+
+@pytest.mark.parametrize("etag", [None, 'W/"weak"'])
+def test_without_a_strong_validator_nothing_is_pieced_together(server, tmp_path, etag):
+    server.etag = etag
+    server.script = [{"cut": 300_000}]
+    fetch(server, tmp_path)
+    assert [seen[1] for seen in server.seen] == [None, None]
+    assert (tmp_path / "file.zip").read_bytes() == CONTENT
+
+
+def test_a_server_without_ranges_starts_over(server, tmp_path):
+    server.ranges = False
+    server.script = [{"cut": 300_000}]
+    fetch(server, tmp_path)
+    assert (tmp_path / "file.zip").read_bytes() == CONTENT
+
+
+def test_another_range_than_asked_for_is_not_appended(server, tmp_path):
+    server.script = [{"cut": 300_000}, {"start": 299_999}]
+    fetch(server, tmp_path)
+    assert [seen[1] for seen in server.seen] == [None, "bytes=300000-", None]
+    assert (tmp_path / "file.zip").read_bytes() == CONTENT
+
+
+def test_all_bytes_there_but_not_yet_moved(server, tmp_path):
+    (tmp_path / ".file.zip.part").write_bytes(CONTENT)
+    (tmp_path / ".file.zip.part.json").write_text(json.dumps({"url": f"{server.url}/file.zip", "validator": '"one"'}))
+    fetch(server, tmp_path)
+    assert (tmp_path / "file.zip").read_bytes() == CONTENT and only_the_file(tmp_path)
+
+
+@pytest.mark.parametrize("note", ["", "{}", "[1]", '{"url": "http://elsewhere", "validator": "x"}'])
+def test_a_part_file_of_unknown_origin_is_not_used(server, tmp_path, note):
+    (tmp_path / ".file.zip.part").write_bytes(b"something else")
+    (tmp_path / ".file.zip.part.json").write_text(note)
+    fetch(server, tmp_path)
+    assert server.seen[0][1] is None and (tmp_path / "file.zip").read_bytes() == CONTENT
+
+
+def test_a_wrong_checksum_leaves_nothing(server, tmp_path):
+    with pytest.raises(DataError, match=r"must have MD5 0{32} \(pinned\), got [0-9a-f]{32} over 1,024,000 bytes"):
+        fetch(server, tmp_path, pinned="0" * 32)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_retries_are_few_and_end_with_the_reason(server, tmp_path):
+    server.script = [{"status": 503}] * 99
+    with pytest.raises(DataError, match=r"5 attempts failed, the last with: HTTP 503 .* run this again to go on"):
+        fetch(server, tmp_path)
+    assert len(server.seen) == 5
+
+
+def test_too_few_bytes_are_noticed_where_the_announcement_was_longer(server, tmp_path):
+    server.script = [{"announce": len(CONTENT) + 5}]
+    fetch(server, tmp_path)
+    assert len(server.seen) == 2 and (tmp_path / "file.zip").read_bytes() == CONTENT
+
+
+def test_a_missing_file_is_not_asked_for_again(server, tmp_path):
+    server.script = [{"status": 404}]
+    with pytest.raises(DataError, match="the server answered 404"):
+        fetch(server, tmp_path)
+    assert len(server.seen) == 1 and list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_asks_for_patience_gets_it_within_bounds(server, tmp_path, monkeypatch):
+    slept = []
+    monkeypatch.setattr(downloads.time, "sleep", slept.append)
+    server.script = [{"status": 429, "Retry-After": "7"}, {"status": 503, "Retry-After": "9999"}, {"status": 500}]
+    fetch(server, tmp_path)
+    assert slept == [7.0, downloads.PAUSE_AT_MOST_S, downloads.PAUSE_S * 4]
+
+
+def test_nobody_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(downloads, "PAUSE_S", 0.0)
+    with pytest.raises(DataError, match=r"5 attempts failed.*refused"):
+        download("http://127.0.0.1:9/file.zip", tmp_path / "file.zip", md5={})

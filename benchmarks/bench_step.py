@@ -41,8 +41,7 @@ from workload import (
 from r2rank_jax.config import RunConfig
 from r2rank_jax.plan.programs import abstract_rollout
 from r2rank_jax.rollout.generate import make_rollout
-from r2rank_jax.runs.inputs import abstract_lists
-from r2rank_jax.sharding import abstract_params, make_mesh, replicated
+from r2rank_jax.sharding import abstract_lists, abstract_params, make_mesh, replicated
 from r2rank_jax.train.rl_step import make_rl_steps
 from r2rank_jax.train.state import abstract_state, fresh_state, start_from
 from r2rank_jax.types import ListBatch

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -72,14 +73,15 @@ def compare() -> int:
     errors = {name: float(np.max(np.abs(values[name] - stored[name]))) for name in ("logp", "scores", "advantages")}
     errors |= {n: float(abs(values[n] - stored[n])) for n in values if n.startswith("metric/")}
     errors["change, worst leaf, relative"] = max(
-        float(np.linalg.norm(values[n] - stored[n]) / max(np.linalg.norm(stored[n]), 1e-30))
+        float(np.linalg.norm(values[n] - stored[n]) / max(float(np.linalg.norm(stored[n])), 1e-30))
         for n in values
         if n.startswith("change")
     )
     errors["same sampled tokens"] = float(np.mean(own_tokens == stored["rollout.rationales.tokens"]))
     print(
         json.dumps(
-            {"backend": jax.default_backend(), "precision": str(jax.config.jax_default_matmul_precision)} | errors
+            {"backend": jax.default_backend(), "precision": os.environ.get("JAX_DEFAULT_MATMUL_PRECISION", "default")}
+            | errors
         )
     )
     return 0

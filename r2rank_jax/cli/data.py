@@ -110,6 +110,7 @@ def _add_synthesize(synthesize: argparse.ArgumentParser) -> None:
     synthesize.add_argument("--positives", type=int, default=1, help="relevant items; data.train_positives is RL's")
     synthesize.add_argument("--seed", type=whole_number, default=0, help="of the choice of lists")
     synthesize.add_argument("--history-items", type=int, default=10, help="interactions shown, as data.history_items")
+    synthesize.add_argument("--template", help="words of the prompts, as data.template")
     synthesize.add_argument(
         "--teacher",
         default=TEMPLATE,
@@ -125,11 +126,13 @@ def _synthesize(known: argparse.Namespace, overrides: list[str]) -> int:
     if known.teacher == TEMPLATE:
         from r2rank_jax.data.teacher import template
 
-        template.synthesize(known.data, known.out, **asked)
+        template.synthesize(known.data, known.out, template=known.template, **asked)
         return 0
     from r2rank_jax.data.teacher import language_model
     from r2rank_jax.data.teacher.settings import TeacherSettings
 
+    if known.template:
+        overrides = ["--template", known.template, *overrides]
     settings = tyro.cli(TeacherSettings, args=overrides, prog="r2rank data synthesize --teacher URL")
     missing = language_model.synthesize(
         known.data, known.out, settings, teacher=known.teacher, key=_teacher_key(known.teacher), **asked

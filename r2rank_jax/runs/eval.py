@@ -19,6 +19,7 @@ import numpy as np
 from r2rank_jax.checkpoint import load_policy, sealed_steps
 from r2rank_jax.config import RunConfig, to_json
 from r2rank_jax.data.prepared.dataset import Lists
+from r2rank_jax.data.prompts.templates import find_template
 from r2rank_jax.evaluation.baselines import item_knn_scores, popularity_scores, random_scores
 from r2rank_jax.evaluation.metrics import per_user_metrics
 from r2rank_jax.evaluation.results import Provenance, build_results, results_table, write_results
@@ -132,6 +133,7 @@ def _teacher(traces: Path) -> str:
 def _write_rationales(path: Path, inputs: Inputs, lists: Lists, said: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
     """What each policy said of each candidate, for a seeded choice of users."""
     data, config = inputs.dataset, inputs.config
+    template = find_template(config.data.template)
     count = min(config.evaluation.report_users, len(lists.user))
     chosen = np.sort(np.random.default_rng(config.seed).permutation(len(lists.user))[:count])
     with replacing_file(path) as partial, partial.open("w", encoding="utf-8") as file:
@@ -141,14 +143,18 @@ def _write_rationales(path: Path, inputs: Inputs, lists: Lists, said: dict[str, 
             record = {
                 "user": user,
                 "history": [
-                    {"title": data.items.title[i], "year": data.items.year[i], "rating": float(r)}
+                    {
+                        "title": template.title_or_missing(data.items.title[i]),
+                        "year": data.items.year[i],
+                        "rating": float(r),
+                    }
                     for i, r in zip(data.item[history], data.rating[history])
                 ],
                 "truth": int(lists.items[row][np.argmax(lists.labels[row])]),
                 "candidates": [
                     {
                         "item": int(item),
-                        "title": data.items.title[item],
+                        "title": template.title_or_missing(data.items.title[item]),
                         "year": data.items.year[item],
                         "genres": list(data.items.genres[item]),
                         "label": int(label),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from r2rank_jax.data.prompts.item_text import REASON, SCORE
+from r2rank_jax.data.prompts.item_text import REASON, SCORE, as_data
 from r2rank_jax.errors import DataError
 
 
@@ -18,13 +18,21 @@ class Template:
 
     name: str
     instruction: str  # one line, which holds "; ", so that no item text can spell it
-    missing: str  # in place of a title that there is not
+    missing: str  # shown in place of a title that is missing
     kinds: str = ""  # in front of an item's genres
     between_kinds: str = ", "
     details: tuple[tuple[str, str], ...] = ()  # (name of a detail, words in front of it) that candidates show
     times: bool = True  # whether an interaction says how long before the list it was
     mark: str = REASON  # where the rationale starts
     mark_without_reasoning: str = SCORE  # where the head reads, if there is no rationale
+
+    def title_or_missing(self, title: str) -> str:
+        """The title, or this template's words for a missing one. Prepared data keep missing titles empty.
+
+        >>> FILMS_2.title_or_missing("")
+        'Unknown film'
+        """
+        return title if as_data(title) else self.missing
 
 
 FILMS_1 = Template(
@@ -69,6 +77,14 @@ PLACES_1 = Template(
     details=(("city", "in "), ("price", "price ")),
 )
 TEMPLATES = {each.name: each for each in (FILMS_1, FILMS_2, PRODUCTS_1, GAMES_1, BOOKS_1, PLACES_1)}
+# Used where no `data.template` is given: in a data card, and by default in the template teacher.
+TEMPLATE_OF_DOMAIN = {
+    "films": FILMS_2,
+    "products": PRODUCTS_1,
+    "games": GAMES_1,
+    "books": BOOKS_1,
+    "places": PLACES_1,
+}
 
 
 def find_template(name: str) -> Template:

@@ -37,14 +37,6 @@ NO_ITEMS = "no table of items: no item has a title"
 NO_RATINGS = "no ratings: every interaction counts the same"
 NO_TIMES = "no times: all timestamps are 0, and the order of the file stands for time"
 DAYS_ONLY = "times are days: what a user did on one day keeps the order of the file"
-# What a prompt calls an item without a title.
-UNTITLED = {
-    "films": "Unknown film",
-    "products": "Unknown product",
-    "games": "Unknown game",
-    "books": "Unknown book",
-    "places": "Unknown place",
-}
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,11 @@ from pathlib import Path
 import numpy as np
 
 from r2rank_jax.data.prepared.dataset import Dataset, Lists, load
+from r2rank_jax.data.prepared.folder import manifest_of
 from r2rank_jax.data.prepared.tables import Array
 from r2rank_jax.data.prepared.traces import write_traces
 from r2rank_jax.data.prompts.prompts import named, require_history
+from r2rank_jax.data.prompts.templates import FILMS_1, TEMPLATE_OF_DOMAIN, Template, find_template
 from r2rank_jax.errors import DataError
 
 TEACHER = "template"
@@ -75,18 +77,19 @@ class Teacher:
         dataset: only its training interactions are read here.
         history_items: visible interactions, as in the prompt.
         seed: of the training lists used for calibration.
+        template: of the prompts; it names a cited item that has no title.
 
     Raises:
         DataError: a catalogue too large for a dense item-item matrix.
     """
 
-    def __init__(self, dataset: Dataset, *, history_items: int = 10, seed: int = 0):
+    def __init__(self, dataset: Dataset, *, history_items: int = 10, seed: int = 0, template: Template = FILMS_1):
         if len(dataset.items) > MAX_ITEMS:
             raise DataError(
                 f"the template teacher needs at most {MAX_ITEMS} items (its item-item matrix is dense), got "
                 f"{len(dataset.items)}; use a language model as teacher"
             )
-        self.dataset, self.history_items = dataset, history_items
+        self.dataset, self.history_items, self._template = dataset, history_items, template
         self._genres, self._has_genre = _genre_table(dataset)
         self._seen = np.zeros((dataset.users, len(dataset.items)), np.float32)
         for user in range(dataset.users):
@@ -140,7 +143,8 @@ class Teacher:
         items = self.dataset.items
         parts = [f" {MATCH[match]}"]
         if match >= CITE_FROM:
-            parts.append(f"like: {named(_short(items.title[cited]), items.year[cited])}")
+            title = _short(self._template.title_or_missing(items.title[cited]))
+            parts.append(f"like: {named(title, items.year[cited], self._template)}")
         parts.append(FAME[fame])
         if named_genre >= 0:
             parts.append(f"{self._genres[named_genre]} {GENRE[genre]}")
@@ -220,6 +224,7 @@ def synthesize(
     min_history: int = 5,
     candidate_items: int = 20,
     positives: int = 1,
+    template: str | None = None,
 ) -> None:
     """Write template rationales for training lists, sampled without replacement.
 
@@ -233,17 +238,19 @@ def synthesize(
         min_history: interactions before a list's positive.
         candidate_items: items per list.
         positives: relevant items per list, the user's next ones.
+        template: the pupil's data.template; None: one for the data's domain.
 
     Raises:
-        DataError: more lists than training positions.
+        DataError: more lists than training positions, or no such template.
     """
+    words = find_template(template) if template else TEMPLATE_OF_DOMAIN[manifest_of(directory)["domain"]]
     dataset = load(directory, split)
     pairs = dataset.train_lists(min_history)
     if not 1 <= lists <= len(pairs):
         raise DataError(f"lists must lie between 1 and the {len(pairs)} training lists, got {lists}; lower --lists")
     chosen = np.sort(np.random.default_rng([dataset.seed, seed, 1]).choice(len(pairs), lists, replace=False))
     drawn = dataset.training_lists(pairs[chosen], key=seed, n=candidate_items, positives=positives)
-    rationales = Teacher(dataset, history_items=history_items, seed=seed).rationales(drawn)
+    rationales = Teacher(dataset, history_items=history_items, seed=seed, template=words).rationales(drawn)
     header = {"teacher": TEACHER, "data_hash": dataset.data_hash, "split": split, "seed": seed, "positives": positives}
     write_traces(out, header, drawn, rationales)
     print(f"{out}: {lists} lists of {candidate_items} rationales by the template teacher (not a language model)")

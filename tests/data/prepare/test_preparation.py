@@ -204,7 +204,7 @@ def test_feedback_without_ratings_is_prepared_and_a_threshold_for_it_refused(tmp
     prepare(raw, tmp_path / "out", candidates=10)
     data = load(tmp_path / "out", "leave_one_out")
     assert np.isnan(data.rating).all() and len(data.item) == 200
-    assert data.items.title[0] == "Unknown product" and load_manifest(tmp_path / "out")["items_without_title"] == 30
+    assert data.items.title[0] == "" and load_manifest(tmp_path / "out")["items_without_title"] == 30
     assert len(data.candidate_lists("test")) == 40 and len(data.train_lists(1)) == 80
     frame, _ = read(tmp_path / "out")
     assert frame["rating"].null_count() == 200
@@ -216,7 +216,7 @@ def test_items_that_the_table_lacks_are_kept_without_a_title(tmp_path):
     rows = [*tiny_rows(), (1, 61, 5, 990_000_000)]
     prepare(write_raw(tmp_path / "raw", rows), tmp_path / "out")
     items = load(tmp_path / "out", "leave_one_out").items
-    assert items.source_id[60] == "61" and items.shown(60) == "Unknown film" and len(items) == 61
+    assert items.source_id[60] == "61" and items.title[60] == "" and len(items) == 61
 
 
 def test_ids_are_ordered_as_numbers_only_if_all_are():

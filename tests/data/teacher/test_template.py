@@ -131,7 +131,7 @@ def test_a_rationale_says_its_levels_and_cites_a_visible_film(teacher, dataset, 
     cited = 0
     for row, texts in enumerate(teacher.rationales(lists)):
         user, position = int(lists.user[row]), int(lists.position[row])
-        visible = {dataset.items.shown(i) for i in dataset.item[dataset.history(user, position, 10)]}
+        visible = {dataset.items.shown(i, "Unknown film") for i in dataset.item[dataset.history(user, position, 10)]}
         for column, text in enumerate(texts):
             parts = text.split("; ")
             assert parts[0] == " " + MATCH[levels.match[row, column]]

@@ -166,6 +166,6 @@ def _is_fetched(name: str, out: Path) -> bool:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         problem = f"it has no {RECORD} of an earlier fetch, or lacks some of its files"
     raise DataError(
-        f"--out must be a new or empty folder, or one that holds {name} undamaged, got {out}: {problem}; choose another "
-        f"folder, or delete this one"
+        f"--out must be a new or empty folder, or one that holds {name} undamaged, got {out}: {problem}; choose "
+        f"another folder, or delete this one"
     )

@@ -100,7 +100,7 @@ def test_the_k_core_is_the_largest_part_where_all_have_k(tmp_path, k, settings):
 
 
 def test_a_core_without_users_is_refused(tiny_raw, tmp_path):
-    with pytest.raises(DataError, match=r"the 30-core must keep some users, and keeps none: .*lower --k-core"):
+    with pytest.raises(DataError, match=r"the 30-core must keep some users, got none: .*lower --k-core"):
         prepare(tiny_raw, tmp_path / "out", k_core=30)
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 

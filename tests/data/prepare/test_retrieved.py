@@ -86,7 +86,7 @@ def _source_ids(folder, buckets):
         ('{"user": "1", "items": "3"}\n', "run, line 1: expected {.user.: id, .items.:"),
         ('{"user": "1"\n', "run, line 1: expected {"),
         ("", "run: expected a retriever's ranked items, got none"),
-        (None, "--run must be a retriever's run file, got .*, which is not there"),
+        (None, "--run must be a retriever's run file, got .*, which does not exist"),
     ],
 )
 def test_other_run_files_are_refused_and_nothing_is_written(tiny_raw, tmp_path, text, message):

@@ -17,7 +17,7 @@ from tests.data.conftest import tiny_rows, write_raw
 
 
 def sequences():
-    """Oracle: user -> [(time, place in source, item)] oldest first, by plain sorting of the rows."""
+    """Oracle: user -> [(time, place in source, item)] oldest first, by sorting the rows."""
     found = defaultdict(list)
     for order, (user, item, _, time) in enumerate(tiny_rows()):
         found[user - 1].append((time, order, item - 1))
@@ -75,7 +75,7 @@ def test_ties_keep_source_order_and_are_counted(prepared):
     assert part["positives_tied_in_time_with_the_interaction_before"]["test"] == tied > 0
 
 
-def test_a_rerun_gives_the_same_lists_and_another_seed_others(tiny_raw, tmp_path, prepared, capfd):
+def test_a_rerun_gives_the_same_lists_and_another_seed_gives_others(tiny_raw, tmp_path, prepared, capfd):
     for name, seed in (("again", 0), ("other", 1)):
         prepare(tiny_raw, tmp_path / name, seed=seed)
     for protocol in DEFAULT_PROTOCOLS:
@@ -104,7 +104,7 @@ def test_a_users_draw_does_not_depend_on_other_users(tmp_path, prepared):
     assert records(tmp_path / "half", "leave_one_out") == mine
 
 
-def test_a_folder_with_other_content_is_left_alone(tiny_raw, tmp_path):
+def test_a_folder_with_other_content_is_left_unchanged(tiny_raw, tmp_path):
     out = tmp_path / "out"
     prepare(tiny_raw, out)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
@@ -116,7 +116,7 @@ def test_a_folder_with_other_content_is_left_alone(tiny_raw, tmp_path):
         prepare(tiny_raw, out)
 
 
-def test_a_failure_while_writing_leaves_nothing(tiny_raw, tmp_path, monkeypatch):
+def test_a_failure_while_writing_leaves_no_files(tiny_raw, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise OSError("disk full")
 
@@ -126,7 +126,7 @@ def test_a_failure_while_writing_leaves_nothing(tiny_raw, tmp_path, monkeypatch)
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
 
-def test_users_without_history_are_counted_and_left_out(tmp_path):
+def test_users_without_history_are_counted_and_excluded(tmp_path):
     lonely = [(41, 5, 3, 880_000_000), (42, 6, 3, 880_000_000), (42, 7, 3, 880_000_001)]
     prepare(write_raw(tmp_path / "raw", tiny_rows() + lonely), tmp_path / "out")
     part = json.loads((tmp_path / "out/manifest.json").read_text())["protocols"]["leave_one_out"]

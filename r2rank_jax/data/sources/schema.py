@@ -61,10 +61,10 @@ class OnError(Protocol):
         """Raise, or record the row and return; it is then skipped.
 
         Args:
-            file: where the row stands.
+            file: file of the row.
             line: its number, from 1.
-            reason: what was expected and what came.
-            text: the row as it stands there, decoded as well as possible.
+            reason: what was expected and what was found.
+            text: the row, decoded as far as possible.
         """
 
 

@@ -1,4 +1,4 @@
-"""Opens a source: tells from the files which data set lies there."""
+"""Open a source: detect from its files which data set it is."""
 
 from __future__ import annotations
 

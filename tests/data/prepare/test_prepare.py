@@ -91,10 +91,10 @@ def test_a_rerun_gives_the_same_lists_and_another_seed_gives_others(tiny_raw, tm
 def test_draws_are_seeded_by_protocol_part_and_user(prepared, dataset):
     for record in records(prepared, "leave_one_out"):
         user = record["user"]
-        known = dataset.item[dataset.offsets[user] : dataset.offsets[user + 1]]
+        history = dataset.item[dataset.offsets[user] : dataset.offsets[user + 1]]
         rng = np.random.default_rng([0, 0, HELD_OUT.index(record["split"]), user])
-        drawn = sample_outside(rng, known, 60, 19).tolist()
-        assert record["items"] == sorted([*drawn, int(known[record["position"]])])
+        drawn = sample_outside(rng, history, 60, 19).tolist()
+        assert record["items"] == sorted([*drawn, int(history[record["position"]])])
 
 
 def test_a_users_draw_does_not_depend_on_other_users(tmp_path, prepared):
@@ -163,12 +163,12 @@ def test_global_time_by_hand():
 
 
 def test_sampling_outside_is_uniform_and_exact():
-    known = np.array([7, 0, 3])
-    drawn = [sample_outside(np.random.default_rng(seed), known, 10, 2) for seed in range(3000)]
+    history = np.array([7, 0, 3])
+    drawn = [sample_outside(np.random.default_rng(seed), history, 10, 2) for seed in range(3000)]
     assert all(len(set(pair.tolist())) == 2 for pair in drawn)
     counts = np.bincount(np.concatenate(drawn), minlength=10)
-    assert counts[known].sum() == 0
-    outside = np.setdiff1d(np.arange(10), known)
+    assert counts[history].sum() == 0
+    outside = np.setdiff1d(np.arange(10), history)
     assert np.abs(counts[outside] / 3000 - 2 / 7).max() < 0.04  # five standard deviations
-    everything = sample_outside(np.random.default_rng(0), known, 10, 7)
+    everything = sample_outside(np.random.default_rng(0), history, 10, 7)
     assert sorted(everything.tolist()) == outside.tolist()

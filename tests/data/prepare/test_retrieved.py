@@ -53,11 +53,11 @@ def test_negatives_are_the_best_items_outside_the_history(tmp_path, form, bucket
         lists = data.candidate_lists(name)
         assert len(lists) == USERS
         for user, items, labels in zip(lists.user.tolist(), lists.items, lists.labels):
-            known = data.item[data.offsets[user] : data.offsets[user + 1]].tolist()
+            history = data.item[data.offsets[user] : data.offsets[user + 1]].tolist()
             ranked = [item - 1 for item, _ in rankings()[source_ids[user]]]
-            best = [item for item in ranked if item not in known][: N - 1]
+            best = [item for item in ranked if item not in history][: N - 1]
             negatives = set(items[labels == 0].tolist())
-            assert negatives >= set(best) and len(negatives) == N - 1 and not negatives & set(known)
+            assert negatives >= set(best) and len(negatives) == N - 1 and not negatives & set(history)
             filled += N - 1 - len(best)
             positives_found += int(items[labels == 1][0]) in ranked
     assert 100 > filled > 2 * (N - 1)

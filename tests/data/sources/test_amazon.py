@@ -182,7 +182,7 @@ def test_2023_joins_on_parent_asin_and_keeps_milliseconds(folder):
         "details": [("author", "Peter Ackroyd"), ("store", "Peter Ackroyd (Author)"), ("price", "8.23")],
     }
     assert table["B00PARENT2"]["title"] == "" and table["B00PARENT2"]["details"] == []
-    assert table["B00PARENT3"]["title"] == "T�x", "half a character is none"
+    assert table["B00PARENT3"]["title"] == "T�x", "an unpaired surrogate is replaced"
     assert table["B00PARENT3"]["details"] == [("author", "A. Name")]
 
 

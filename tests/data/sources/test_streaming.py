@@ -78,6 +78,6 @@ def test_long_reads_show_progress_on_stderr_and_short_reads_nothing(folder, monk
     monkeypatch.setattr(progress, "QUIET_S", 0.0)
     monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
     rows(source)
-    said = capfd.readouterr()
-    assert said.out == "" and said.err.count("rows/s") >= 5
-    assert "x.inter  100.0%  1,001 rows" in said.err.splitlines()[-1]
+    output = capfd.readouterr()
+    assert output.out == "" and output.err.count("rows/s") >= 5
+    assert "x.inter  100.0%  1,001 rows" in output.err.splitlines()[-1]

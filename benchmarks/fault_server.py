@@ -3,7 +3,7 @@
     FAULT_SERVER_KEY=secret python benchmarks/fault_server.py --log server.jsonl --faults 0.3
 
 Prints its port, then serves until it is stopped. Faults and flaws depend on a hash of the messages and on how often
-they were sent, so that two runs agree; from the fourth time on, a request is answered. The log has one line per request:
+they were sent, so that two runs agree; from the fourth time on, a request is answered. The log has a line per request:
 a hash of its messages, how often they were sent, the response, and the billed tokens.
 """
 

@@ -40,8 +40,8 @@ from r2rank_jax.config import ModelConfig
 from r2rank_jax.model.forward import Judgement, judge_and_sum
 from r2rank_jax.model.logprobs import TokenLoss
 from r2rank_jax.sharding import make_mesh
+from r2rank_jax.train.activation_memory import plan_update
 from r2rank_jax.train.chunks import Losses, Rows, gradients
-from r2rank_jax.train.memory import plan_update
 from r2rank_jax.types import Array, KeyValues, Params
 
 

@@ -27,7 +27,7 @@ from r2rank_jax.rollout.generate import Generator
 from r2rank_jax.rollout.sampling import row_keys
 from r2rank_jax.runs.kernels import choose_attention, choose_budget
 from r2rank_jax.sharding import make_mesh
-from r2rank_jax.train.memory import DEFAULT_BUDGET, GIB, plan_update
+from r2rank_jax.train.activation_memory import DEFAULT_BUDGET, GIB, plan_update
 from r2rank_jax.types import OF_ITEMS, OF_USERS, ListBatch, Params, Rationales
 
 

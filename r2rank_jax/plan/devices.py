@@ -12,7 +12,7 @@ import os
 from typing import NamedTuple
 
 from r2rank_jax.config import ConfigError, MeshConfig
-from r2rank_jax.train.memory import GIB
+from r2rank_jax.train.activation_memory import GIB
 
 GPU_SHARE = 0.75
 TERA = 1e12

@@ -1,7 +1,7 @@
 """Bytes of every program of a run on one device, from shapes and shardings alone.
 
 What is an argument or a result of a program is counted exactly. Of its temporaries, activations are what autodiff keeps
-(`train/memory.py`), the rest is written down below as multiples of what it is made of, held against XLA by
+(`train/activation_memory.py`), the rest is written down below as multiples of what it is made of, held against XLA by
 `tests/runs/test_plan.py`. Not counted: the padding of TPU tiles, and what GSPMD copies because it found no better way.
 """
 
@@ -25,7 +25,7 @@ from r2rank_jax.plan.programs import abstract_rationales, abstract_rollout
 from r2rank_jax.rollout.generate import past_sizes
 from r2rank_jax.runs.inputs import abstract_lists
 from r2rank_jax.sharding import abstract_params, mesh_of_shapes
-from r2rank_jax.train.memory import (
+from r2rank_jax.train.activation_memory import (
     GIB,
     Plan,
     gradient_bytes,
@@ -37,7 +37,7 @@ from r2rank_jax.train.memory import (
     update_budget,
 )
 from r2rank_jax.train.state import TrainState, abstract_state
-from r2rank_jax.train.trained import split
+from r2rank_jax.train.trainable import split
 from r2rank_jax.types import ListBatch, Params
 
 WEIGHTS, MOMENTS, AVERAGE, REFERENCE = "weights", "optimizer moments", "parameter average", "reference policy"

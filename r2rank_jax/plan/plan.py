@@ -17,7 +17,7 @@ from r2rank_jax.plan.compiled import Measured, compile_programs, missing_compile
 from r2rank_jax.plan.devices import Topology, parse_topology, require_mesh
 from r2rank_jax.plan.estimate import KINDS, Estimate, Use, estimate
 from r2rank_jax.plan.remedy import Remedy, nearest_remedy
-from r2rank_jax.train.memory import GIB
+from r2rank_jax.train.activation_memory import GIB
 
 RECOMPUTED = {"none": "nothing", "dots": "all but products with weights", "block": "layers"}  # by `model.remat`
 

@@ -11,7 +11,7 @@ from r2rank_jax.config import ConfigError, MeshConfig, RunConfig
 from r2rank_jax.model.counting import Lists
 from r2rank_jax.plan.devices import Topology
 from r2rank_jax.plan.estimate import Estimate, estimate
-from r2rank_jax.train.memory import GIB, kept_bytes, logits_bytes, on_one_device
+from r2rank_jax.train.activation_memory import GIB, kept_bytes, logits_bytes, on_one_device
 
 # Rungs of several ladders that are climbed together, at most.
 TOGETHER = 3

@@ -24,7 +24,7 @@ from r2rank_jax.model.forward import Judgement, prefix_forward, read_rationales
 from r2rank_jax.model.transformer import in_compute_dtype
 from r2rank_jax.model.transformer import scores as scores_of
 from r2rank_jax.sharding import sum_over_users
-from r2rank_jax.train.trained import join, split
+from r2rank_jax.train.trainable import join, split
 from r2rank_jax.types import OF_ITEMS, OF_USERS, Array, KeyValues, ListBatch, Params, Rationales
 
 

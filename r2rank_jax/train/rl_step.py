@@ -24,9 +24,9 @@ from r2rank_jax.ranking.estimators import surrogate
 from r2rank_jax.ranking.expectation import expected_ndcg
 from r2rank_jax.rollout.decoding import Rollout
 from r2rank_jax.sharding import replicated, users
+from r2rank_jax.train.activation_memory import Plan, plan_update
 from r2rank_jax.train.chunks import Losses, Rows, gradients, read_in_chunks
 from r2rank_jax.train.losses import clipped_policy, sequence_log_ratio, without_scale_gradient
-from r2rank_jax.train.memory import Plan, plan_update
 from r2rank_jax.train.state import TrainState, abstract_state, apply_gradients, make_optimizer
 from r2rank_jax.types import Array, KeyValues, ListBatch, Params, Rationales
 

@@ -12,9 +12,9 @@ from r2rank_jax.config import RunConfig
 from r2rank_jax.model.forward import Judgement, judge_and_sum, real_tokens
 from r2rank_jax.model.logprobs import TokenLoss
 from r2rank_jax.sharding import replicated
+from r2rank_jax.train.activation_memory import plan_update
 from r2rank_jax.train.chunks import Losses, Rows, gradients
 from r2rank_jax.train.losses import listwise_softmax
-from r2rank_jax.train.memory import plan_update
 from r2rank_jax.train.state import TrainState, abstract_state, apply_gradients, make_optimizer
 from r2rank_jax.types import Array, KeyValues, ListBatch, Params, Rationales
 

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from r2rank_jax.config import ModelConfig, OptimizerConfig, Trained
 from r2rank_jax.model.transformer import initial_params
 from r2rank_jax.sharding import abstract, by_logical_axes
-from r2rank_jax.train.trained import join, split
+from r2rank_jax.train.trainable import join, split
 from r2rank_jax.types import Array, Params
 
 

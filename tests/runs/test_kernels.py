@@ -17,7 +17,7 @@ from r2rank_jax.runs import kernels
 from r2rank_jax.runs.inputs import record_config
 from r2rank_jax.runs.kernels import choose_budget, fastest
 from r2rank_jax.sharding import make_mesh
-from r2rank_jax.train.memory import TREES
+from r2rank_jax.train.activation_memory import TREES
 
 
 def make_config(attention="auto", **mesh):

@@ -11,7 +11,7 @@ from r2rank_jax.config import ComputeConfig, MeshConfig, RLConfig, RunConfig, SF
 from r2rank_jax.model.counting import Lists
 from r2rank_jax.rollout.generate import make_rollout
 from r2rank_jax.sharding import abstract_params, make_mesh, replicated, to_mesh
-from r2rank_jax.train.memory import GIB, Plan, kept_bytes, plan_update
+from r2rank_jax.train.activation_memory import GIB, Plan, kept_bytes, plan_update
 from r2rank_jax.train.rl_step import assess, rl_gradients
 from r2rank_jax.train.sft_step import sft_gradients
 from tests.model.test_forward import QWEN3 as TWO_LAYERS

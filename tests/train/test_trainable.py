@@ -13,7 +13,7 @@ from r2rank_jax.rollout.generate import Generator
 from r2rank_jax.sharding import make_mesh
 from r2rank_jax.train.sft_step import sft_gradients
 from r2rank_jax.train.state import abstract_state, apply_gradients, fresh_state, make_optimizer, start_from
-from r2rank_jax.train.trained import join, split
+from r2rank_jax.train.trainable import join, split
 from tests.model.test_forward import QWEN2, make_batch, make_params
 from tests.train.test_chunks import at_once
 

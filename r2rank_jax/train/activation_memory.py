@@ -21,7 +21,7 @@ from r2rank_jax.model.counting import Lists, parameters
 from r2rank_jax.model.forward import read_rationales
 from r2rank_jax.model.logprobs import CHUNK_TOKENS
 from r2rank_jax.model.transformer import LOOPED_LAYERS, initial_params
-from r2rank_jax.train.trained import join, split
+from r2rank_jax.train.trainable import join, split
 from r2rank_jax.types import ListBatch, Params, Rationales
 
 Remat = Literal["none", "dots", "block"]

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from r2rank_jax.config import ModelConfig, Trained
 
 
-class Lists(NamedTuple):
-    """A batch of prompts and rationales, all segments full."""
+class BatchShape(NamedTuple):
+    """Sizes of a batch of prompts and rationales without padding."""
 
     users: int  # U
     prefix: int  # P
@@ -43,7 +43,7 @@ def _adapted_axes(model: ModelConfig) -> int:
     return attention + 3 * (model.width + model.mlp_width)
 
 
-def forward_flops(model: ModelConfig, lists: Lists, *, shared: bool = True, logits: bool = True) -> float:
+def forward_flops(model: ModelConfig, shape: BatchShape, *, shared: bool = True, logits: bool = True) -> float:
     """Floating point operations of one forward pass.
 
     Matrix products only: 2 per weight and token, 4 · heads · head size per query-key pair and layer (causal pairs
@@ -51,7 +51,7 @@ def forward_flops(model: ModelConfig, lists: Lists, *, shared: bool = True, logi
 
     Args:
         model: its shape.
-        lists: the batch.
+        shape: sizes of the batch.
         shared: False = every rationale with its own copy of the prompt.
         logits: False = hidden states only.
     """
@@ -59,7 +59,7 @@ def forward_flops(model: ModelConfig, lists: Lists, *, shared: bool = True, logi
     weights = attention + 3 * model.width * model.mlp_width + model.lora_rank * _adapted_axes(model)
     per_token = 2.0 * model.layers * weights
     per_pair = 4.0 * model.layers * model.heads * model.head_size
-    users, p, s, t, n, g = lists
+    users, p, s, t, n, g = shape
     m = n * g
     if shared:
         tokens = p + n * s + m * t
@@ -70,13 +70,13 @@ def forward_flops(model: ModelConfig, lists: Lists, *, shared: bool = True, logi
     return users * (per_token * tokens + per_pair * pairs + of_logits)
 
 
-def update_flops(model: ModelConfig, lists: Lists, *, shared: bool = True, trained: Trained = "all") -> float:
+def update_flops(model: ModelConfig, shape: BatchShape, *, shared: bool = True, trained: Trained = "all") -> float:
     """Forward and backward of one update; recomputation, which a machine may add, is not counted.
 
     A backward pass costs one forward for the derivatives of what was read and one for those of the matrices, which a
     frozen backbone saves; the head alone needs neither.
     """
-    return {"all": 3, "adapters": 2, "head": 1}[trained] * forward_flops(model, lists, shared=shared)
+    return {"all": 3, "adapters": 2, "head": 1}[trained] * forward_flops(model, shape, shared=shared)
 
 
 def cache_bytes(model: ModelConfig, tokens: int) -> int:
@@ -84,9 +84,9 @@ def cache_bytes(model: ModelConfig, tokens: int) -> int:
     return tokens * model.layers * 2 * model.kv_heads * model.head_size * jnp.dtype(model.dtype).itemsize
 
 
-def decode_bytes(model: ModelConfig, lists: Lists) -> float:
+def decode_bytes(model: ModelConfig, shape: BatchShape) -> float:
     """Memory that a rollout has to read: all weights once a token, and the keys and values that are there by then."""
     weights = jnp.dtype(model.dtype).itemsize * parameters(model)
-    shared = lists.users * (lists.prefix + lists.items * lists.suffix)
-    own = lists.rows * (lists.length - 1) / 2  # on average
-    return lists.length * (weights + cache_bytes(model, 1) * (shared + own))
+    shared = shape.users * (shape.prefix + shape.items * shape.suffix)
+    own = shape.rows * (shape.length - 1) / 2  # on average
+    return shape.length * (weights + cache_bytes(model, 1) * (shared + own))

@@ -22,7 +22,8 @@ from r2rank_jax.config import ConfigError, RunConfig
 from r2rank_jax.model.attention import Segment, attend, unsupported
 from r2rank_jax.runs.log import say
 from r2rank_jax.sharding import make_mesh, sum_over_users, users
-from r2rank_jax.train.activation_memory import GIB, held_bytes, update_budget
+from r2rank_jax.train.chunk_choice import GIB, update_budget
+from r2rank_jax.train.gradient_memory import held_bytes
 from r2rank_jax.types import Array
 
 RUNS = 7  # timed, after one that compiles

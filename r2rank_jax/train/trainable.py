@@ -1,6 +1,7 @@
-"""Which parameters an update moves: all, the adapters, or the scoring head alone.
+"""Which parameters an update trains: all of them, the adapters, or the scoring head alone.
 
-What stays is no argument of the differentiated functions, so it costs neither gradients nor moments of the optimizer.
+Frozen parameters are not arguments of the differentiated functions, so they need neither gradients nor optimizer
+moments.
 """
 
 from __future__ import annotations
@@ -15,20 +16,22 @@ from r2rank_jax.model.adapters import is_adapter
 from r2rank_jax.types import Params
 
 
-def moves(trained: Trained, path: tuple[Any, ...]) -> bool:
-    """Whether the parameter at this path of the tree is moved. The scoring head always is."""
+def is_trainable(trained: Trained, path: tuple[Any, ...]) -> bool:
+    """Whether the parameter at this path of the tree is trained. The scoring head always is."""
     name = path[-1].key
     return trained == "all" or name == "score_head" or (trained == "adapters" and is_adapter(name))
 
 
-def split(trained: Trained, params: Params) -> tuple[Params, Params]:
-    """What is moved and what stays, each with None in place of the other."""
+def split_params(trained: Trained, params: Params) -> tuple[Params, Params]:
+    """Split into trainable and frozen parameters, each a full tree with None in place of the other's leaves."""
     is_box = lambda leaf: isinstance(leaf, meta.AxisMetadata)  # noqa: E731  a leaf that carries its logical axes
-    moved = jax.tree.map_with_path(lambda path, leaf: leaf if moves(trained, path) else None, params, is_leaf=is_box)
-    rest = jax.tree.map_with_path(lambda path, leaf: None if moves(trained, path) else leaf, params, is_leaf=is_box)
-    return moved, rest
+    trainable = jax.tree.map_with_path(
+        lambda p, leaf: leaf if is_trainable(trained, p) else None, params, is_leaf=is_box
+    )
+    frozen = jax.tree.map_with_path(lambda p, leaf: None if is_trainable(trained, p) else leaf, params, is_leaf=is_box)
+    return trainable, frozen
 
 
-def join(moved: Params, rest: Params) -> Params:
-    """The inverse of `split`."""
-    return jax.tree.map(lambda a, b: b if a is None else a, moved, rest, is_leaf=lambda leaf: leaf is None)
+def join_params(trainable: Params, frozen: Params) -> Params:
+    """The inverse of `split_params`."""
+    return jax.tree.map(lambda a, b: b if a is None else a, trainable, frozen, is_leaf=lambda leaf: leaf is None)

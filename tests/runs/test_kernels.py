@@ -17,7 +17,7 @@ from r2rank_jax.runs import kernels
 from r2rank_jax.runs.inputs import record_config
 from r2rank_jax.runs.kernels import choose_budget, fastest
 from r2rank_jax.sharding import make_mesh
-from r2rank_jax.train.activation_memory import TREES
+from r2rank_jax.train.gradient_memory import COPY_TABLES
 
 
 def make_config(attention="auto", **mesh):
@@ -119,7 +119,7 @@ def test_the_budget_is_half_of_what_model_and_optimizer_leave(monkeypatch, capsy
     monkeypatch.setattr(kernels.jax, "local_devices", lambda: [device])
     shapes = jax.tree.leaves(jax.eval_shape(lambda: initial_params(config.model, jax.random.key(0))))
     tree, vocabulary = sum(leaf.size for leaf in shapes), config.model.vocabulary * config.model.width
-    copies = TREES["cpu"][0].chunks  # two layers are written out
+    copies = COPY_TABLES["cpu"][0].chunks  # two layers are written out
     # Five trees are policy, its average, two moments and the reference.
     numbers = 5 * tree + copies.layers * (tree - vocabulary) + copies.vocabulary * vocabulary
     held = 4 * numbers / 2**30

@@ -46,14 +46,14 @@ class MemoryUse:
     """Bytes on one device while a program runs, by kind."""
 
     program: dict[str, int]  # its arguments, results and temporaries
-    beside: dict[str, int]  # arrays that the run keeps in memory while the program runs
+    resident: dict[str, int]  # arrays that the run keeps in memory while the program runs
 
     @property
     def total(self) -> int:
-        return sum(self.program.values()) + sum(self.beside.values())
+        return sum(self.program.values()) + sum(self.resident.values())
 
     def of(self, kind: str) -> int:
-        return self.program.get(kind, 0) + self.beside.get(kind, 0)
+        return self.program.get(kind, 0) + self.resident.get(kind, 0)
 
 
 @dataclass(frozen=True)
@@ -202,16 +202,16 @@ def _rl_steps(run: _RunState, choice: ChunkChoice) -> dict[str, MemoryUse]:
     shape = run.device_shape(rl.batch_users, choice.chunk_items, rl.rationales)
     reading = _forward(run, choice, shape)
     assess = {REFERENCE: reference, BATCH: batch + assessed, ACTIVATIONS: reading}
-    beside = dict(state)
+    resident = dict(state)
     if rl.updates > 1:  # the policy is an argument too
-        assess[WEIGHTS] = beside.pop(WEIGHTS)
+        assess[WEIGHTS] = resident.pop(WEIGHTS)
     if config.mesh.fsdp > 1:  # gathered: in float32 before a loop over chunks, otherwise in the compute dtype
         chunks = choice.chunk_items < config.data.candidate_items
         assess[REFERENCE] += run.tree if chunks else decoding_weights(run)
     update = (
         state | {REFERENCE: reference, BATCH: batch + assessed} | _update(run, choice, rl.batch_users, rl.rationales, 3)
     )
-    return {"rl assess": MemoryUse(assess, beside), "rl update": MemoryUse(update, {})}
+    return {"rl assess": MemoryUse(assess, resident), "rl update": MemoryUse(update, {})}
 
 
 def _update(run: _RunState, choice: ChunkChoice, users: int, rationales: int, logits: int) -> dict[str, int]:
@@ -255,7 +255,7 @@ def _rollout(run: _RunState) -> dict[str, MemoryUse]:
     local = on_one_device(config.model, config.mesh.tensor)
     shape = run.device_shape(rl.batch_users, data.candidate_items, rl.rationales)
     state, reference = _state(run.rl), bytes_on_device(run.reference)
-    beside = {**state, REFERENCE: reference}
+    resident = {**state, REFERENCE: reference}
     weights = decoding_weights(run)
     wave = min(config.compute.wave_tokens, data.rationale_tokens)
     pasts = past_sizes(data.rationale_tokens, max(wave, 1))
@@ -270,20 +270,20 @@ def _rollout(run: _RunState) -> dict[str, MemoryUse]:
     reading = layer_residual_bytes(local, shape) * tokens // all_tokens // 2
     logits = SAMPLING * shape.rows * local.vocabulary * 4
     start = {WEIGHTS: weights, CACHES: shared + wave * own, BATCH: batch + rows, ACTIVATIONS: reading}
-    programs = {"rollout start": MemoryUse(start, beside)}
-    beside = {**beside, BATCH: batch}
+    programs = {"rollout start": MemoryUse(start, resident)}
+    resident = {**resident, BATCH: batch}
     if data.rationale_tokens:
         caches = shared + (pasts[-1] + wave) * own
         programs["rollout wave"] = MemoryUse(
-            {WEIGHTS: weights, CACHES: caches, BATCH: rows, ACTIVATIONS: logits}, beside
+            {WEIGHTS: weights, CACHES: caches, BATCH: rows, ACTIVATIONS: logits}, resident
         )
         if len(pasts) > 1:
             joined = (pasts[-2] + pasts[-1] + 2 * wave) * own  # the last wave is copied as well
-            outside = {**beside, WEIGHTS: beside[WEIGHTS] + weights, CACHES: shared}
-            programs["rollout merge"] = MemoryUse({CACHES: joined, BATCH: 2 * rows}, outside)
-    outside = {**beside, CACHES: shared + (pasts[-1] + wave) * own}
-    outside[WEIGHTS] += weights  # the program uses only the head
-    programs["rollout finish"] = MemoryUse({BATCH: rows}, outside)
+            kept = {**resident, WEIGHTS: resident[WEIGHTS] + weights, CACHES: shared}
+            programs["rollout merge"] = MemoryUse({CACHES: joined, BATCH: 2 * rows}, kept)
+    kept = {**resident, CACHES: shared + (pasts[-1] + wave) * own}
+    kept[WEIGHTS] += weights  # the program uses only the head
+    programs["rollout finish"] = MemoryUse({BATCH: rows}, kept)
     return programs
 
 

@@ -114,7 +114,7 @@ def _compile(estimated: Estimate, topology: Topology, folder: Path | None) -> tu
 
 
 def _compiled_total(one: CompiledProgram, use: MemoryUse) -> int:
-    return one.bytes + sum(use.beside.values())
+    return one.bytes + sum(use.resident.values())
 
 
 def _work(config: RunConfig, topology: Topology) -> dict[str, dict[str, float]]:

@@ -179,27 +179,27 @@ class Generator:
             The number of compiled programs.
         """
         weights, keys = self._abstract_inputs(params, batch, sampled=sampled)
-        wanted: dict[Any, tuple[Any, ...]] = {}
+        requests: dict[Any, tuple[Any, ...]] = {}
 
-        def want(f: Callable[..., Any], *args: Any, **static: int) -> Any:
-            wanted[_name(f, args, static)] = (f, args, static)
+        def request(f: Callable[..., Any], *args: Any, **static: int) -> Any:
+            requests[_name(f, args, static)] = (f, args, static)
             return self._abstract(f, args, static)
 
-        prompts, lanes, _ = want(self._begin, weights, batch, keys)
-        want(finish, weights, lanes.decoded, items=batch.items.shape[1])
+        prompts, lanes, _ = request(self._begin, weights, batch, keys)
+        request(finish, weights, lanes.decoded, items=batch.items.shape[1])
         sizes = widths(_width(lanes))
         ready = {sizes[0]: (prompts, lanes)}
         for past in range(0, self._max_tokens, self._wave_tokens):
             for state in ready.values():
-                want(self._wave, weights, *state)
+                request(self._wave, weights, *state)
             if past + self._wave_tokens < self._max_tokens:
                 for width, narrower in itertools.pairwise(sizes):
-                    fewer = want(compact, *ready[width], width=narrower)
+                    fewer = request(compact, *ready[width], width=narrower)
                     ready.setdefault(narrower, fewer)
                 size = self._past_size(past + self._wave_tokens)
-                ready = {width: (b, want(merge, x, past_tokens=size)) for width, (b, x) in ready.items()}
+                ready = {width: (b, request(merge, x, past_tokens=size)) for width, (b, x) in ready.items()}
         with ThreadPoolExecutor() as pool:  # XLA compiles outside of Python's lock
-            list(pool.map(lambda each: self._program(*each), wanted.values()))
+            list(pool.map(lambda each: self._program(*each), requests.values()))
         return len(self._programs)
 
     def lower_largest(self, params: Params, batch: ListBatch) -> dict[str, jax.stages.Lowered]:

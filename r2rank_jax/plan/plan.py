@@ -91,7 +91,7 @@ def _compile(estimated: Estimate, topology: Topology, folder: Path | None) -> tu
 
     def print_program(one: CompiledProgram) -> None:
         if one.error:
-            print(f"compiled {one.name}: failed after {one.seconds:.0f} s: {one.error}", flush=True)
+            print(f"compiling {one.name} failed after {one.seconds:.0f} s: {one.error}", flush=True)
             return
         total = _compiled_total(one, estimated.programs[one.name])
         estimated_total = estimated.programs[one.name].total

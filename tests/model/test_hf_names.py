@@ -239,7 +239,7 @@ def test_a_window_that_no_layer_uses_is_no_window():
 def test_what_cannot_be_exported_is_refused():
     with pytest.raises(ConfigError, match=r"both model.qk_norm \(Qwen3\) and model.attention_bias \(Qwen2\)"):
         config_to_hf(dataclasses.replace(LLAMA, qk_norm=True, attention_bias=True), form="causal-lm", **TO_HF)
-    with pytest.raises(ConfigError, match=r"heads divide its width, got model.heads=6 and model.width=16"):
+    with pytest.raises(ConfigError, match=r"number of heads divides its width, got model.heads=6 and model.width=16"):
         config_to_hf(dataclasses.replace(LLAMA, width=16), form="causal-lm", **TO_HF)
     with pytest.raises(ConfigError, match=r"padding token that is not its stop token 2.*--form causal-lm"):
         config_to_hf(LLAMA, form="scorer", **(TO_HF | {"pad": 2}))

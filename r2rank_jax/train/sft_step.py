@@ -1,4 +1,4 @@
-"""One step of supervised fine-tuning: say what the teacher said, and score what was said."""
+"""One step of supervised fine-tuning: the policy learns the teacher's rationales, and the head learns to score them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from r2rank_jax.model.forward import Judgement, judge_and_sum, real_tokens
 from r2rank_jax.model.logprobs import TokenLoss
 from r2rank_jax.sharding import replicated
 from r2rank_jax.train.chunks import Losses, Rows, gradients
+from r2rank_jax.train.context import update_context
 from r2rank_jax.train.losses import listwise_softmax
-from r2rank_jax.train.memory import plan_update
 from r2rank_jax.train.state import TrainState, abstract_state, apply_gradients, make_optimizer
 from r2rank_jax.types import Array, KeyValues, ListBatch, Params, Rationales
 
@@ -29,29 +29,18 @@ def sft_gradients(
     Returns:
         The gradient; the loss and its two parts, in nats per token and nats per list.
     """
-    plan = plan_update(
-        config.model,
-        config.compute,
-        batch,
-        rationales,
-        batch_shards=config.mesh.batch_shards,
-        tensor=config.mesh.tensor,
-        trained=config.trained,
-    )
+    context = update_context(mesh, config, batch, rationales)
     tokens = jnp.maximum(jnp.sum(real_tokens(batch, rationales)), 1).astype(jnp.float32)
-    rows = Rows(batch=batch, said=rationales)
+    rows = Rows(batch, rationales)
 
-    def of_tokens(p: Params, tokens: Array, prefix: KeyValues | None, here: Rows) -> tuple[Array, Judgement]:
-        loss = TokenLoss(lambda found, _, tokens: -found.logp / tokens, (), tokens)
-        return judge_and_sum(loss, plan.model, p, here.batch, here.said, prefix=prefix)
+    def of_tokens(p: Params, tokens: Array, prefix: KeyValues | None, chunk: Rows) -> tuple[Array, Judgement]:
+        loss = TokenLoss(lambda statistics, _, tokens: -statistics.logp / tokens, (), tokens)
+        return judge_and_sum(loss, context.model, p, chunk.batch, chunk.rationales, prefix=prefix)
 
-    def of_scores(_: Array, scores: Array, here: Rows) -> Array:
-        return config.sft.head_weight * head_loss(scores, here.batch)
+    def of_scores(_: Array, scores: Array, rows: Rows) -> Array:
+        return config.sft.head_weight * head_loss(scores, rows.batch)
 
-    losses = Losses(of_tokens, of_scores)
-    grads, judged = gradients(
-        mesh, plan.model, losses, params, tokens, rows, chunk_items=plan.chunk_items, trained=config.trained
-    )
+    grads, judged = gradients(context, Losses(of_tokens, of_scores), params, tokens, rows)
     parts = {"rationale_loss": -jnp.sum(judged.logp) / tokens, "head_loss": head_loss(judged.scores, batch)}
     return grads, {"loss": parts["rationale_loss"] + config.sft.head_weight * parts["head_loss"], **parts}
 
@@ -62,7 +51,7 @@ def head_loss(scores: Array, batch: ListBatch) -> Array:
 
 
 def make_sft_step(mesh: Mesh, config: RunConfig) -> SFTStep:
-    """The jitted step; it donates the state that it is given."""
+    """The jitted step. It donates the train state that it is given."""
     settings = config.sft.optimizer
     optimizer = make_optimizer(settings, config.sft.steps)
 

@@ -14,7 +14,7 @@ from r2rank_jax.rollout.generate import Generator
 from r2rank_jax.sharding import make_mesh
 from r2rank_jax.train.sft_step import sft_gradients
 from r2rank_jax.train.state import abstract_state, apply_gradients, fresh_state, make_optimizer, start_from
-from r2rank_jax.train.trained import join, split
+from r2rank_jax.train.trainable import join_params, split_params
 from tests.model.test_forward import QWEN2, make_batch, make_params
 from tests.train.test_chunks import at_once
 
@@ -32,11 +32,11 @@ def run_config(trained):
 
 
 def test_adapters_equal_the_model_they_are_merged_into():
-    params, (batch, said) = make_params(ADAPTED), make_batch(ADAPTED)
+    params, (batch, rationales) = make_params(ADAPTED), make_batch(ADAPTED)
     plain = merged(ADAPTED, params)
     assert not any(map(is_adapter, names(plain))) and sum(map(is_adapter, names(params))) == 14
-    ours = jax.jit(lambda p: judge(ADAPTED, p, batch, said))(params)
-    theirs = jax.jit(lambda p: judge(without_adapters(ADAPTED), p, batch, said))(plain)
+    ours = jax.jit(lambda p: judge(ADAPTED, p, batch, rationales))(params)
+    theirs = jax.jit(lambda p: judge(without_adapters(ADAPTED), p, batch, rationales))(plain)
     np.testing.assert_allclose(ours.logp, theirs.logp, atol=2e-5)
     # By hand, of one matrix: W + a b · alpha / r.
     attention = params["layers"]["attention"]
@@ -74,11 +74,11 @@ def test_the_rollout_writes_with_merged_adapters_what_the_trainer_reads_with_loo
 @pytest.mark.parametrize("trained", ["adapters", "head"])
 def test_gradients_of_a_part_are_that_part_of_all_gradients(monkeypatch, trained, chunk_items):
     config, mesh = run_config(trained), make_mesh(MeshConfig())
-    params, (batch, said) = make_params(config.model), make_batch(config.model, groups=1)
-    part = jax.jit(lambda p: sft_gradients(mesh, config, p, batch, said)[0])
-    whole = jax.jit(lambda p: sft_gradients(mesh, all_of(config), p, batch, said)[0])(params)
+    params, (batch, rationales) = make_params(config.model), make_batch(config.model, groups=1)
+    part = jax.jit(lambda p: sft_gradients(mesh, config, p, batch, rationales)[0])
+    whole = jax.jit(lambda p: sft_gradients(mesh, all_of(config), p, batch, rationales)[0])(params)
     at_once(monkeypatch, chunk_items)
-    found, expected = part(params), split(trained, whole)[0]
+    found, expected = part(params), split_params(trained, whole)[0]
     assert "score_head" in names(found) and len(names(found)) == (15 if trained == "adapters" else 1)
     for (path, a), b in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True):
         assert np.linalg.norm(b) > 0 and np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b), jax.tree_util.keystr(path)
@@ -97,18 +97,20 @@ def test_an_update_moves_what_is_trained_and_keeps_moments_of_nothing_else(train
     settings = dataclasses.replace(SETTINGS, ema_decay=0.5, warmup_steps=0)
     state = fresh_state(mesh, config.model, settings, 10, seed=0, trained=trained)
     state = start_from(state, make_params(config.model))
-    moved, rest = split(trained, state.params)
-    grads = jax.tree.map(np.ones_like, moved)
+    trainable, frozen = split_params(trained, state.params)
+    grads = jax.tree.map(np.ones_like, trainable)
     after, _ = apply_gradients(state, grads, make_optimizer(settings, 10), 0.5, trained)
-    for (path, a), b in zip(jax.tree.leaves_with_path(split(trained, after.params)[0]), jax.tree.leaves(moved)):
+    for (path, a), b in zip(
+        jax.tree.leaves_with_path(split_params(trained, after.params)[0]), jax.tree.leaves(trainable)
+    ):
         assert (np.asarray(a) != np.asarray(b)).any(), jax.tree_util.keystr(path)
-    for a, b in zip(jax.tree.leaves(split(trained, after.params)[1]), jax.tree.leaves(rest), strict=True):
+    for a, b in zip(jax.tree.leaves(split_params(trained, after.params)[1]), jax.tree.leaves(frozen), strict=True):
         np.testing.assert_array_equal(a, b)
     sizes = [leaf.size for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim]
-    assert sum(sizes) == 2 * sum(leaf.size for leaf in jax.tree.leaves(moved))
+    assert sum(sizes) == 2 * sum(leaf.size for leaf in jax.tree.leaves(trainable))
     like = abstract_state(mesh, config.model, settings, 10, trained)
     assert jax.tree.structure(like) == jax.tree.structure(after)
-    assert jax.tree.structure(join(moved, rest)) == jax.tree.structure(state.params)
+    assert jax.tree.structure(join_params(trainable, frozen)) == jax.tree.structure(state.params)
 
 
 def test_adapters_and_their_training_need_each_other():

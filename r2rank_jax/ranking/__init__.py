@@ -1,8 +1,8 @@
-"""Plackett-Luce rankings: density, sampling, metrics, expected NDCG, gradient estimators, losses, credit."""
+"""Plackett-Luce rankings: density, sampling, metrics, rewards and their expectation, gradient estimators, credit."""
 
 from r2rank_jax.ranking.credit import item_advantages, leave_item_out, swap
 from r2rank_jax.ranking.estimators import surrogate
-from r2rank_jax.ranking.expectation import expected_ndcg, swapped_expected_ndcg
+from r2rank_jax.ranking.expectation import expected_ndcg, expected_reward, swapped_expected_ndcg
 from r2rank_jax.ranking.losses import (
     Loss,
     approx_ndcg,
@@ -14,7 +14,6 @@ from r2rank_jax.ranking.losses import (
 from r2rank_jax.ranking.metrics import (
     average_precision,
     dcg,
-    discounts,
     has_relevant,
     hit_rate,
     ndcg,
@@ -31,15 +30,19 @@ from r2rank_jax.ranking.plackett_luce import (
     rank_marginals,
     sample,
 )
+from r2rank_jax.ranking.reward import Reward, Term, discounts, ranking_reward
 
 __all__ = [
     "Loss",
+    "Reward",
+    "Term",
     "approx_ndcg",
     "average_precision",
     "dcg",
     "discounts",
     "entropy",
     "expected_ndcg",
+    "expected_reward",
     "has_relevant",
     "hit_rate",
     "item_advantages",
@@ -54,6 +57,7 @@ __all__ = [
     "negative_expected_ndcg",
     "normalized_gains",
     "rank_marginals",
+    "ranking_reward",
     "recall",
     "reciprocal_rank",
     "sample",

@@ -35,8 +35,8 @@ from r2rank_jax.ranking.arguments import leading, places, real_labels, real_scor
 from r2rank_jax.ranking.choices import log_sum
 from r2rank_jax.ranking.estimators import Estimator, check_sampled, surrogate
 from r2rank_jax.ranking.expectation import expected_ndcg, prepare
-from r2rank_jax.ranking.metrics import discounts
 from r2rank_jax.ranking.plackett_luce import log_prob, mode
+from r2rank_jax.ranking.reward import discounts
 
 
 class Loss(Protocol):

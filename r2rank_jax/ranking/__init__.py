@@ -8,6 +8,7 @@ from r2rank_jax.ranking.losses import (
     approx_ndcg,
     lambda_rank,
     list_mle,
+    list_net,
     negative_expected_ndcg,
     softmax_cross_entropy,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "lambda_rank",
     "leave_item_out",
     "list_mle",
+    "list_net",
     "log_prob",
     "log_prob_per_place",
     "mode",

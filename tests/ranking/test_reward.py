@@ -89,6 +89,8 @@ DEFINITIONS = {
 }
 REWARDS = {name: NOVELTY if "novelty" in name else r.named(name) for name in DEFINITIONS}
 NAMES = tuple(DEFINITIONS)
+# Each compiles programs of its own: one of a kind.
+KINDS = tuple(name for name in NAMES if name not in ("ndcg_linear@3", "dcg_linear", "mrr", "hr@1"))
 
 
 @functools.cache
@@ -116,8 +118,8 @@ def test_reward_of_every_ranking_is_its_definition(name):
     np.testing.assert_allclose(got, [DEFINITIONS[name](y, LABELS) for y in rankings], atol=2e-6)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("method", ["auto", "enumerate", "subset_dp", "quadrature"])
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("method", ["auto", "quadrature"])
 def test_expectation_and_gradient_match_enumeration(name, method):
     """A masked NaN, a list without a relevant item and an all-masked list stand in the batch; jit equals eager."""
     scores = np.stack([SCORES, SCORES, np.full(N, np.nan), np.array([3.0, -2.0, 8.0, np.nan, 0.0, -9.0])])
@@ -141,7 +143,7 @@ def test_expectation_and_gradient_match_enumeration(name, method):
         np.testing.assert_allclose(eager, values, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if len(REWARDS[n].terms) == 1])
+@pytest.mark.parametrize("name", [n for n in KINDS if len(REWARDS[n].terms) == 1])
 def test_exact_methods_in_float64(name):
     term = REWARDS[name].terms[0]
     with jax.enable_x64(True):
@@ -166,11 +168,10 @@ def float64_gains(term):
     return jnp.asarray(gains / divisor[term.normaliser])
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if len(REWARDS[n].terms) == 1])
+@pytest.mark.parametrize("name", [n for n in KINDS if len(REWARDS[n].terms) == 1])
 @pytest.mark.parametrize("estimator", ["reinforce", "reward_to_go", "pl_rank"])
-@pytest.mark.parametrize("centred", [True, False])
-def test_estimators_are_unbiased_over_all_pairs_of_rankings(name, estimator, centred):
-    """Weighted by the probability of each pair of samples: no noise, float64. Places beyond the term's weigh nothing."""
+def test_estimators_are_unbiased_over_all_pairs_of_rankings(name, estimator):
+    """Weighted by the probability of each pair of samples: no noise. Places beyond the term's weigh nothing."""
     term, cutoff = REWARDS[name].terms[0], min(REWARDS[name].num_places(N) + 1, N)
     from tests.ranking.conftest import prob
 
@@ -182,7 +183,7 @@ def test_estimators_are_unbiased_over_all_pairs_of_rankings(name, estimator, cen
     with jax.enable_x64(True):
         row = (np.where(MASK, SCORES, 0.0), float64_gains(term), MASK)
         args = [jnp.broadcast_to(jnp.asarray(x), (len(pairs), N)) for x in row]
-        values, gradients = value_and_gradient(*args, jnp.asarray(pairs), estimator, centred_gains=centred, term=term)
+        values, gradients = value_and_gradient(*args, jnp.asarray(pairs), estimator, term=term)
     want, slope = expected(name)
     np.testing.assert_allclose(weights @ np.asarray(values), want, atol=1e-12)
     np.testing.assert_allclose(weights @ np.asarray(gradients), slope, rtol=0, atol=1e-10)
@@ -191,13 +192,14 @@ def test_estimators_are_unbiased_over_all_pairs_of_rankings(name, estimator, cen
 @pytest.mark.parametrize("estimator", ["reinforce", "reward_to_go", "pl_rank", "exact"])
 def test_surrogate_of_a_sum_is_the_sum_over_the_same_rankings(estimator):
     mixed = REWARDS["0.5*ndcg@4+2*mrr-0.25*recall@1"]
-    tiled = [np.tile(x, (20_000, 1)) for x in (SCORES.astype(np.float32), LABELS, MASK)]
+    times = 4 if estimator == "exact" else 20_000
+    tiled = [np.tile(x, (times, 1)) for x in (SCORES.astype(np.float32), LABELS, MASK)]
 
-    def total(s):
-        values = surrogate(jax.random.key(0), s, tiled[1], tiled[2], estimator=estimator, num_samples=4, reward=mixed)
+    def total(s, labels, mask):
+        values = surrogate(jax.random.key(0), s, labels, mask, estimator=estimator, num_samples=4, reward=mixed)
         return values.sum(), values
 
-    gradient, values = jax.jit(jax.grad(total, has_aux=True))(jnp.asarray(tiled[0]))
+    gradient, values = jax.jit(jax.grad(total, has_aux=True))(*map(jnp.asarray, tiled))
     want, slope = expected("0.5*ndcg@4+2*mrr-0.25*recall@1")
     for got, right in ((np.asarray(values)[:, None], [want]), (np.asarray(gradient), slope)):
         error = got.std(0) / np.sqrt(len(got))
@@ -205,23 +207,24 @@ def test_surrogate_of_a_sum_is_the_sum_over_the_same_rankings(estimator):
     assert (np.asarray(gradient)[:, 3] == 0).all()
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("method", ["auto", "enumerate"])
-def test_counterfactual_shared_and_first_order_credit(name, method):
-    scores = np.stack([SCORES, SCORES[::-1] + 0.3, 0.5 * SCORES])
-    scores[:, 3] = np.nan
+@pytest.mark.parametrize("name", KINDS)
+def test_counterfactual_shared_and_first_order_credit(name):
+    scores = np.stack([SCORES, [1.7, 0.5, -0.2, np.nan, 1.2, -0.8], 0.5 * SCORES])
     values = [expected(name, s)[0] for s in scores]
     want = np.zeros((3, N))
     for g, i in itertools.product(range(3), ITEMS):
         variants = [np.where(np.arange(N) == i, scores[o], scores[g]) for o in range(3) if o != g]
         want[g, i] = values[g] - np.mean([expected(name, v)[0] for v in variants])
-    settings = {"reward": REWARDS[name], "method": method}
+    settings = {"reward": REWARDS[name]}
     got = jax.jit(lambda s: item_advantages(s, LABELS, MASK, rule="counterfactual", **settings))(scores)
     np.testing.assert_allclose(got, want, atol=1e-5)
-    got = item_advantages(scores, LABELS, MASK, rule="shared", **settings)
+    if name in ("mrr@2", "recall@2"):
+        got = item_advantages(scores, LABELS, MASK, rule="counterfactual", method="enumerate", **settings)
+        np.testing.assert_allclose(got, want, atol=1e-5)
+    got = jax.jit(lambda s: item_advantages(s, LABELS, MASK, rule="shared", **settings))(scores)
     shared = np.array([values[g] - np.mean(np.delete(values, g)) for g in range(3)])
     np.testing.assert_allclose(got, shared[:, None] * MASK, atol=1e-5)
-    got = item_advantages(scores, LABELS, MASK, rule="first_order", **settings)
+    got = jax.jit(lambda s: item_advantages(s, LABELS, MASK, rule="first_order", **settings))(scores)
     slopes = np.stack([expected(name, s)[1] for s in scores])
     np.testing.assert_allclose(got, np.where(MASK, slopes * (scores - scores.mean(0)), 0.0), atol=2e-5)
 
@@ -236,7 +239,6 @@ def test_leave_item_out_and_swap_credit(name, labels):
     out, exchanged = (np.asarray(f(full, labels, MASK, reward=REWARDS[name])) for f in (leave_item_out, swap))
 
     def of(y):
-        # The normaliser stays that of the whole list: an item without relevance that is left out goes last.
         return float(DEFINITIONS[name](y, labels))
 
     for y, got_out, got_swap in list(zip(rankings, out, exchanged))[::7]:
@@ -255,10 +257,8 @@ def without_item(name, y, labels, i):
     for term in REWARDS[name].terms:
         gains = np.asarray(term.gains(labels, MASK), np.float64)
         weights = term.weights(term.num_places(N), np.float64)
-        payments = np.asarray(
-            term.payments(jnp.asarray(gains[rest]), np.resize(np.append(weights, np.zeros(N)), N)[:4])
-        )
-        total += term.scale * payments.sum()
+        weights = np.append(weights, np.zeros(N))[: len(rest)]
+        total += term.scale * float(term.payments(jnp.asarray(gains[rest]), weights).sum())
     return total
 
 

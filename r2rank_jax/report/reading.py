@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from r2rank_jax.ranking.metrics import EVALUATED
 
 PHASES = ("sft", "sft_continued", "rl")
 """Of `metrics.jsonl`; the last two both start from the end of the first."""
@@ -22,6 +25,14 @@ LABELS = {
     "sft": "SFT",
     "sft_continued": "SFT continued",
     "rl": "RL",
+}
+
+
+_METRIC_LABELS = {name: evaluated.label for name, evaluated in EVALUATED.items()} | {
+    "dcg": "DCG",
+    "recall": "Recall",
+    "ndcg_linear": "NDCG (linear gains)",
+    "dcg_linear": "DCG (linear gains)",
 }
 
 
@@ -54,8 +65,11 @@ class Run:
 
     @property
     def metric(self) -> str:
-        """The headline metric: NDCG@10, or NDCG at the largest k there is."""
+        """The headline metric: the reward, else NDCG@10 or at the largest k there is."""
         names = {metric for cells in self.systems.values() for metric in cells}
+        reward = (self.config.get("rl") or {}).get("reward")
+        if isinstance(reward, str) and (reward in names or not names):
+            return reward
         cutoffs = [int(m.removeprefix("ndcg@")) for m in names if m.removeprefix("ndcg@").isdigit()]
         return "ndcg@10" if 10 in cutoffs or not cutoffs else f"ndcg@{max(cutoffs)}"
 
@@ -80,8 +94,8 @@ def label(system: str) -> str:
 
 
 def metric_label(metric: str) -> str:
-    """`ndcg@10` -> `NDCG@10`."""
-    return {"mrr": "MRR"}.get(metric, metric.replace("ndcg", "NDCG").replace("hr@", "Hit rate@"))
+    """`ndcg@10` -> `NDCG@10`, `0.5*ndcg@10+mrr` -> `0.5*NDCG@10+MRR`; a function of one's own keeps its name."""
+    return re.sub(r"(?<![\w.:])[a-z_]+(?![\w.:])", lambda word: _METRIC_LABELS.get(word[0], word[0]), metric)
 
 
 def read_run(directory: Path) -> Run:

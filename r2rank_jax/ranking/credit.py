@@ -39,7 +39,7 @@ Advantages are constants: no gradient flows through them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import jax
@@ -98,15 +98,8 @@ def item_advantages(
         )
     if mask is not None:
         mask = broadcast_mask(mask, labels.shape, "labels")[..., None, :]
-    rules = {
-        "shared": _shared,
-        "counterfactual": _counterfactual,
-        "first_order": _first_order,
-        "leave_item_out": _by_score(leave_item_out),
-        "swap": _by_score(swap),
-    }
-    if rule not in rules:
-        raise ValueError(f'rule must be one of {tuple(rules)}; got {rule!r}; "counterfactual" is the default choice')
+    if rule not in _RULES:
+        raise ValueError(f'rule must be one of {tuple(_RULES)}; got {rule!r}; "counterfactual" is the default choice')
     num_rationales = scores.shape[-2]
     if rule in ("counterfactual", "first_order") and num_rationales < 2:
         raise ValueError(
@@ -116,7 +109,7 @@ def item_advantages(
     scores, real = real_scores(scores, mask)
     shape = (*leading(scores=scores.shape, labels=(*labels.shape[:-1], 1, labels.shape[-1])), scores.shape[-1])
     scores, real = jnp.broadcast_to(scores, shape), jnp.broadcast_to(real, shape)
-    advantages = rules[rule](scores, labels[..., None, :], real, reward, method)
+    advantages = _RULES[rule](scores, labels[..., None, :], real, reward, method)
     return jax.lax.stop_gradient(jnp.where(real, advantages, 0.0))
 
 
@@ -297,3 +290,12 @@ def _others(num_rationales: int) -> np.ndarray:
     """Row g lists all rationales but g: int [G, G-1]."""
     grid = np.arange(num_rationales)
     return np.stack([np.delete(grid, g) for g in grid])
+
+
+_RULES: Mapping[str, Callable[..., jax.Array]] = {
+    "shared": _shared,
+    "counterfactual": _counterfactual,
+    "first_order": _first_order,
+    "leave_item_out": _by_score(leave_item_out),
+    "swap": _by_score(swap),
+}

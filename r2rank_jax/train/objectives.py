@@ -8,6 +8,7 @@ from __future__ import annotations
 from r2rank_jax.config import ConfigError, RLConfig, RunConfig, SFTConfig
 from r2rank_jax.ranking import reward
 from r2rank_jax.ranking.losses import BY_NAME, Loss
+from r2rank_jax.ranking.names import function_named
 from r2rank_jax.train.rationale_rewards import rationale_rewards_of
 
 
@@ -37,6 +38,6 @@ def head_loss_of(sft: SFTConfig) -> Loss:
         ConfigError: no such loss.
     """
     try:
-        return reward.function_named(sft.head_loss, BY_NAME, "sft.head_loss")
+        return function_named(sft.head_loss, BY_NAME, "sft.head_loss")
     except ValueError as error:
         raise ConfigError(str(error)) from error

@@ -22,7 +22,7 @@ from typing import Protocol
 import jax.numpy as jnp
 
 from r2rank_jax.config import ConfigError, RLConfig
-from r2rank_jax.ranking.reward import function_named, weighted_names
+from r2rank_jax.ranking.names import function_named, weighted_names
 from r2rank_jax.types import Array, Rationales
 
 

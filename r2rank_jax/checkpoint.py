@@ -21,7 +21,7 @@ import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from r2rank_jax.config import RunConfig, differences, to_json
+from r2rank_jax.config import RunConfig, differences, in_current_fields, to_json
 from r2rank_jax.errors import CheckpointError
 from r2rank_jax.types import Params
 
@@ -172,7 +172,9 @@ def require_same_configuration(extras: dict[str, Any], config: dict[str, Any], p
 
 def _with_defaults(section: Any, name: str) -> Any:
     """Add fields that are newer than the saved section. When it was saved, the code behaved as with their defaults."""
-    return to_json(RunConfig(name="any"))[name] | section if isinstance(section, dict) else section
+    if not isinstance(section, dict):
+        return section
+    return to_json(RunConfig(name="any"))[name] | in_current_fields(section)
 
 
 def what_matters(section: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Expected discounts of a Plackett-Luce ranking by one-dimensional quadrature, for any number of items.
+"""Expected weight of an item's place in a Plackett-Luce ranking, by one-dimensional quadrature for any number of items.
 
 A Plackett-Luce ranking is the finishing order of an exponential race (Luce 1959): item j arrives at a time
 with rate exp(s_j). Given that the focal item f arrives at log-time τ − s_f, every other item has arrived
@@ -8,7 +8,7 @@ before it independently, with probability
 
 so the number C of items placed above f is Poisson-binomial, and
 
-    E[discount of f] = ∫ dτ e^{τ − e^τ} E[w_{1+C} | τ].
+    E[weight of f's place] = ∫ dτ e^{τ − e^τ} E[w_{1+C} | τ].
 
 Why log-time and not Gauss-Legendre nodes for u = exp(−e^τ) on [0, 1]: with a_j = exp(s_j − s_f), u^{a_j} has
 a singularity at u = 0 or a cliff at u = 1 as soon as scores differ by a few units, and 64 Gauss-Legendre
@@ -29,8 +29,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-
-from r2rank_jax.ranking.metrics import discounts
 
 
 def nodes(num_places: int, dtype: DTypeLike) -> tuple[np.ndarray, np.ndarray]:
@@ -81,21 +79,21 @@ def place_distribution(before: jax.Array, num_places: int) -> jax.Array:
     return jax.lax.scan(add_item, start, jnp.moveaxis(before, -1, 0))[0]
 
 
-def expected_discount(scores: jax.Array, real: jax.Array, focal: jax.Array, num_places: int) -> jax.Array:
-    """E[discount of one item's place]; cost O(nodes · N · K) per list.
+def expected_weight(scores: jax.Array, real: jax.Array, focal: jax.Array, weights: np.ndarray) -> jax.Array:
+    """E[weight of one item's place]; cost O(nodes · N · K) per list.
 
     Args:
       scores: [..., N] finite.
       real: [..., N] True for a real item.
       focal: int [...] index of the focal item.
-      num_places: K.
+      weights: [K] of the places; later ones weigh nothing.
 
     Returns:
-      [...] values in (0, 1].
+      [...] values between 0 and the largest weight.
     """
     gaps, present = _around(scores, real, focal)
-    log_times, weights = nodes(num_places, scores.dtype)
-    return _expected_discount(arrived_before(gaps, present, log_times), num_places, weights)
+    log_times, density = nodes(len(weights), scores.dtype)
+    return _expected_weight(arrived_before(gaps, present, log_times), weights, density)
 
 
 def place_marginals(scores: jax.Array, real: jax.Array, num_places: int) -> jax.Array:
@@ -123,10 +121,10 @@ def place_marginals(scores: jax.Array, real: jax.Array, num_places: int) -> jax.
     return jnp.where(real[..., None], jnp.einsum("k...q,q->...k", count, weights), 0.0)
 
 
-def swapped_expected_discount(
-    scores: jax.Array, real: jax.Array, focal: jax.Array, alternatives: jax.Array, num_places: int
+def swapped_expected_weight(
+    scores: jax.Array, real: jax.Array, focal: jax.Array, alternatives: jax.Array, weights: np.ndarray
 ) -> jax.Array:
-    """E[discount of the focal item] after the score of one item, each in turn, is replaced by an alternative.
+    """E[weight of the focal item's place] after the score of one item, each in turn, is replaced by an alternative.
 
     The value is linear in each other item's arrival probability, so one derivative prices the replacement of
     any of them exactly: O(nodes · N · K) for all items and A alternatives together. Replacing the focal
@@ -137,18 +135,18 @@ def swapped_expected_discount(
       real: [..., N] True for a real item.
       focal: int [...] index of the focal item.
       alternatives: [..., A, N] alternative scores, finite.
-      num_places: K.
+      weights: [K] of the places.
 
     Returns:
       [..., A, N]: entry (a, i) is the value with scores[i] replaced by alternatives[a, i] and all else
       unchanged.
     """
     gaps, present = _around(scores, real, focal)
-    log_times, weights = nodes(num_places, scores.dtype)
+    log_times, density = nodes(len(weights), scores.dtype)
     before = arrived_before(gaps, present, log_times)
 
     def total(before: jax.Array) -> tuple[jax.Array, jax.Array]:
-        value = _expected_discount(before, num_places, weights)
+        value = _expected_weight(before, weights, density)
         return jnp.sum(value), value
 
     slope, value = jax.grad(total, has_aux=True)(before)  # [..., Q, N], node weights included; [...]
@@ -160,11 +158,11 @@ def swapped_expected_discount(
 
     is_focal = jnp.arange(scores.shape[-1]) == focal[..., None]
     moved = jnp.where(is_focal[..., None, :], alternatives, scores[..., None, :])
-    moved_value = expected_discount(
+    moved_value = expected_weight(
         moved,
         jnp.broadcast_to(real[..., None, :], moved.shape),
         jnp.broadcast_to(focal[..., None], moved.shape[:-1]),
-        num_places,
+        weights,
     )
     return jnp.where(is_focal[..., None, :], moved_value[..., None], value[..., None, None] + change)
 
@@ -175,11 +173,10 @@ def _around(scores: jax.Array, real: jax.Array, focal: jax.Array) -> tuple[jax.A
     return gaps, real & (jnp.arange(scores.shape[-1]) != focal[..., None])
 
 
-def _expected_discount(before: jax.Array, num_places: int, weights: np.ndarray) -> jax.Array:
-    """E[w_{1+C}] over the nodes, for arrival probabilities `before` [..., Q, N]: [...]."""
-    count = place_distribution(before, num_places)
-    discounted = jnp.einsum("k...,k->...", count, discounts(num_places, before.dtype))
-    return discounted @ weights
+def _expected_weight(before: jax.Array, weights: np.ndarray, density: np.ndarray) -> jax.Array:
+    """E[w_{1+C}] over nodes of weights `density` [Q], for arrival probabilities `before` [..., Q, N]: [...]."""
+    count = place_distribution(before, len(weights))
+    return jnp.einsum("k...,k->...", count, weights) @ density
 
 
 def _none_yet(like: jax.Array, num_places: int) -> jax.Array:

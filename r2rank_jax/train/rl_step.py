@@ -1,9 +1,9 @@
-"""One step of reinforcement learning from NDCG: both gradient routes on one screen.
+"""One step of reinforcement learning from a reward of rankings: both gradient routes on one screen.
 
-V(s) = E_{ranking ~ PL(s)}[NDCG@k]            the value of a list with scores s
+V(s) = E_{ranking ~ PL(s)}[R(ranking)]        the value of a list with scores s; R is `rl.reward`
 ∇J   = E[ ∇V(s) through s ]                   score part: the head, and with `joint` the backbone behind it;
                                               with `fixed_scale`, without the direction that multiplies all scores
-     + E[ Σ_i A_i ∇log π(rationale_i) ]       token part: PPO, A_i from `ranking.credit`
+     + E[ Σ_i A_i ∇log π(rationale_i) ]       token part: PPO, A_i from `ranking.credit` and `rl.rationale_rewards`
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from r2rank_jax.model.forward import Judgement, judge, judge_and_sum, read_ratio
 from r2rank_jax.model.logprobs import TokenLoss, TokenStatistics
 from r2rank_jax.ranking.credit import item_advantages
 from r2rank_jax.ranking.estimators import surrogate
-from r2rank_jax.ranking.expectation import expected_ndcg
+from r2rank_jax.ranking.expectation import expected_reward
 from r2rank_jax.rollout.decoding import Rollout
 from r2rank_jax.sharding import replicated, users
 from r2rank_jax.train.chunks import Losses, Rows, gradients, read_in_chunks
 from r2rank_jax.train.context import UpdateContext, update_context
 from r2rank_jax.train.losses import clipped_policy, sequence_log_ratio, without_scale_gradient
+from r2rank_jax.train.objectives import reward_of
+from r2rank_jax.train.rationale_rewards import centred, rationale_rewards_of
 from r2rank_jax.train.state import TrainState, abstract_state, apply_gradients, make_optimizer
 from r2rank_jax.types import Array, KeyValues, ListBatch, Params, Rationales
 
@@ -92,12 +94,15 @@ def assess(
 
     old_logp = read_in_chunks(context, logp, params, (), rows) if rl.updates > 1 else None
     scores = rollout.scores.swapaxes(1, 2)  # [U, G, N]
-    advantages = item_advantages(scores, batch.labels, batch.mask, rule=rl.credit, k=rl.metric_k)
-    values = expected_ndcg(scores, batch.labels[:, None], batch.mask[:, None], k=rl.metric_k)
+    reward, of_rationales = reward_of(rl), rationale_rewards_of(rl)
+    advantages = item_advantages(scores, batch.labels, batch.mask, rule=rl.credit, reward=reward).swapaxes(1, 2)
+    if of_rationales is not None:
+        advantages = advantages + centred(of_rationales(rationales), batch.mask)
+    values = expected_reward(scores, batch.labels[:, None], batch.mask[:, None], reward=reward)
     return Assessment(
         old_logp=old_logp,
         reference_hidden=read_in_chunks(context, hidden, reference, (), rows),
-        advantages=advantages.swapaxes(1, 2),
+        advantages=advantages,
         value=jnp.mean(values),
     )
 
@@ -145,6 +150,7 @@ def rl_gradients(
         "advantage_rms": jnp.sqrt(jnp.mean(assessment.advantages**2)),
         "value": assessment.value,
         **_lengths(batch, rationales),
+        **_rationale_reward(rl, batch, rationales),
     }
 
 
@@ -184,7 +190,7 @@ def score_loss(config: RunConfig, constants: Any, scores: Array, rows: Rows) -> 
         batch.mask[:, None],
         estimator=rl.estimator,
         num_samples=rl.num_samples,
-        k=rl.metric_k,
+        reward=reward_of(rl),
     )
     reward = jnp.mean(value)
     return -rl.score_weight * reward, reward
@@ -233,6 +239,17 @@ def _lengths(batch: ListBatch, rationales: Rationales) -> dict[str, Array]:
     return {
         "rationale_tokens": jnp.sum(jnp.where(real, rationales.length, 0)) / count,
         "truncated": jnp.sum(real & ~rationales.stopped) / count,
+    }
+
+
+def _rationale_reward(rl: RLConfig, batch: ListBatch, rationales: Rationales) -> dict[str, Array]:
+    """Mean reward of the rationales themselves, where the configuration has one."""
+    of_rationales = rationale_rewards_of(rl)
+    if of_rationales is None:
+        return {}
+    real = jnp.broadcast_to(batch.mask[:, :, None], rationales.length.shape)
+    return {
+        "rationale_reward": jnp.sum(jnp.where(real, of_rationales(rationales), 0.0)) / jnp.maximum(jnp.sum(real), 1)
     }
 
 

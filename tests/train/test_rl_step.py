@@ -95,6 +95,15 @@ def test_reinforce_with_shared_credit_gives_finite_steps():
     assert int(state.step) == STEPS
 
 
+@pytest.mark.parametrize("estimator", ["exact", "pl_rank"])
+def test_a_step_learns_from_the_reward_that_is_configured(estimator):
+    _, metrics = train_rl(MeshConfig(), reward="0.5*recall@2+2*mrr", estimator=estimator)
+    _, other = train_rl(MeshConfig(), updates=2)
+    assert all(m["skipped"] == 0 and np.isfinite(m["loss"]) and m["advantage_rms"] > 0 for m in metrics)
+    assert 1 < metrics[0]["value"] < 2.5 and other[0]["value"] < 1
+    np.testing.assert_allclose(metrics[0]["reward"], metrics[0]["value"], rtol=1e-5 if estimator == "exact" else 0.2)
+
+
 def test_clipped_policy_by_hand():
     old = jnp.log(jnp.array([0.5, 0.5]))
     new = jnp.log(jnp.array([0.75, 0.5]))  # ratios 1.5 and 1

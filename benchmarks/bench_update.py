@@ -40,9 +40,9 @@ from workload import (
 from r2rank_jax.model.forward import Judgement, judge_and_sum
 from r2rank_jax.model.logprobs import TokenLoss
 from r2rank_jax.sharding import make_mesh
-from r2rank_jax.train.chunk_choice import choose_chunks
 from r2rank_jax.train.chunks import Losses, Rows, gradients
 from r2rank_jax.train.context import UpdateContext
+from r2rank_jax.train.memory.chunk_choice import choose_chunks
 from r2rank_jax.types import Array, KeyValues, Params
 
 

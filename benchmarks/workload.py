@@ -31,7 +31,7 @@ from r2rank_jax.rollout.sampling import row_keys
 from r2rank_jax.runs.attention_choice import choose_attention
 from r2rank_jax.runs.memory_budget import choose_budget
 from r2rank_jax.sharding import make_mesh
-from r2rank_jax.train.chunk_choice import DEFAULT_BUDGET, GIB, choose_chunks
+from r2rank_jax.train.memory.chunk_choice import DEFAULT_BUDGET, GIB, choose_chunks
 from r2rank_jax.types import OF_ITEMS, OF_USERS, ListBatch, Params, Rationales
 
 

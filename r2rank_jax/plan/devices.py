@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from r2rank_jax.config import MeshConfig
 from r2rank_jax.errors import ConfigError
-from r2rank_jax.train.chunk_choice import GIB
+from r2rank_jax.train.memory.chunk_choice import GIB
 
 GPU_SHARE = 0.75
 TERA = 1e12

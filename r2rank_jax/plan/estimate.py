@@ -1,7 +1,7 @@
 """Bytes of every program of a run on one device, from shapes and shardings alone.
 
 Arguments and results of a program are counted exactly. Its activations are the residuals of autodiff
-(`train/activation_memory.py`). Its other temporaries are estimated below as multiples of the arrays they are made from;
+(`train/memory/activations.py`). Its other temporaries are estimated below as multiples of the arrays they are made from;
 `tests/plan/test_plan.py` compares the estimates with XLA. Two things are not counted: the padding of TPU tiles, and the
 copies that GSPMD makes where it finds no better way.
 """
@@ -25,9 +25,9 @@ from r2rank_jax.plan.devices import Topology
 from r2rank_jax.plan.programs import abstract_rationales, abstract_rollout
 from r2rank_jax.rollout.generate import past_sizes
 from r2rank_jax.sharding import abstract_lists, abstract_params, mesh_of_shapes
-from r2rank_jax.train.activation_memory import layer_residual_bytes, logits_bytes, on_one_device, residual_bytes
-from r2rank_jax.train.chunk_choice import GIB, ChunkChoice, choose_chunks, update_budget
-from r2rank_jax.train.gradient_memory import gradient_bytes
+from r2rank_jax.train.memory.activations import layer_residual_bytes, logits_bytes, on_one_device, residual_bytes
+from r2rank_jax.train.memory.chunk_choice import GIB, ChunkChoice, choose_chunks, update_budget
+from r2rank_jax.train.memory.gradients import gradient_bytes
 from r2rank_jax.train.state import TrainState, abstract_state
 from r2rank_jax.train.trainable import split_params
 from r2rank_jax.types import ListBatch, Params

@@ -17,7 +17,7 @@ from r2rank_jax.plan.compiled import CompiledProgram, compile_programs, missing_
 from r2rank_jax.plan.devices import Topology, parse_topology, require_mesh
 from r2rank_jax.plan.estimate import KINDS, Estimate, MemoryUse, estimate
 from r2rank_jax.plan.remedy import Remedy, nearest_remedy
-from r2rank_jax.train.chunk_choice import GIB
+from r2rank_jax.train.memory.chunk_choice import GIB
 
 RECOMPUTED = {"none": "nothing", "dots": "all but products with weights", "block": "layers"}  # by `model.remat`
 

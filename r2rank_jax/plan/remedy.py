@@ -16,8 +16,8 @@ from r2rank_jax.errors import ConfigError
 from r2rank_jax.model.counting import BatchShape
 from r2rank_jax.plan.devices import Topology
 from r2rank_jax.plan.estimate import Estimate, estimate
-from r2rank_jax.train.activation_memory import logits_bytes, on_one_device, residual_bytes
-from r2rank_jax.train.chunk_choice import GIB
+from r2rank_jax.train.memory.activations import logits_bytes, on_one_device, residual_bytes
+from r2rank_jax.train.memory.chunk_choice import GIB
 
 # At most this many ladders are combined.
 MAX_LADDERS = 3

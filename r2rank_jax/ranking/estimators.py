@@ -47,10 +47,10 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from r2rank_jax.ranking import reward as rewards
-from r2rank_jax.ranking.choices import Choices, choices
+from r2rank_jax.ranking.draws.choices import Choices, choices
+from r2rank_jax.ranking.draws.sampling import draw
 from r2rank_jax.ranking.expectation import add_terms, expected_reward, prepare_terms
 from r2rank_jax.ranking.reward import Reward, Term
-from r2rank_jax.ranking.sampling import draw
 
 Estimator = Literal["reinforce", "reward_to_go", "pl_rank", "exact"]
 

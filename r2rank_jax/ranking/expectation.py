@@ -32,10 +32,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from r2rank_jax.ranking import quadrature, subsets
 from r2rank_jax.ranking import reward as rewards
 from r2rank_jax.ranking.arguments import leading, real_scores, same_items
-from r2rank_jax.ranking.choices import choices, log_sum
+from r2rank_jax.ranking.draws.choices import choices, log_sum
+from r2rank_jax.ranking.exact import quadrature, subsets
 from r2rank_jax.ranking.reward import Reward, Term
 
 Method = Literal["auto", "enumerate", "subset_dp", "quadrature", "quadrature_one_positive"]

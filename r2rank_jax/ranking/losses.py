@@ -34,7 +34,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from r2rank_jax.ranking.arguments import leading, places, real_labels, real_scores, same_items
-from r2rank_jax.ranking.choices import log_sum
+from r2rank_jax.ranking.draws.choices import log_sum
 from r2rank_jax.ranking.estimators import Estimator, check_sampled, surrogate
 from r2rank_jax.ranking.expectation import expected_ndcg, prepare
 from r2rank_jax.ranking.plackett_luce import log_prob, mode

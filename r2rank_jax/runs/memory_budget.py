@@ -10,8 +10,8 @@ from jax.experimental import multihost_utils
 
 from r2rank_jax.config import RunConfig
 from r2rank_jax.runs.log import say
-from r2rank_jax.train.chunk_choice import GIB, update_budget
-from r2rank_jax.train.gradient_memory import held_bytes
+from r2rank_jax.train.memory.chunk_choice import GIB, update_budget
+from r2rank_jax.train.memory.gradients import held_bytes
 
 
 def choose_budget(config: RunConfig) -> RunConfig:

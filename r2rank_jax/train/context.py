@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jax.sharding import Mesh
 
 from r2rank_jax.config import ModelConfig, RunConfig, Trained
-from r2rank_jax.train.chunk_choice import choose_chunks
+from r2rank_jax.train.memory.chunk_choice import choose_chunks
 from r2rank_jax.types import ListBatch, Rationales
 
 

@@ -26,8 +26,8 @@ from r2rank_jax.plan.estimate import bytes_on_device, estimate
 from r2rank_jax.plan.programs import lowered_rl, lowered_sft
 from r2rank_jax.plan.remedy import nearest_remedy
 from r2rank_jax.sharding import abstract_params, make_mesh, mesh_of_shapes
-from r2rank_jax.train.activation_memory import on_one_device
-from r2rank_jax.train.chunk_choice import GIB
+from r2rank_jax.train.memory.activations import on_one_device
+from r2rank_jax.train.memory.chunk_choice import GIB
 
 MODEL = ModelConfig(vocabulary=1024, width=48, layers=2, heads=4, kv_heads=2, head_size=12, mlp_width=128)
 

@@ -10,7 +10,7 @@ from r2rank_jax.config import ModelConfig, RunConfig
 from r2rank_jax.model.transformer import initial_params
 from r2rank_jax.runs import memory_budget
 from r2rank_jax.runs.memory_budget import choose_budget
-from r2rank_jax.train.gradient_memory import COPY_TABLES
+from r2rank_jax.train.memory.gradients import COPY_TABLES
 
 
 def test_the_budget_is_half_of_what_model_and_optimizer_leave(monkeypatch, capsys):

@@ -12,8 +12,8 @@ from r2rank_jax.model.counting import BatchShape
 from r2rank_jax.rollout.generate import make_rollout
 from r2rank_jax.sharding import abstract_params, make_mesh, replicated, to_mesh
 from r2rank_jax.train import context
-from r2rank_jax.train.activation_memory import residual_bytes
-from r2rank_jax.train.chunk_choice import GIB, ChunkChoice, choose_chunks
+from r2rank_jax.train.memory.activations import residual_bytes
+from r2rank_jax.train.memory.chunk_choice import GIB, ChunkChoice, choose_chunks
 from r2rank_jax.train.rl_step import assess, rl_gradients
 from r2rank_jax.train.sft_step import sft_gradients
 from tests.model.test_forward import QWEN3 as TWO_LAYERS

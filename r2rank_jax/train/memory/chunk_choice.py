@@ -13,8 +13,8 @@ import jax
 from r2rank_jax.config import MeshConfig, ModelConfig, RunConfig
 from r2rank_jax.model.counting import BatchShape
 from r2rank_jax.model.transformer import LOOPED_LAYERS
-from r2rank_jax.train.activation_memory import logits_bytes, on_one_device, residual_bytes
-from r2rank_jax.train.gradient_memory import held_bytes
+from r2rank_jax.train.memory.activations import logits_bytes, on_one_device, residual_bytes
+from r2rank_jax.train.memory.gradients import held_bytes
 from r2rank_jax.types import ListBatch, Rationales
 
 Remat = Literal["none", "dots", "block"]

@@ -1,9 +1,9 @@
 """Bytes of every program of a run on one device, from shapes and shardings alone.
 
 Arguments and results of a program are counted exactly. Its activations are the residuals of autodiff
-(`train/memory/activations.py`). Its other temporaries are estimated below as multiples of the arrays they are made from;
-`tests/plan/test_plan.py` compares the estimates with XLA. Two things are not counted: the padding of TPU tiles, and the
-copies that GSPMD makes where it finds no better way.
+(`train/memory/activations.py`). Its other temporaries are estimated below as multiples of the arrays they are made
+from; `tests/plan/test_plan.py` compares the estimates with XLA. Two things are not counted: the padding of TPU tiles,
+and the copies that GSPMD makes where it finds no better way.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from fault_server import case_of, flaw_of
 from r2rank_jax.data.prepare.prepare import prepare
 from r2rank_jax.data.prepared.dataset import load
 from r2rank_jax.data.prepared.traces import read_traces
-from r2rank_jax.data.teacher.journal import Journal
+from r2rank_jax.data.teacher.language_model.journal import Journal
 
 ROOT = Path(__file__).parent.parent
 SERVER = str(Path(__file__).with_name("fault_server.py"))

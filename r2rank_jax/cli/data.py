@@ -127,8 +127,8 @@ def _synthesize(known: argparse.Namespace, overrides: list[str]) -> int:
 
         template.synthesize(known.data, known.out, **asked)
         return 0
-    from r2rank_jax.data.teacher import language_model
-    from r2rank_jax.data.teacher.settings import TeacherSettings
+    from r2rank_jax.data.teacher.language_model import teacher as language_model
+    from r2rank_jax.data.teacher.language_model.settings import TeacherSettings
 
     settings = tyro.cli(TeacherSettings, args=overrides, prog="r2rank data synthesize --teacher URL")
     missing = language_model.synthesize(
@@ -141,7 +141,7 @@ def _synthesize(known: argparse.Namespace, overrides: list[str]) -> int:
 
 class _TeacherHelp(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from r2rank_jax.data.teacher.settings import TeacherSettings
+        from r2rank_jax.data.teacher.language_model.settings import TeacherSettings
 
         parser.print_help()
         tyro.cli(TeacherSettings, args=["--help"], prog="\nr2rank data synthesize --teacher URL")

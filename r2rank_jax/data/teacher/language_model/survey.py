@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from r2rank_jax.data.prepared.dataset import Dataset, Lists
 from r2rank_jax.data.prompts.from_dataset import prefix_of, suffixes_of
 from r2rank_jax.data.prompts.templates import find_template
-from r2rank_jax.data.teacher.asking import Request
-from r2rank_jax.data.teacher.filters import Filters
-from r2rank_jax.data.teacher.instructions import Rationale, messages
-from r2rank_jax.data.teacher.ledger import Tokens, prompt_ceiling
-from r2rank_jax.data.teacher.settings import TeacherSettings
+from r2rank_jax.data.teacher.language_model.asking import Request
+from r2rank_jax.data.teacher.language_model.filters import Filters
+from r2rank_jax.data.teacher.language_model.instructions import Rationale, messages
+from r2rank_jax.data.teacher.language_model.ledger import Tokens, prompt_ceiling
+from r2rank_jax.data.teacher.language_model.settings import TeacherSettings
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from r2rank_jax.data.teacher.filters import REASONS, Filters, foreign_titles, leaks, open_filters
-from r2rank_jax.data.teacher.instructions import DATA, VERSION, flat, messages, read_rationale
-from r2rank_jax.data.teacher.settings import TeacherSettings
+from r2rank_jax.data.teacher.language_model.filters import REASONS, Filters, foreign_titles, leaks, open_filters
+from r2rank_jax.data.teacher.language_model.instructions import DATA, VERSION, flat, messages, read_rationale
+from r2rank_jax.data.teacher.language_model.settings import TeacherSettings
 from r2rank_jax.errors import DataError
 
 SHOWN = (

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from r2rank_jax.data.teacher.answers import Answer
-from r2rank_jax.data.teacher.endpoint import AskError
-from r2rank_jax.data.teacher.journal import Journal
-from r2rank_jax.data.teacher.ledger import Ledger, Tokens
-from r2rank_jax.data.teacher.settings import TeacherSettings
+from r2rank_jax.data.teacher.language_model.answers import Answer
+from r2rank_jax.data.teacher.language_model.endpoint import AskError
+from r2rank_jax.data.teacher.language_model.journal import Journal
+from r2rank_jax.data.teacher.language_model.ledger import Ledger, Tokens
+from r2rank_jax.data.teacher.language_model.settings import TeacherSettings
 
 MAX_BACKOFF_S = 60.0
 MAX_WAIT_S = 600.0  # an endpoint that wants more is asked another day

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from r2rank_jax.data.teacher.answers import Answer
-from r2rank_jax.data.teacher.journal import Journal
-from r2rank_jax.data.teacher.ledger import Tokens
+from r2rank_jax.data.teacher.language_model.answers import Answer
+from r2rank_jax.data.teacher.language_model.journal import Journal
+from r2rank_jax.data.teacher.language_model.ledger import Tokens
 from r2rank_jax.errors import DataError
 
 
@@ -75,7 +75,8 @@ def test_a_damaged_line_is_named_and_nothing_is_changed(path, line):
 
 def test_a_second_process_is_refused_and_a_killed_one_lets_go(path):
     program = (
-        "import sys, time; from pathlib import Path; from r2rank_jax.data.teacher.journal import Journal\n"
+        "import sys, time; from pathlib import Path\n"
+        "from r2rank_jax.data.teacher.language_model.journal import Journal\n"
         "journal = Journal(Path(sys.argv[1])); print('open', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE)

@@ -3,8 +3,8 @@ import time
 
 import pytest
 
-from r2rank_jax.data.teacher.ledger import NOTHING, Budget, Ledger, Tokens, prompt_ceiling
-from r2rank_jax.data.teacher.settings import TeacherSettings
+from r2rank_jax.data.teacher.language_model.ledger import NOTHING, Budget, Ledger, Tokens, prompt_ceiling
+from r2rank_jax.data.teacher.language_model.settings import TeacherSettings
 from r2rank_jax.errors import DataError
 
 GO = threading.Event()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from r2rank_jax.data.prompts.item_text import whole_characters
-from r2rank_jax.data.teacher.ledger import Tokens
+from r2rank_jax.data.teacher.language_model.ledger import Tokens
 
 THINKING_FIELDS = ("reasoning_content", "reasoning")  # DeepSeek and vLLM until 0.11; OpenRouter and vLLM since
 OPEN, CLOSE = "<think>", "</think>"

@@ -4,13 +4,13 @@ from collections import Counter
 
 import pytest
 
-from r2rank_jax.data.teacher import asking
-from r2rank_jax.data.teacher.answers import Answer
-from r2rank_jax.data.teacher.asking import Asker, Progress, Request
-from r2rank_jax.data.teacher.endpoint import AskError
-from r2rank_jax.data.teacher.journal import Journal
-from r2rank_jax.data.teacher.ledger import NOTHING, Budget, Ledger, Tokens
-from r2rank_jax.data.teacher.settings import TeacherSettings
+from r2rank_jax.data.teacher.language_model import asking
+from r2rank_jax.data.teacher.language_model.answers import Answer
+from r2rank_jax.data.teacher.language_model.asking import Asker, Progress, Request
+from r2rank_jax.data.teacher.language_model.endpoint import AskError
+from r2rank_jax.data.teacher.language_model.journal import Journal
+from r2rank_jax.data.teacher.language_model.ledger import NOTHING, Budget, Ledger, Tokens
+from r2rank_jax.data.teacher.language_model.settings import TeacherSettings
 from r2rank_jax.errors import DataError
 
 CEILING = Tokens(80, 20)

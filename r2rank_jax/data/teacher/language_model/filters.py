@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from tokenizers import Tokenizer
 
-from r2rank_jax.data.teacher.instructions import Rationale, read_rationale
-from r2rank_jax.data.teacher.settings import TeacherSettings
+from r2rank_jax.data.teacher.language_model.instructions import Rationale, read_rationale
+from r2rank_jax.data.teacher.language_model.settings import TeacherSettings
 from r2rank_jax.errors import DataError
 
 REASONS = ("empty", "no verdict", "contradicts the label", "leaks the label", "too long", "foreign title", "duplicate")

@@ -25,8 +25,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from r2rank_jax.data.teacher.answers import Answer
-from r2rank_jax.data.teacher.ledger import NOTHING, Tokens
+from r2rank_jax.data.teacher.language_model.answers import Answer
+from r2rank_jax.data.teacher.language_model.ledger import NOTHING, Tokens
 from r2rank_jax.errors import DataError
 
 

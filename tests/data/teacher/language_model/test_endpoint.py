@@ -8,8 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from r2rank_jax.data.teacher.endpoint import AskError, Endpoint, open_endpoint
-from r2rank_jax.data.teacher.settings import TeacherSettings
+from r2rank_jax.data.teacher.language_model.endpoint import AskError, Endpoint, open_endpoint
+from r2rank_jax.data.teacher.language_model.settings import TeacherSettings
 from r2rank_jax.errors import DataError
 
 KEY = "sk-very/secret+42"

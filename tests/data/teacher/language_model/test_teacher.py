@@ -12,12 +12,12 @@ from r2rank_jax.data.prepared.dataset import load
 from r2rank_jax.data.prepared.traces import read_traces
 from r2rank_jax.data.prompts.from_dataset import prefix_of, suffixes_of
 from r2rank_jax.data.prompts.templates import FILMS_1, GAMES_1
-from r2rank_jax.data.teacher.answers import Answer
-from r2rank_jax.data.teacher.endpoint import AskError, Endpoint
-from r2rank_jax.data.teacher.instructions import VERSION
-from r2rank_jax.data.teacher.language_model import synthesize
-from r2rank_jax.data.teacher.ledger import Tokens
-from r2rank_jax.data.teacher.settings import TeacherSettings
+from r2rank_jax.data.teacher.language_model.answers import Answer
+from r2rank_jax.data.teacher.language_model.endpoint import AskError, Endpoint
+from r2rank_jax.data.teacher.language_model.instructions import VERSION
+from r2rank_jax.data.teacher.language_model.ledger import Tokens
+from r2rank_jax.data.teacher.language_model.settings import TeacherSettings
+from r2rank_jax.data.teacher.language_model.teacher import synthesize
 from r2rank_jax.errors import DataError
 
 URL = "http://127.0.0.1:9/v1"

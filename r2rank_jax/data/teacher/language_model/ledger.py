@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from r2rank_jax.data.teacher.settings import TeacherSettings
+from r2rank_jax.data.teacher.language_model.settings import TeacherSettings
 
 MESSAGE_OVERHEAD = 256  # tokens a chat template may add: roles, a default system prompt, the date
 

@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from r2rank_jax.data.teacher.answers import BrokenAnswer, parse_completion
-from r2rank_jax.data.teacher.asking import Request
-from r2rank_jax.data.teacher.journal import Journal
-from r2rank_jax.data.teacher.ledger import Ledger, Tokens
+from r2rank_jax.data.teacher.language_model.answers import BrokenAnswer, parse_completion
+from r2rank_jax.data.teacher.language_model.asking import Request
+from r2rank_jax.data.teacher.language_model.journal import Journal
+from r2rank_jax.data.teacher.language_model.ledger import Ledger, Tokens
 from r2rank_jax.errors import DataError
 from r2rank_jax.files.atomic import replacing_file
 

@@ -12,15 +12,15 @@ import numpy as np
 
 from r2rank_jax.data.prepared.dataset import Dataset, Lists, load
 from r2rank_jax.data.prepared.traces import write_traces
-from r2rank_jax.data.teacher.asking import Asker, Progress
-from r2rank_jax.data.teacher.batch import read_batch, write_batch
-from r2rank_jax.data.teacher.endpoint import Endpoint, open_endpoint
-from r2rank_jax.data.teacher.filters import REASONS, Filters, open_filters
-from r2rank_jax.data.teacher.instructions import VERSION
-from r2rank_jax.data.teacher.journal import Journal
-from r2rank_jax.data.teacher.ledger import Budget, Ledger
-from r2rank_jax.data.teacher.settings import TeacherSettings
-from r2rank_jax.data.teacher.survey import Lesson, Survey, survey
+from r2rank_jax.data.teacher.language_model.asking import Asker, Progress
+from r2rank_jax.data.teacher.language_model.batch import read_batch, write_batch
+from r2rank_jax.data.teacher.language_model.endpoint import Endpoint, open_endpoint
+from r2rank_jax.data.teacher.language_model.filters import REASONS, Filters, open_filters
+from r2rank_jax.data.teacher.language_model.instructions import VERSION
+from r2rank_jax.data.teacher.language_model.journal import Journal
+from r2rank_jax.data.teacher.language_model.ledger import Budget, Ledger
+from r2rank_jax.data.teacher.language_model.settings import TeacherSettings
+from r2rank_jax.data.teacher.language_model.survey import Lesson, Survey, survey
 from r2rank_jax.errors import DataError
 
 OFFLINE = "batch"

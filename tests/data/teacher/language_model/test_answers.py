@@ -2,8 +2,14 @@ import json
 
 import pytest
 
-from r2rank_jax.data.teacher.answers import Answer, BrokenAnswer, parse_completion, parse_stream, split_thinking
-from r2rank_jax.data.teacher.ledger import Tokens
+from r2rank_jax.data.teacher.language_model.answers import (
+    Answer,
+    BrokenAnswer,
+    parse_completion,
+    parse_stream,
+    split_thinking,
+)
+from r2rank_jax.data.teacher.language_model.ledger import Tokens
 
 USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
 

@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from r2rank_jax.data.teacher.answers import Answer, BrokenAnswer, parse_completion, parse_stream
-from r2rank_jax.data.teacher.settings import TeacherSettings
+from r2rank_jax.data.teacher.language_model.answers import Answer, BrokenAnswer, parse_completion, parse_stream
+from r2rank_jax.data.teacher.language_model.settings import TeacherSettings
 from r2rank_jax.errors import DataError
 
 PATH = "/chat/completions"

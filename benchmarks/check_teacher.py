@@ -157,7 +157,7 @@ def asked_after_answer(records: list[dict[str, Any]]) -> int:
 def booked(journal: Path) -> int:
     """Tokens that a journal accounts for, unreported ones at their ceiling."""
     with Journal(journal) as opened:
-        return opened.past.known.plus(opened.past.unknown).total
+        return opened.past.reported.plus(opened.past.unreported).total
 
 
 def files_with(folder: Path, secret: str) -> list[str]:
@@ -217,7 +217,7 @@ def audit(bench: Bench, kills: int) -> tuple[dict[str, Any], dict[str, bool]]:
     answers = Counter(record["key"] for record in records if "answer" in record)
     received = Counter(record["case"] for record in books)
     delivered = Counter(record["case"] for record in books if record["got"] == "answer")
-    traces = read_traces(bench.folder / "traces.jsonl", load(bench.folder / "data", "leave_one_out"))
+    traces = read_traces(bench.folder / "traces.jsonl", load(bench.folder / "data", "leave_one_out"), "films-1")
     lost, late = delivered.total() - len(answers), asked_after_answer(records)
     with_key = files_with(bench.folder, bench.key)
     figures = {
@@ -250,7 +250,7 @@ def filters(bench: Bench) -> tuple[dict[str, Any], dict[str, bool]]:
     bench.run()
     bench.server.terminate()
     planted = Counter(flaw_of(case, bench.flaws) for case in {line["case"] for line in read_lines(bench.books)})
-    traces = read_traces(bench.folder / "traces.jsonl", load(bench.folder / "data", "leave_one_out"))
+    traces = read_traces(bench.folder / "traces.jsonl", load(bench.folder / "data", "leave_one_out"), "films-1")
     found = traces.header["answers_refused"]
     dropped = sum(traces.header["lists_dropped"].values())
     held = {

@@ -6,7 +6,7 @@ import pytest
 
 from r2rank_jax.data.teacher.language_model import asking
 from r2rank_jax.data.teacher.language_model.answers import Answer
-from r2rank_jax.data.teacher.language_model.asking import Asker, Progress, Request
+from r2rank_jax.data.teacher.language_model.asking import Asker, ChatRequest, ProgressLine
 from r2rank_jax.data.teacher.language_model.endpoint import AskError
 from r2rank_jax.data.teacher.language_model.journal import Journal
 from r2rank_jax.data.teacher.language_model.ledger import NOTHING, Budget, Ledger, Tokens
@@ -18,7 +18,7 @@ USAGE = Tokens(30, 10)
 
 
 def requests(count):
-    return [Request(f"{i:03}", {"i": i}, CEILING) for i in range(count)]
+    return [ChatRequest(f"{i:03}", {"i": i}, CEILING) for i in range(count)]
 
 
 class Endpoint:
@@ -56,12 +56,12 @@ def run(tmp_path, capsys):
         chosen = TeacherSettings(**{"model": "m", "concurrency": 8, "backoff_s": 0.001, "attempts": 3} | settings)
         start = time.monotonic()
         with Journal(tmp_path / "j.jsonl") as journal:
-            ledger = Ledger(budget, journal.past.known, journal.past.unknown)
+            ledger = Ledger(budget, journal.past.reported, journal.past.unreported)
             waiting = [request for request in requests(count) if request.key not in journal.answers]
             outcome = Asker(endpoint, journal, ledger, chosen).ask_all(waiting)
         seconds = time.monotonic() - start
         with Journal(tmp_path / "j.jsonl") as journal:
-            assert journal.past.known == ledger.known and journal.past.unknown == ledger.unknown
+            assert journal.past.reported == ledger.reported and journal.past.unreported == ledger.unreported
             assert ledger.in_flight == NOTHING
             return outcome, endpoint, ledger, journal, seconds
 
@@ -85,7 +85,7 @@ def test_failures_are_asked_again_and_no_more_often_than_allowed(run):
     assert {i: n for i, n in endpoint.times.items() if n > 1} == {i: 3 for i in range(40) if i % 10 <= 2}
     assert outcome.given_up == {f"{i:03}": "status 500" for i in range(0, 40, 10)} and outcome.answered == 36
     assert outcome.retries == 2 * 12 and outcome.stopped is None
-    assert ledger.unknown == Tokens(16 * 80, 16 * 20), "a cut answer may have been billed; 500 is not"
+    assert ledger.unreported == Tokens(16 * 80, 16 * 20), "a cut answer may have been billed; 500 is not"
     assert journal.past.counts["failed: status 500"] == 12 and journal.past.counts["failed: cut off"] == 16
     again, endpoint, *_ = run(40, yes)
     assert again.answered == 4 and set(endpoint.times) == {0, 10, 20, 30}, "only what has no answer is asked again"
@@ -103,7 +103,7 @@ def test_the_endpoints_wish_for_quiet_is_granted(run):
     assert outcome.answered == 4 and seconds >= 0.3
     long = AskError("status 429", after_s=3600.0, billed=False)
     outcome, _, _, _, seconds = run(99, lambda i, times: long if i == 50 else yes())
-    assert "wants no request for 3600 s" in outcome.stopped and outcome.answered < 99 and seconds < 5
+    assert "accepts no request for 3600 s" in outcome.stopped and outcome.answered < 99 and seconds < 5
 
 
 def test_back_off_doubles_up_to_a_minute_with_full_jitter(run, monkeypatch):
@@ -116,7 +116,7 @@ def test_back_off_doubles_up_to_a_minute_with_full_jitter(run, monkeypatch):
 def test_what_dooms_every_request_stops_the_run_at_once(run):
     unknown = AskError("status 401", detail="no such key", retry=False, remedy="the key", billed=False)
     outcome, endpoint, *_ = run(100, lambda *_: unknown)
-    assert outcome.stopped == "the endpoint answers status 401: no such key; look at the key"
+    assert outcome.stopped == "the endpoint answers status 401: no such key; check the key"
     assert endpoint.times.total() <= 8
 
 
@@ -146,7 +146,7 @@ def test_a_budget_is_used_and_never_exceeded(run, budget):
 def test_a_budget_fears_the_worst_of_what_was_not_reported(run):
     silent = Answer("yes", "", "stop", "m", None)
     outcome, _, ledger, _, _ = run(100, lambda i, times: silent if i % 2 else AskError("stalled"), Budget(tokens=1000))
-    assert ledger.known == NOTHING and ledger.unknown.total == 1000 and outcome.answered <= 10
+    assert ledger.reported == NOTHING and ledger.unreported.total == 1000 and outcome.answered <= 10
 
 
 def test_a_journal_that_cannot_be_written_ends_the_run(run, monkeypatch):
@@ -177,7 +177,7 @@ def test_progress_in_one_line(tmp_path):
     with Journal(tmp_path / "j.jsonl") as journal:
         ledger = Ledger(Budget(prompt_usd=2.0, completion_usd=10.0), Tokens(1_500_000, 100_000), NOTHING)
         asker = Asker(Endpoint(yes), journal, ledger, TeacherSettings(model="m"))
-        progress = Progress(asker)
+        progress = ProgressLine(asker)
         asker.outcome.answered = 30
         progress.left(1200)
         line = progress.line(progress._start + 60)

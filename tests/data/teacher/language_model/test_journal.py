@@ -32,15 +32,15 @@ def test_what_was_written_is_read(path):
     with Journal(path) as journal:
         assert journal.answers == {"a": "A \u2028\ud800 text\n"} and journal.repaired_bytes == 0
         past = journal.past
-        assert past.known == Tokens(5, 2)
-        assert past.unknown == Tokens(200, 20), "billed without a report, and in flight"
+        assert past.reported == Tokens(5, 2)
+        assert past.unreported == Tokens(200, 20), "billed without a report, and in flight"
         assert past.counts == {
             "asked": 4, "answered": 1, "failed: cut off": 1, "failed: status 500": 1, "lost in flight": 1,
         }  # fmt: skip
         journal.asked("d", Tokens(100, 10))  # asked again; the one lost stays in the books
         journal.answered("d", answer("D", None))
     with Journal(path) as journal:
-        assert journal.past.unknown == Tokens(300, 30) and journal.past.counts["lost in flight"] == 1
+        assert journal.past.unreported == Tokens(300, 30) and journal.past.counts["lost in flight"] == 1
         with pytest.raises(ValueError, match="d is answered already"):
             journal.answered("d", answer("other"))
     assert b"thoughts" in path.read_bytes()
@@ -68,7 +68,7 @@ def test_a_damaged_line_is_named_and_nothing_is_changed(path, line):
     lines = path.read_bytes().splitlines(keepends=True)
     damaged = b"".join([*lines[:5], line + b"\n", *lines[5:]])
     path.write_bytes(damaged)
-    with pytest.raises(DataError, match=r"j.jsonl, line 6: expected a request.*take it from a backup"):
+    with pytest.raises(DataError, match=r"j.jsonl, line 6: expected a request.*restore a backup"):
         Journal(path)
     assert path.read_bytes() == damaged
 
@@ -82,7 +82,7 @@ def test_a_second_process_is_refused_and_a_killed_one_lets_go(path):
     holder = subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE)
     try:
         assert holder.stdout.readline() == b"open\n"
-        with pytest.raises(DataError, match=r"one process at a time, and another has it open; wait for it"):
+        with pytest.raises(DataError, match=r"one process at a time, and another has it open; wait for it to end"):
             Journal(path)
     finally:
         holder.kill()
@@ -106,7 +106,7 @@ def test_a_full_disk_leaves_no_half_line(path, monkeypatch):
     real = os.write
     with Journal(path) as journal:
         monkeypatch.setattr(os, "write", lambda file, data: real(file, data[:9]))
-        with pytest.raises(DataError, match=r"must take every answer.*9 of \d+ bytes.*make room"):
+        with pytest.raises(DataError, match=r"must store every answer.*9 of \d+ bytes.*free some space"):
             journal.answered("d", answer("D"))
         monkeypatch.undo()
         assert path.read_bytes() == before and "d" not in journal.answers

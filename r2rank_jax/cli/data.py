@@ -125,21 +125,21 @@ def _add_synthesize(synthesize: argparse.ArgumentParser) -> None:
     synthesize.add_argument("-h", "--help", action=_TeacherHelp, nargs=0, help="show this and a language model's flags")
 
 
-def _synthesize(known: argparse.Namespace, overrides: list[str]) -> int:
+def _synthesize(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Exit code 1 if the teacher left lists unfinished."""
     from r2rank_jax.data.teacher.synthesize import synthesize
 
     names = ("split", "template", "lists", "seed", "positives", "history_items")
-    settings = {name: getattr(known, name) for name in names}
-    missing = synthesize(known.data, known.out, _teacher(known, overrides), **settings)
+    settings = {name: getattr(arguments, name) for name in names}
+    missing = synthesize(arguments.data, arguments.out, _teacher(arguments, overrides), **settings)
     if missing is not None:
         print(f"r2rank: {missing}", file=sys.stderr)
     return 0 if missing is None else 1
 
 
-def _teacher(known: argparse.Namespace, overrides: list[str]) -> Teacher:
+def _teacher(arguments: argparse.Namespace, overrides: list[str]) -> Teacher:
     """The teacher that --teacher names, with its own flags."""
-    if known.teacher == TEMPLATE:
+    if arguments.teacher == TEMPLATE:
         from r2rank_jax.data.teacher.template import TemplateTeacher
 
         _refuse_flags(overrides)
@@ -148,7 +148,7 @@ def _teacher(known: argparse.Namespace, overrides: list[str]) -> Teacher:
     from r2rank_jax.data.teacher.language_model.teacher import LanguageModel
 
     settings = tyro.cli(TeacherSettings, args=overrides, prog="r2rank data synthesize --teacher URL")
-    return LanguageModel(settings, address=known.teacher, out=known.out, key=_teacher_key(known.teacher))
+    return LanguageModel(settings, address=arguments.teacher, out=arguments.out, key=_teacher_key(arguments.teacher))
 
 
 def _refuse_flags(overrides: list[str]) -> None:

@@ -49,14 +49,14 @@ def _with_other_items(rows, place):
 def test_held_out_interactions_change_no_rationale(tmp_path, teacher, lists, dataset):
     hidden = _with_other_items(_with_other_items(tiny_rows(), 1), 2)
     shown = _with_other_items(tiny_rows(), 3)
-    said = {}
+    rationales = {}
     for name, rows in (("hidden", hidden), ("shown", shown)):
         prepare(write_raw(tmp_path / f"raw-{name}", rows), tmp_path / name)
         other = load(tmp_path / name, "leave_one_out")
         assert other.data_hash != dataset.data_hash
-        said[name] = TemplateStatistics(other).rationales(lists)
-    assert said["hidden"] == teacher.rationales(lists)
-    assert said["shown"] != teacher.rationales(lists), "the last training interaction does count"
+        rationales[name] = TemplateStatistics(other).rationales(lists)
+    assert rationales["hidden"] == teacher.rationales(lists)
+    assert rationales["shown"] != teacher.rationales(lists), "the last training interaction is used"
 
 
 def test_synthesized_traces_hold_training_positions_only(prepared, traces, dataset):
@@ -75,7 +75,7 @@ def test_the_same_seed_writes_the_same_file(prepared, tmp_path):
     assert (tmp_path / "a").read_bytes() != (tmp_path / "c").read_bytes()
 
 
-def test_traces_have_as_many_positives_as_asked(prepared, dataset, tmp_path):
+def test_traces_have_the_requested_number_of_positives(prepared, dataset, tmp_path):
     out = tmp_path / "t"
     assert main(["data", "synthesize", "--data", f"{prepared}", "--out", f"{out}", "--lists=9", "--positives=3"]) == 0
     traces = read_traces(tmp_path / "t", dataset, "films-1")
@@ -89,13 +89,13 @@ def test_weights_are_those_of_an_ease_fitted_without_the_user(teacher, dataset):
         inverse = np.linalg.inv(others.T @ others + RIDGE * np.eye(ITEMS))
         weights = -inverse / np.diag(inverse)
         np.fill_diagonal(weights, 0)
-        found = teacher._leave_one_out_weights(user, films, items)
-        assert np.abs(found - weights[np.ix_(films, items)]).max() < 1e-6
+        computed = teacher._leave_one_out_weights(user, films, items)
+        assert np.abs(computed - weights[np.ix_(films, items)]).max() < 1e-6
         assert np.abs(weights[np.ix_(films, items)]).max() > 1e-4
 
 
-def test_the_users_own_training_interactions_say_nothing(teacher, dataset, lists):
-    """What a user did after a list's position must not show in its evidence: statistics leave the user out."""
+def test_the_users_own_training_interactions_are_left_out(teacher, dataset, lists):
+    """A user's actions after a list's position must not affect its evidence, so statistics leave the user out."""
     evidence = teacher.evidence(lists)
     counts = dataset.train_counts[lists.items]
     own = np.array([np.isin(items, dataset.item[dataset.train_rows(u)]) for u, items in zip(lists.user, lists.items)])
@@ -119,7 +119,7 @@ def test_facts_by_hand(teacher, dataset):
         assert np.isnan(rating) if len(same) == 0 else np.isclose(rating, same.mean())
 
 
-def test_a_rationale_says_its_levels_and_cites_a_visible_film(teacher, dataset, lists):
+def test_a_rationale_states_its_levels_and_cites_a_visible_film(teacher, dataset, lists):
     levels = teacher.levels(teacher.evidence(lists))
     cited = 0
     for row, texts in enumerate(teacher.rationales(lists)):
@@ -139,7 +139,7 @@ def test_a_rationale_says_its_levels_and_cites_a_visible_film(teacher, dataset, 
 
 
 def test_the_discrete_levels_rank_the_positive_well(dataset):
-    """On the two-taste fixture the words alone put the positive far above chance (mean place 9.5 of 20)."""
+    """On the two-taste fixture the words alone rank the positive far above chance (mean place 9.5 of 20)."""
     teacher, lists = TemplateStatistics(dataset), dataset.candidate_lists("valid")
     levels = teacher.levels(teacher.evidence(lists))
     total = levels.match + levels.verdict

@@ -18,14 +18,14 @@ def test_costs_by_hand():
     assert Budget().holds(Tokens(10**12, 10**12))
 
 
-def test_a_request_is_admitted_only_if_all_in_flight_may_cost_their_ceiling():
+def test_a_request_is_admitted_only_if_the_budget_covers_all_ceilings():
     ledger = Ledger(Budget(tokens=100), Tokens(10, 10), Tokens(0, 20))
     assert ledger.admit(Tokens(10, 20), GO) and ledger.admit(Tokens(0, 30), GO)  # 40 booked, 60 in flight
     late = threading.Thread(target=lambda: admitted.append(ledger.admit(Tokens(0, 20), GO)))
     admitted: list[bool] = []
     late.start()
     time.sleep(0.05)
-    assert not admitted, "it waits: what is in flight may cost less"
+    assert not admitted, "it waits, because requests in flight may cost less"
     ledger.settle(Tokens(10, 20), Tokens(5, 5))
     late.join(2)
     assert admitted == [True]
@@ -37,7 +37,7 @@ def test_a_request_is_admitted_only_if_all_in_flight_may_cost_their_ceiling():
     assert ledger.admit(Tokens(0, 20), GO)
 
 
-def test_a_waiting_request_hears_that_all_stop():
+def test_a_waiting_request_ends_when_the_run_stops():
     ledger, stop = Ledger(Budget(tokens=10), NOTHING, NOTHING), threading.Event()
     assert ledger.admit(Tokens(0, 10), stop)
     threading.Timer(0.05, stop.set).start()
@@ -67,12 +67,12 @@ def test_a_ceiling_counts_bytes():
         ({"temperature": 0.0, "show_label": "never", "draws": 2}, "--draws 1"),
     ],
 )
-def test_settings_that_cannot_be(settings, message):
+def test_invalid_settings(settings, message):
     with pytest.raises(DataError, match=message):
         TeacherSettings(**{"model": "m"} | settings)
 
 
-def test_extra_lies_over_the_body_and_null_takes_out():
+def test_extra_is_merged_into_the_body_and_null_removes_a_field():
     extra = '{"max_tokens": null, "max_completion_tokens": 900, "top_p": 0.9, "temperature": null}'
     settings = TeacherSettings(model="m", extra=extra)
     assert settings.body_fields() == {"model": "m", "max_completion_tokens": 900, "top_p": 0.9}

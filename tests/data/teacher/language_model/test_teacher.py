@@ -1,4 +1,4 @@
-"""From training lists to traces, with a stub in the endpoint's place."""
+"""From training lists to traces, with a stub in place of the endpoint."""
 
 import itertools
 import json
@@ -27,23 +27,23 @@ SERIAL = itertools.count()
 
 
 class Stub:
-    """Follows the label where it is shown; says `said(prompt, number)` otherwise."""
+    """Follows the label where it is shown; answers `reply(prompt, number)` otherwise."""
 
-    def __init__(self, monkeypatch, said=None):
-        self.prompts, self.keys, self.said = [], [], said
+    def __init__(self, monkeypatch, reply=None):
+        self.prompts, self.keys, self.reply = [], [], reply
         monkeypatch.setattr(Endpoint, "ask", lambda endpoint, body: self.ask(endpoint, body))
 
     def ask(self, endpoint, body):
         prompt = body["messages"][1]["content"]
         self.prompts.append(prompt)
         self.keys.append(endpoint.key)
-        said = self.said(prompt, len(self.prompts)) if self.said else None
-        if isinstance(said, AskError):
-            raise said
-        if said is None:
+        reply = self.reply(prompt, len(self.prompts)) if self.reply else None
+        if isinstance(reply, AskError):
+            raise reply
+        if reply is None:
             verdict = "MISMATCH" if "did not go on" in prompt or "went on" not in prompt else "MATCH"
-            said = f"Reason number {next(SERIAL)}.\nVERDICT: {verdict}"
-        return Answer(said, "", "stop", "stub", Tokens(100, 10))
+            reply = f"Reason number {next(SERIAL)}.\nVERDICT: {verdict}"
+        return Answer(reply, "", "stop", "stub", Tokens(100, 10))
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_traces_that_sft_reads(ask, tmp_path, dataset, monkeypatch):
 
 
 @pytest.mark.parametrize("template", [FILMS_1, GAMES_1])
-def test_the_teacher_reads_the_pupils_words(ask, tmp_path, dataset, monkeypatch, template):
+def test_the_teacher_sees_the_students_prompts(ask, tmp_path, dataset, monkeypatch, template):
     stub = Stub(monkeypatch)
     ask(lists=1, history_items=4, concurrency=1, template=template.name)
     lists = read_traces(tmp_path / "t.jsonl", dataset, None).lists
@@ -94,7 +94,7 @@ def test_the_teacher_reads_the_pupils_words(ask, tmp_path, dataset, monkeypatch,
         assert prompt.startswith(f"BEGIN\n{prefix}{suffix}\nEND")
 
 
-def test_what_is_answered_is_never_asked_again(ask, tmp_path, monkeypatch):
+def test_answered_requests_are_never_sent_again(ask, tmp_path, monkeypatch):
     first = Stub(monkeypatch)
     ask(lists=3)
     before = (tmp_path / "t.jsonl").read_bytes()
@@ -112,7 +112,7 @@ def test_what_is_answered_is_never_asked_again(ask, tmp_path, monkeypatch):
 def test_refused_answers_are_drawn_again_with_the_label_and_then_the_list_is_dropped(
     ask, tmp_path, dataset, monkeypatch
 ):
-    """Without the label the stub finds no candidate fitting, so positives are contradicted; one film it cannot do."""
+    """Without the label the stub says MISMATCH, which contradicts positives; it has no usable answer for one film."""
     Stub(monkeypatch)
     ask(lists=LISTS, show_label="retry")
     traces = read_traces(tmp_path / "t.jsonl", dataset, None)
@@ -129,7 +129,7 @@ def test_refused_answers_are_drawn_again_with_the_label_and_then_the_list_is_dro
     assert shown[False] == LISTS * 20 and holds < shown[True] <= LISTS + holds
 
 
-def test_never_means_never(ask, tmp_path, monkeypatch, capsys):
+def test_show_label_never_hides_every_label(ask, tmp_path, monkeypatch, capsys):
     stub = Stub(monkeypatch)
     missing = ask(show_label="never", draws=2)
     assert missing.startswith(f"no list is complete, {LISTS} dropped ({LISTS} contradicts the label)")
@@ -137,8 +137,8 @@ def test_never_means_never(ask, tmp_path, monkeypatch, capsys):
     assert len(stub.prompts) == LISTS * 21, "a second draw for each positive"
 
 
-def test_a_list_that_is_lost_is_not_asked_about_any_more(ask, monkeypatch):
-    """The first candidate has no usable answer, the fifth none at all: it need not have one."""
+def test_no_more_requests_are_sent_for_a_dropped_list(ask, monkeypatch):
+    """The first candidate has no usable answer, so the fifth needs none."""
     down = AskError("status 500", billed=False)
     Stub(monkeypatch, lambda prompt, number: {1: "No verdict.", 5: down}.get(number))
     assert ask(lists=1, draws=1, attempts=1, concurrency=1).startswith("no list is complete, 1 dropped (1 no verdict)")
@@ -147,7 +147,7 @@ def test_a_list_that_is_lost_is_not_asked_about_any_more(ask, monkeypatch):
     assert not again.prompts
 
 
-def test_a_budget_buys_whole_lists_and_says_what_is_missing(ask, tmp_path, dataset, monkeypatch):
+def test_a_budget_buys_complete_lists_and_the_rest_is_reported(ask, tmp_path, dataset, monkeypatch):
     Stub(monkeypatch)
     most = 64 * 20 * 110 + 10_000  # one block of lists, and the ceiling of a request
     missing = ask(lists=100, budget_tokens=most, max_tokens=400)
@@ -169,7 +169,7 @@ def test_requests_without_an_answer_leave_their_lists_open(ask, tmp_path, datase
     assert ask() is None and len(read_traces(tmp_path / "t.jsonl", dataset, None)) == LISTS
 
 
-def test_draws_differ_where_a_seed_is_sent(ask, tmp_path, monkeypatch):
+def test_draws_differ_if_a_seed_is_sent(ask, tmp_path, monkeypatch):
     seeds = []
     Stub(monkeypatch, lambda *_: "No verdict.")
     real = Endpoint.ask
@@ -179,7 +179,7 @@ def test_draws_differ_where_a_seed_is_sent(ask, tmp_path, monkeypatch):
 
 
 def test_the_offline_route_fills_the_same_journal(ask, tmp_path, dataset, monkeypatch, capsys):
-    """Two rounds of a batch, then the endpoint for the rest; line by line what OpenAI and `vllm run-batch` exchange."""
+    """Two rounds of a batch, then the endpoint for the rest; the lines have the form of OpenAI and `vllm run-batch`."""
     settings = {"address": "batch", "show_label": "retry"}
     assert ask(batch_out=tmp_path / "in.jsonl", **settings) is None
     lines = journal(tmp_path / "in.jsonl")
@@ -189,10 +189,10 @@ def test_the_offline_route_fills_the_same_journal(ask, tmp_path, dataset, monkey
 
     def responses(lines):
         for number, line in enumerate(lines):
-            said = f"Number {line['custom_id']}.\nVERDICT: MISMATCH"
+            content = f"Number {line['custom_id']}.\nVERDICT: MISMATCH"
             if "user went on" in line["body"]["messages"][1]["content"]:
-                said = f"Number {line['custom_id']}.\nVERDICT: MATCH"
-            body = {"choices": [{"message": {"content": said}, "finish_reason": "stop"}], "model": "b",
+                content = f"Number {line['custom_id']}.\nVERDICT: MATCH"
+            body = {"choices": [{"message": {"content": content}, "finish_reason": "stop"}], "model": "b",
                     "usage": {"prompt_tokens": 9, "completion_tokens": 1}}  # fmt: skip
             record = {"id": f"r{number}", "custom_id": line["custom_id"], "error": None}
             yield record | {"response": {"status_code": 200, "request_id": "q", "body": body}}
@@ -204,8 +204,8 @@ def test_the_offline_route_fills_the_same_journal(ask, tmp_path, dataset, monkey
     (tmp_path / "out.jsonl").write_text("".join(json.dumps(record) + "\n" for record in answered))
     again = {"batch_in": tmp_path / "out.jsonl", "batch_out": tmp_path / "in2.jsonl"}
     assert ask(**again, **settings) is None
-    said = capsys.readouterr().out
-    assert "1 failed: error in place of an answer, 1 failed: status 500, 118 answered, 1 answered before" in said
+    printed = capsys.readouterr().out
+    assert "1 failed: error in place of an answer, 1 failed: status 500, 118 answered, 1 answered before" in printed
     second = journal(tmp_path / "in2.jsonl")
     before = (tmp_path / "t.journal.jsonl").read_bytes()
     ask(**again, **settings)
@@ -228,7 +228,7 @@ def test_the_offline_route_fills_the_same_journal(ask, tmp_path, dataset, monkey
         ('{"custom_id": "a", "resp', "line 2: .*give the whole output file"),
     ],
 )
-def test_what_is_no_batch_output_is_named(ask, tmp_path, line, message):
+def test_a_line_that_is_no_batch_response_is_reported(ask, tmp_path, line, message):
     (tmp_path / "out.jsonl").write_text('{"custom_id": "x", "response": null, "error": {}}\n' + line)
     with pytest.raises(DataError, match=message):
         ask(address="batch", batch_in=tmp_path / "out.jsonl")
@@ -255,7 +255,7 @@ def test_errors(ask, tmp_path):
 
 
 def test_the_command(prepared, tmp_path, monkeypatch, capsys):
-    """Which key goes where, exit codes, and flags that only a language model has."""
+    """Which endpoint receives which key, exit codes, and the flags that only a language model has."""
     stub = Stub(monkeypatch)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-openai")
     monkeypatch.delenv("R2RANK_TEACHER_API_KEY", raising=False)
@@ -281,12 +281,12 @@ def test_the_command(prepared, tmp_path, monkeypatch, capsys):
     assert not [path for path in tmp_path.iterdir() if b"sk-o" in path.read_bytes()]
 
 
-def test_lists_are_training_lists_drawn_anew_by_seed(ask, tmp_path, prepared, monkeypatch):
+def test_lists_are_nested_training_lists_that_depend_on_the_seed(ask, tmp_path, prepared, monkeypatch):
     Stub(monkeypatch)
     pairs = {}
     for name, lists, seed in (("few", 3, 0), ("more", LISTS, 0), ("other", LISTS, 1)):
         ask(f"{name}.jsonl", lists=lists, seed=seed)
-        found = read_traces(tmp_path / f"{name}.jsonl", load(prepared, "leave_one_out"), None).lists
-        pairs[name] = list(zip(found.user.tolist(), found.position.tolist()))
-        assert np.all(found.position >= 5)
+        drawn = read_traces(tmp_path / f"{name}.jsonl", load(prepared, "leave_one_out"), None).lists
+        pairs[name] = list(zip(drawn.user.tolist(), drawn.position.tolist()))
+        assert np.all(drawn.position >= 5)
     assert pairs["more"][:3] == pairs["few"] and pairs["other"] != pairs["more"]

@@ -42,7 +42,7 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
 
     # -- data: traces, and a tokenizer: the imported model's, or one that is trained on them once -------------------
     dataset = load(Path(config.data.directory), config.data.split)
-    traces = read_traces(Path(config.data.traces), dataset)
+    traces = read_traces(Path(config.data.traces), dataset, config.data.template)
     if not continued and jax.process_index() == 0:
         _provide_tokenizer(config, run_dir, dataset, traces)
     _wait_for_everyone()

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from r2rank_jax.data.teacher.answers import Answer
-from r2rank_jax.data.teacher.journal import Journal
-from r2rank_jax.data.teacher.ledger import Tokens
+from r2rank_jax.data.teacher.language_model.answers import Answer
+from r2rank_jax.data.teacher.language_model.journal import Journal
+from r2rank_jax.data.teacher.language_model.ledger import Tokens
 from r2rank_jax.errors import DataError
 
 
@@ -28,26 +28,26 @@ def path(tmp_path):
     return path
 
 
-def test_what_was_written_is_read(path):
+def test_a_journal_is_read_as_it_was_written(path):
     with Journal(path) as journal:
         assert journal.answers == {"a": "A \u2028\ud800 text\n"} and journal.repaired_bytes == 0
         past = journal.past
-        assert past.known == Tokens(5, 2)
-        assert past.unknown == Tokens(200, 20), "billed without a report, and in flight"
+        assert past.reported == Tokens(5, 2)
+        assert past.unreported == Tokens(200, 20), "billed without a report, and in flight"
         assert past.counts == {
             "asked": 4, "answered": 1, "failed: cut off": 1, "failed: status 500": 1, "lost in flight": 1,
         }  # fmt: skip
-        journal.asked("d", Tokens(100, 10))  # asked again; the one lost stays in the books
+        journal.asked("d", Tokens(100, 10))  # sent again; the lost request stays booked
         journal.answered("d", answer("D", None))
     with Journal(path) as journal:
-        assert journal.past.unknown == Tokens(300, 30) and journal.past.counts["lost in flight"] == 1
+        assert journal.past.unreported == Tokens(300, 30) and journal.past.counts["lost in flight"] == 1
         with pytest.raises(ValueError, match="d is answered already"):
             journal.answered("d", answer("other"))
     assert b"thoughts" in path.read_bytes()
 
 
-def test_cut_anywhere_it_goes_on_after_the_last_whole_line(path, tmp_path):
-    """A kill can end the file at any byte: whole lines stay, the torn one goes, and the next run appends cleanly."""
+def test_after_a_cut_at_any_byte_it_continues_after_the_last_complete_line(path, tmp_path):
+    """A kill can end the file at any byte: complete lines stay, an incomplete one is removed."""
     content = path.read_bytes()
     for length in range(len(content) + 1):
         torn = tmp_path / "torn.jsonl"
@@ -64,24 +64,25 @@ def test_cut_anywhere_it_goes_on_after_the_last_whole_line(path, tmp_path):
     "line",
     [b'{"key":"a","answer":{"content":"again"},"usage":null}', b'{"key":"x"}', b"\0\0\0", b'{"key":"q","ask', b"[]"],
 )
-def test_a_damaged_line_is_named_and_nothing_is_changed(path, line):
+def test_a_damaged_line_is_reported_and_the_file_is_unchanged(path, line):
     lines = path.read_bytes().splitlines(keepends=True)
     damaged = b"".join([*lines[:5], line + b"\n", *lines[5:]])
     path.write_bytes(damaged)
-    with pytest.raises(DataError, match=r"j.jsonl, line 6: expected a request.*take it from a backup"):
+    with pytest.raises(DataError, match=r"j.jsonl, line 6: expected a request.*restore a backup"):
         Journal(path)
     assert path.read_bytes() == damaged
 
 
-def test_a_second_process_is_refused_and_a_killed_one_lets_go(path):
+def test_a_second_process_is_refused_until_the_first_is_killed(path):
     program = (
-        "import sys, time; from pathlib import Path; from r2rank_jax.data.teacher.journal import Journal\n"
+        "import sys, time; from pathlib import Path\n"
+        "from r2rank_jax.data.teacher.language_model.journal import Journal\n"
         "journal = Journal(Path(sys.argv[1])); print('open', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE)
     try:
         assert holder.stdout.readline() == b"open\n"
-        with pytest.raises(DataError, match=r"one process at a time, and another has it open; wait for it"):
+        with pytest.raises(DataError, match=r"one process at a time, and another has it open; wait for it to end"):
             Journal(path)
     finally:
         holder.kill()
@@ -89,7 +90,7 @@ def test_a_second_process_is_refused_and_a_killed_one_lets_go(path):
     Journal(path).__exit__(None, None, None)
 
 
-def test_an_answer_is_on_the_disk_before_anything_is_made_of_it(path, monkeypatch):
+def test_an_answer_is_synced_before_it_is_used(path, monkeypatch):
     synced = []
     with Journal(path) as journal:
         real = os.fdatasync
@@ -100,12 +101,12 @@ def test_an_answer_is_on_the_disk_before_anything_is_made_of_it(path, monkeypatc
     assert synced == [False]
 
 
-def test_a_full_disk_leaves_no_half_line(path, monkeypatch):
+def test_a_full_disk_leaves_no_incomplete_line(path, monkeypatch):
     before = path.read_bytes()
     real = os.write
     with Journal(path) as journal:
         monkeypatch.setattr(os, "write", lambda file, data: real(file, data[:9]))
-        with pytest.raises(DataError, match=r"must take every answer.*9 of \d+ bytes.*make room"):
+        with pytest.raises(DataError, match=r"must store every answer.*9 of \d+ bytes.*free some space"):
             journal.answered("d", answer("D"))
         monkeypatch.undo()
         assert path.read_bytes() == before and "d" not in journal.answers

@@ -1,4 +1,4 @@
-"""Many requests at a time: threads that ask, wait, ask again, and stop together."""
+"""Concurrent requests: threads that ask, wait before retries, and stop together."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from r2rank_jax.data.teacher.answers import Answer
-from r2rank_jax.data.teacher.endpoint import AskError
-from r2rank_jax.data.teacher.journal import Journal
-from r2rank_jax.data.teacher.ledger import Ledger, Tokens
-from r2rank_jax.data.teacher.settings import TeacherSettings
+from r2rank_jax.data.teacher.language_model.answers import Answer
+from r2rank_jax.data.teacher.language_model.endpoint import AskError
+from r2rank_jax.data.teacher.language_model.journal import Journal
+from r2rank_jax.data.teacher.language_model.ledger import Ledger, Tokens
+from r2rank_jax.data.teacher.language_model.settings import TeacherSettings
 
 MAX_BACKOFF_S = 60.0
-MAX_WAIT_S = 600.0  # an endpoint that wants more is asked another day
-FAILURES_IN_A_ROW = 20  # requests given up, with no answer between them: something is wrong with all
+MAX_WAIT_S = 600.0  # if the endpoint asks for a longer pause, the run stops
+FAILURES_IN_A_ROW = 20  # requests given up without an answer in between; the cause probably affects all requests
 PROGRESS_S = 5.0
 
 
 @dataclass(frozen=True)
-class Request:
-    """One question to the teacher."""
+class ChatRequest:
+    """One request to the teacher."""
 
-    key: str  # hash of all that the answer depends on
+    key: str  # hash of everything that the answer depends on
     body: dict[str, Any]
     ceiling: Tokens  # the most it can cost
 
 
 class Asks(Protocol):
-    """An endpoint, or what stands in for one."""
+    """An endpoint, or a stub in its place."""
 
     def ask(self, body: dict[str, Any]) -> Answer:
         """The answer to one body; raises AskError."""
@@ -40,21 +40,21 @@ class Asks(Protocol):
 
 @dataclass
 class Outcome:
-    """What came of some requests."""
+    """The results of some requests."""
 
     answered: int = 0
     retries: int = 0
     given_up: dict[str, str] = field(default_factory=dict)  # key -> reason, after all attempts
-    stopped: str | None = None  # why not all were asked; None if all were
+    stopped: str | None = None  # why some requests were not sent; None if all were
 
 
 class Asker:
-    """Asks through one endpoint into one journal, within one budget.
+    """Sends requests to one endpoint, within one budget, and records them in one journal.
 
     Args:
         endpoint: to ask.
-        journal: takes every request, failure and answer.
-        ledger: the journal's books.
+        journal: records every request, failure and answer.
+        ledger: the journal's costs.
         settings: concurrency, attempts, back-off.
     """
 
@@ -66,11 +66,13 @@ class Asker:
         self._failures_in_a_row = 0
         self._error: BaseException | None = None
 
-    def ask_all(self, requests: Sequence[Request], progress: Callable[[], None] = lambda: None) -> Outcome:
-        """Ask until all are answered or given up, or something stops the run. Ctrl-C waits for what is in flight.
+    def ask_all(self, requests: Sequence[ChatRequest], progress: Callable[[], None] = lambda: None) -> Outcome:
+        """Ask until every request is answered or given up, or the run has to stop.
+
+        Ctrl-C waits for the requests in flight.
 
         Args:
-            requests: none of them answered, no key twice.
+            requests: without an answer so far, each key once.
             progress: called a few times a second.
 
         Returns:
@@ -78,7 +80,7 @@ class Asker:
 
         Raises:
             DataError: the journal could not be written.
-            KeyboardInterrupt: pressed again while waiting.
+            KeyboardInterrupt: Ctrl-C was pressed again during the wait.
         """
         waiting = iter(requests)
         count = min(self.settings.concurrency, len(requests))
@@ -89,7 +91,7 @@ class Asker:
             self._wait(threads, progress)
         except KeyboardInterrupt:
             self._halt("interrupted")
-            print("teacher: waiting for the requests in flight; Ctrl-C again to abandon them", file=sys.stderr)
+            print("teacher: waiting for the requests in flight; press Ctrl-C again to abandon them", file=sys.stderr)
             self._wait(threads, progress)
         if self._error is not None:
             raise self._error
@@ -101,7 +103,7 @@ class Asker:
                 thread.join(0.2)
                 progress()
 
-    def _work(self, waiting: Iterator[Request]) -> None:
+    def _work(self, waiting: Iterator[ChatRequest]) -> None:
         try:
             while not self._stop.is_set():
                 with self._lock:
@@ -113,8 +115,8 @@ class Asker:
             self._error = error
             self._halt("an error")
 
-    def _ask(self, request: Request) -> None:
-        """All attempts at one request."""
+    def _ask(self, request: ChatRequest) -> None:
+        """Make all attempts at one request."""
         for attempt in range(1, self.settings.attempts + 1):
             if not self.ledger.admit(request.ceiling, self._stop):
                 if not self._stop.is_set():
@@ -124,20 +126,20 @@ class Asker:
             if error is None:
                 return
             if error.remedy:
-                self._halt(f"the endpoint answers {error}; look at {error.remedy}")
+                self._halt(f"the endpoint answers {error}; check {error.remedy}")
                 return
             if not error.retry or attempt == self.settings.attempts:
                 self._give_up(request, error)
                 return
             if error.after_s > MAX_WAIT_S:
-                self._halt(f"the endpoint wants no request for {error.after_s:.0f} s; come back then")
+                self._halt(f"the endpoint accepts no request for {error.after_s:.0f} s; try again after that")
                 return
             with self._lock:
                 self.outcome.retries += 1
             longest = min(MAX_BACKOFF_S, self.settings.backoff_s * 2 ** (attempt - 1))
             self._stop.wait(error.after_s + random.uniform(0, longest))
 
-    def _attempt(self, request: Request) -> AskError | None:
+    def _attempt(self, request: ChatRequest) -> AskError | None:
         self.journal.asked(request.key, request.ceiling)
         try:
             answer = self.endpoint.ask(request.body)
@@ -152,12 +154,12 @@ class Asker:
             self._failures_in_a_row = 0
         return None
 
-    def _give_up(self, request: Request, error: AskError) -> None:
+    def _give_up(self, request: ChatRequest, error: AskError) -> None:
         with self._lock:
             self.outcome.given_up[request.key] = str(error)
             self._failures_in_a_row += 1
-            broken = self._failures_in_a_row >= FAILURES_IN_A_ROW
-        if broken:
+            too_many = self._failures_in_a_row >= FAILURES_IN_A_ROW
+        if too_many:
             self._halt(f"{FAILURES_IN_A_ROW} requests in a row brought no answer, the last with {error}")
 
     def _halt(self, reason: str) -> None:
@@ -167,15 +169,15 @@ class Asker:
         self._stop.set()
 
 
-class Progress:
-    """A line on stderr every few seconds: how many, how fast, how much, how long yet."""
+class ProgressLine:
+    """A line on stderr every few seconds: answers, rate, retries, cost, and remaining time."""
 
     def __init__(self, asker: Asker):
         self._asker, self._total = asker, 0
         self._start = self._last = time.monotonic()
 
     def left(self, requests: int) -> None:
-        """So many are left, as far as is known: a refused answer makes one more."""
+        """Set the number of remaining requests. It is an estimate: each refused answer adds a request."""
         self._total = self._done() + requests
 
     def _done(self) -> int:

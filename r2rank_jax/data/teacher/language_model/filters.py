@@ -1,4 +1,4 @@
-"""Which answers may teach. Each check is strict and counted; an answer counts under the first that refuses it."""
+"""Decide which answers become rationales. Refusals are counted under the first check that fails."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from tokenizers import Tokenizer
 
-from r2rank_jax.data.teacher.instructions import Rationale, read_rationale
-from r2rank_jax.data.teacher.settings import TeacherSettings
+from r2rank_jax.data.teacher.language_model.instructions import Rationale, read_rationale
+from r2rank_jax.data.teacher.language_model.settings import TeacherSettings
 from r2rank_jax.errors import DataError
 
 REASONS = ("empty", "no verdict", "contradicts the label", "leaks the label", "too long", "foreign title", "duplicate")
@@ -33,30 +33,30 @@ _LEAKS = re.compile(
 
 
 class Filters:
-    """The checks with what they have seen: a duplicate is a text that was kept before.
+    """The checks, with the texts accepted so far, which an answer must not repeat.
 
     Args:
-        length: of a rationale.
-        limit: most of it.
+        length: measures a rationale.
+        limit: largest length accepted.
     """
 
     def __init__(self, length: Callable[[str], int], limit: int):
         self._length, self._limit = length, limit
-        self._kept: set[str] = set()
+        self._accepted: set[str] = set()
 
     def branch(self) -> Filters:
-        """A copy that remembers on its own from here."""
+        """A copy; from here on, each remembers only its own texts."""
         copy = Filters(self._length, self._limit)
-        copy._kept = set(self._kept)
+        copy._accepted = set(self._accepted)
         return copy
 
     def judge(self, content: str, *, label: bool, shown: str) -> Rationale | str:
-        """Read an answer and keep it, or say why not.
+        """Read an answer, and accept or refuse it.
 
         Args:
-            content: what the teacher said.
+            content: of the teacher's answer.
             label: whether the user chose the candidate.
-            shown: the prompt's texts; titles may be cited from them.
+            shown: the prompt's text, from which titles may be cited.
 
         Returns:
             The rationale, or one of `REASONS`.
@@ -77,36 +77,40 @@ class Filters:
         if foreign_titles(rationale.reasons, shown):
             return "foreign title"
         key = _plain(rationale.text)
-        if key in self._kept:
+        if key in self._accepted:
             return "duplicate"
-        self._kept.add(key)
+        self._accepted.add(key)
         return rationale
 
 
 def open_filters(settings: TeacherSettings) -> Filters:
-    """Filters that measure in the pupil's tokens where its tokenizer is given, in words otherwise.
+    """Filters that measure length in the student's tokens if its tokenizer is given, and in words otherwise.
 
     Raises:
         DataError: no such tokenizer.
     """
     if settings.tokenizer is None or settings.rationale_tokens is None:
-        return Filters(lambda text: len(text.split()) - 2, settings.rationale_words)  # the verdict's two words are ours
+        return Filters(
+            lambda text: len(text.split()) - 2, settings.rationale_words
+        )  # without the two words of the verdict
     path = settings.tokenizer / "tokenizer.json" if settings.tokenizer.is_dir() else settings.tokenizer
     if not path.is_file():
-        raise DataError(f"--tokenizer must name a tokenizer.json or its folder, got {path}, which is not there")
+        raise DataError(
+            f"--tokenizer must name a tokenizer.json or its folder, got {path}, which does not exist; give its path"
+        )
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    tokenizer.encode_special_tokens = True  # as the pupil reads rationales: text is data
+    tokenizer.encode_special_tokens = True  # as the student reads rationales: text never becomes a special token
 
     def tokens(text: str) -> int:
-        return len(tokenizer.encode(text, add_special_tokens=False).ids) + 1  # the token that ends it
+        return len(tokenizer.encode(text, add_special_tokens=False).ids) + 1  # and the stop token
 
     return Filters(tokens, settings.rationale_tokens)
 
 
 def leaks(reasons: str) -> bool:
-    """Whether the words give away that the teacher knew. Quoted titles may say what they like.
+    """Whether the words reveal that the teacher was told the label. Quoted titles are not checked.
 
     >>> leaks("As the label says, it fits."), leaks('Like "The Label", a drama.')
     (True, False)
@@ -115,17 +119,17 @@ def leaks(reasons: str) -> bool:
 
 
 def foreign_titles(reasons: str, shown: str) -> list[str]:
-    """Quoted names that do not stand in the prompt.
+    """Quoted names that are not in the prompt.
 
     >>> foreign_titles('Close to "Alien," far from "Emma".', "Alien (1979) 5\\nHeat (1995)")
     ['Emma']
     """
-    known = f" {_plain(shown)} "
-    named = ("".join(groups) for groups in _QUOTED.findall(reasons))
-    return [name for name in named if _plain(name) and f" {_plain(name)} " not in known]
+    prompt = f" {_plain(shown)} "
+    quoted = ("".join(groups) for groups in _QUOTED.findall(reasons))
+    return [name for name in quoted if _plain(name) and f" {_plain(name)} " not in prompt]
 
 
 def _plain(text: str) -> str:
-    """Words only: case, accents' encoding, punctuation and spaces do not tell titles apart."""
+    """The words alone, so that case, the encoding of accents, punctuation and spaces do not matter in comparisons."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(re.findall(r"\w+", folded))

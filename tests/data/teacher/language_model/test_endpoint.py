@@ -1,4 +1,4 @@
-"""One request at a time against a server that does exactly what a test says."""
+"""One request at a time against a server that follows a script."""
 
 import contextlib
 import json
@@ -8,8 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from r2rank_jax.data.teacher.endpoint import AskError, Endpoint, open_endpoint
-from r2rank_jax.data.teacher.settings import TeacherSettings
+from r2rank_jax.data.teacher.language_model.endpoint import AskError, Endpoint, open_endpoint
+from r2rank_jax.data.teacher.language_model.settings import TeacherSettings
 from r2rank_jax.errors import DataError
 
 KEY = "sk-very/secret+42"
@@ -50,7 +50,7 @@ def reply(status=200, body=None, kind="application/json", length=None, **headers
 @pytest.fixture
 def server(monkeypatch):
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "all_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody is there
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # no proxy listens here
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Scripted)
@@ -79,8 +79,8 @@ def failure(endpoint, server, script):
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_a_request_as_the_endpoint_sees_it(server, endpoint, host):
-    """Proxies of the environment are passed by, the key is in one header, and the body is the request's."""
+def test_the_request_that_the_endpoint_receives(server, endpoint, host):
+    """The environment's proxies are not used, the key is in one header, and the body is unchanged."""
     assert endpoint(host).ask(BODY).content == "yes"
     assert endpoint(host, stream=True).ask(BODY).content == "yes", "an endpoint may ignore `stream`"
     (path, headers, body), (_, _, streamed) = server.seen
@@ -133,16 +133,16 @@ def events(*parts, wait_s=0.0, count=1):
 
 
 def test_streams(server, endpoint):
-    said = b'data: {"choices": [{"delta": {"content": "y\xc3\xa9s"}}]}\n\n'
-    server.script = events(said[:40], said[40:61], said[61:], said, b"data: [DONE]\n\n", b"data: {never read")
-    assert endpoint(stream=True).ask(BODY).content == "yésyés", "parts end anywhere, within a character, too"
-    assert failure(endpoint(stream=True), server, events(said)).reason == "cut off"
-    assert failure(endpoint(stream=True), server, events(said, wait_s=0.4, count=2)).reason == "stalled"
+    event = b'data: {"choices": [{"delta": {"content": "y\xc3\xa9s"}}]}\n\n'
+    server.script = events(event[:40], event[40:61], event[61:], event, b"data: [DONE]\n\n", b"data: {never read")
+    assert endpoint(stream=True).ask(BODY).content == "yésyés", "parts may end anywhere, even within a character"
+    assert failure(endpoint(stream=True), server, events(event)).reason == "cut off"
+    assert failure(endpoint(stream=True), server, events(event, wait_s=0.4, count=2)).reason == "stalled"
     awake = events(b": awake\n\n", wait_s=0.05, count=100)
-    assert failure(endpoint(stream=True), server, awake).reason == "timed out", "comments do not hold a request open"
+    assert failure(endpoint(stream=True), server, awake).reason == "timed out", "comments do not extend the time limit"
 
 
-def test_nobody_there_costs_nothing():
+def test_a_refused_connection_costs_nothing():
     with pytest.raises(AskError) as caught:
         open_endpoint("http://127.0.0.1:9", KEY, TeacherSettings(model="m")).ask(BODY)
     assert (caught.value.reason, caught.value.billed, caught.value.retry) == ("no connection", False, True)
@@ -150,13 +150,13 @@ def test_nobody_there_costs_nothing():
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
 def test_a_redirect_is_not_followed(server, endpoint, status):
-    """It would take the key to another host."""
+    """It would send the key to another host."""
     other = f"http://127.0.0.1:{server.server_port}/elsewhere"
     error = failure(endpoint(), server, reply(status, {}, Location=other))
     assert error.reason == f"status {status}" and "redirect" in error.remedy and len(server.seen) == 1
 
 
-def test_the_key_is_cut_out_of_all_that_comes_back(server, endpoint):
+def test_the_key_is_removed_from_every_response(server, endpoint):
     echo = {"error": f"no such key {KEY}, {KEY}"}
     error = failure(endpoint(), server, reply(401, echo))
     slashed = failure(endpoint(), server, reply(500, json.dumps(echo).replace("/", "\\/").encode()))
@@ -170,16 +170,16 @@ def test_the_key_is_cut_out_of_all_that_comes_back(server, endpoint):
 @pytest.mark.parametrize(
     ("url", "key", "message"),
     [
-        ("localhost:8000/v1", "", "an address as http://localhost:8000/v1, got 'localhost:8000/v1'"),
+        ("localhost:8000/v1", "", "an address such as http://localhost:8000/v1, got 'localhost:8000/v1'"),
         ("ftp://host/v1", "", "got 'ftp://host/v1'"),
-        ("http://host:99999/v1", "", "an address as"),
+        ("http://host:99999/v1", "", "an address such as"),
         ("https://user:hunter2@host/v1", "", "without user, password"),
         ("https://host/v1?api-key=hunter2", "", "without user, password"),
         ("http://host/v1", "hunter2\nX-Header: 1", "printable ASCII without spaces"),
         ("http://host/v1", "hunter2é", "printable ASCII without spaces"),
     ],
 )
-def test_what_cannot_be_asked_is_refused_without_repeating_a_secret(url, key, message):
+def test_an_unusable_address_or_key_is_refused_without_repeating_a_secret(url, key, message):
     with pytest.raises(DataError, match=message) as caught:
         open_endpoint(url, key, TeacherSettings(model="m"))
     assert "hunter2" not in str(caught.value)

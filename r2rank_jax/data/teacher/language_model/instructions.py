@@ -1,7 +1,7 @@
-"""What the teacher is told, and how its answer becomes a rationale.
+"""The teacher's instructions, and how its answer becomes a rationale.
 
-The teacher sees what the pupil sees, word for word, and around it instructions: verify the candidate against the
-history, then conclude. Change a word here and change VERSION with it: the version goes into the traces' header.
+The teacher sees the student's prompt verbatim, surrounded by instructions: verify the candidate against the history,
+then conclude. If you change a word of them, change VERSION too; the header of the traces records it.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 @dataclass(frozen=True)
 class Rationale:
-    """An answer read: the reasons on one line, and what they conclude."""
+    """A parsed answer: the reasons on one line, and their conclusion."""
 
     reasons: str
     match: bool
 
     @property
     def text(self) -> str:
-        """What the pupil learns to write after the candidate's last line: reasons first, the verdict last."""
+        """What the student learns to write after the candidate's last line: the reasons, then the verdict."""
         return f" {self.reasons} Verdict: {'match' if self.match else 'mismatch'}"
 
 
@@ -52,10 +52,10 @@ def messages(prefix: str, suffix: str, *, words: int, label: bool | None) -> lis
     """The messages for one candidate.
 
     Args:
-        prefix: the pupil's prompt, the part shared by the user's candidates.
+        prefix: the part of the student's prompt that all candidates of the user share.
         suffix: the candidate's part.
-        words: length that is asked for.
-        label: whether the user chose it; None to let the teacher find out.
+        words: length to ask for.
+        label: whether the user chose the candidate; None hides it from the teacher.
     """
     shown = "" if label is None else SHOWN.format(did=CHOSE if label else PASSED)
     return [
@@ -65,7 +65,7 @@ def messages(prefix: str, suffix: str, *, words: int, label: bool | None) -> lis
 
 
 def read_rationale(content: str) -> Rationale | None:
-    """Read an answer; None unless its last line, and no other, is a verdict.
+    """Parse an answer; None unless its last line, and no other line, is a verdict.
 
     >>> read_rationale("Both are westerns.\\n\\n**VERDICT: MATCH**")
     Rationale(reasons='Both are westerns.', match=True)
@@ -80,6 +80,6 @@ def read_rationale(content: str) -> Rationale | None:
 
 
 def flat(text: str) -> str:
-    """One line, no control characters, no invisible marks of direction, one space at a time."""
+    """One line with single spaces, without control characters and invisible direction marks."""
     visible = "".join(c for c in _CONTROL.sub(" ", text) if unicodedata.category(c) != "Cf" or c in "\u200c\u200d")
     return " ".join(visible.split())

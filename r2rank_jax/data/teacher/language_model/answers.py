@@ -1,4 +1,4 @@
-"""Answers of chat completions: whole JSON objects or streams of events, with thinking told apart from the answer."""
+"""Parse chat completions, from JSON objects or event streams, and separate thinking from the answer."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from r2rank_jax.data.prompts.item_text import whole_characters
-from r2rank_jax.data.teacher.ledger import Tokens
+from r2rank_jax.data.teacher.language_model.ledger import Tokens
 
 THINKING_FIELDS = ("reasoning_content", "reasoning")  # DeepSeek and vLLM until 0.11; OpenRouter and vLLM since
 OPEN, CLOSE = "<think>", "</think>"
 
 
 class BrokenAnswer(Exception):
-    """What came is not an answer; the text is one of a few short reasons, fit for counting."""
+    """The response is not an answer; the text is one of a few short reasons, so that they can be counted."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Answer:
     content: str
     thinking: str
     finish_reason: str
-    model: str  # as the endpoint names itself
-    usage: Tokens | None  # None where it reports none
+    model: str  # as reported by the endpoint
+    usage: Tokens | None  # None if not reported
 
 
 def parse_completion(body: bytes | str) -> Answer:
@@ -35,24 +35,24 @@ def parse_completion(body: bytes | str) -> Answer:
     Raises:
         BrokenAnswer: not JSON, an error in place of an answer, or no choices.
     """
-    found = _object(body)
-    choice = _choice(found) or {}
+    completion = _object(body)
+    choice = _choice(completion) or {}
     message = choice.get("message")
     if not isinstance(message, dict):
         raise BrokenAnswer("no choices")
     thinking = "".join(_text(message.get(name)) for name in _first_thinking(message))
-    return _answer(_text(message.get("content")), thinking, choice.get("finish_reason"), found)
+    return _answer(_text(message.get("content")), thinking, choice.get("finish_reason"), completion)
 
 
 def parse_stream(lines: Iterable[bytes]) -> Answer:
     """Read the `chat.completion.chunk` events of a stream.
 
     Args:
-        lines: of the body, with their line ends.
+        lines: of the body, including line ends.
 
     Raises:
         BrokenAnswer: an event that is not JSON, an error among the events, no choices, or a stream that ends before its
-            answer does.
+            answer is complete.
     """
     content: list[str] = []
     thinking: list[str] = []
@@ -82,10 +82,10 @@ def parse_stream(lines: Iterable[bytes]) -> Answer:
 
 
 def _answer(content: str, thinking: str, finish: Any, envelope: dict[str, Any]) -> Answer:
-    said, inline = split_thinking(whole_characters(content))
+    spoken, tagged = split_thinking(whole_characters(content))
     return Answer(
-        content=said,
-        thinking=whole_characters(thinking) or inline,
+        content=spoken,
+        thinking=whole_characters(thinking) or tagged,
         finish_reason=whole_characters(_text(finish)),
         model=whole_characters(_text(envelope.get("model"))),
         usage=_usage(envelope.get("usage")),
@@ -93,7 +93,7 @@ def _answer(content: str, thinking: str, finish: Any, envelope: dict[str, Any]) 
 
 
 def split_thinking(content: str) -> tuple[str, str]:
-    """Split what a model says from what it thinks in tags; the opening tag is often part of the prompt and not shown.
+    """Split a message into its answer and the thinking in tags. The opening tag is often part of the prompt.
 
     >>> split_thinking("<think>hm</think>yes")
     ('yes', 'hm')
@@ -108,7 +108,7 @@ def split_thinking(content: str) -> tuple[str, str]:
 
 
 def _events(lines: Iterable[bytes]) -> Iterator[str]:
-    """Data of each event; comments (which keep a connection awake) and other fields are passed over."""
+    """Data of each event. Comments, which keep a connection alive, and other fields are skipped."""
     data: list[str] = []
     for line in lines:
         text = line.decode("utf-8", "replace").rstrip("\r\n")
@@ -117,46 +117,46 @@ def _events(lines: Iterable[bytes]) -> Iterator[str]:
         elif not text and data:
             yield "\n".join(data)
             data = []
-    # An event without the empty line after it was cut off; only the end mark is worth something without one.
+    # An event without a following empty line was cut off. The end mark is the one exception: it is complete as it is.
     if data == ["[DONE]"]:
         yield data[0]
 
 
 def _object(text: bytes | str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):  # bytes that are not UTF-8 are the former, 10,000 brackets the latter
+        value = json.loads(text)
+    except (ValueError, RecursionError):  # the latter for 10,000 nested brackets
         raise BrokenAnswer("not JSON") from None
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise BrokenAnswer("not JSON")
-    if found.get("error"):
+    if value.get("error"):
         raise BrokenAnswer("error in place of an answer")
-    return found
+    return value
 
 
-def _choice(found: dict[str, Any]) -> dict[str, Any] | None:
-    choices = found.get("choices")
+def _choice(event: dict[str, Any]) -> dict[str, Any] | None:
+    choices = event.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         return None
     return choices[0]
 
 
 def _first_thinking(message: dict[str, Any]) -> list[str]:
-    """Some endpoints send the same thoughts under both names."""
+    """The first field with thinking; some endpoints send the same text in both."""
     return [name for name in THINKING_FIELDS if message.get(name)][:1]
 
 
 def _text(value: Any) -> str:
-    """A string, or the texts of a list of parts."""
+    """A string, or the joined texts of a list of parts."""
     if isinstance(value, list):
         value = "".join(part["text"] for part in value if isinstance(part, dict) and isinstance(part.get("text"), str))
     return value if isinstance(value, str) else ""
 
 
-def _usage(found: Any) -> Tokens | None:
-    if not isinstance(found, dict):
+def _usage(usage: Any) -> Tokens | None:
+    if not isinstance(usage, dict):
         return None
-    prompt, completion = found.get("prompt_tokens"), found.get("completion_tokens")
+    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
     if type(prompt) is not int or type(completion) is not int or min(prompt, completion) < 0:
         return None
     return Tokens(prompt, completion)

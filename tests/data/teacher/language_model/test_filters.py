@@ -1,9 +1,9 @@
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from r2rank_jax.data.teacher.filters import REASONS, Filters, foreign_titles, leaks, open_filters
-from r2rank_jax.data.teacher.instructions import DATA, VERSION, flat, messages, read_rationale
-from r2rank_jax.data.teacher.settings import TeacherSettings
+from r2rank_jax.data.teacher.language_model.filters import REASONS, Filters, foreign_titles, leaks, open_filters
+from r2rank_jax.data.teacher.language_model.instructions import DATA, VERSION, flat, messages, read_rationale
+from r2rank_jax.data.teacher.language_model.settings import TeacherSettings
 from r2rank_jax.errors import DataError
 
 SHOWN = (
@@ -53,13 +53,13 @@ def test_a_good_answer_becomes_one_line_with_the_verdict_last(content):
     assert judge(content.replace("atch", "ismatch").replace("ATCH", "ISMATCH"), label=False).text.endswith(": mismatch")
 
 
-def test_only_a_text_that_was_kept_makes_a_duplicate():
+def test_only_an_accepted_text_makes_a_duplicate():
     filters = Filters(lambda text: len(text.split()), 12)
-    said = "It fits.\nVERDICT: MATCH"
+    answer = "It fits.\nVERDICT: MATCH"
     assert judge("It  FITS!\nVERDICT: MISMATCH", True, filters) == "contradicts the label"
     branch = filters.branch()
-    assert judge(said, True, filters).match and judge("it fits\nVerdict: match", True, filters) == "duplicate"
-    assert judge(said, True, branch).match, "a branch remembers on its own"
+    assert judge(answer, True, filters).match and judge("it fits\nVerdict: match", True, filters) == "duplicate"
+    assert judge(answer, True, branch).match, "a branch remembers only its own texts"
     assert judge("It fits.\nVERDICT: MISMATCH", False, filters).match is False
 
 
@@ -73,7 +73,7 @@ def test_only_a_text_that_was_kept_makes_a_duplicate():
         "We are told it was passed over.", "the known outcome", "Ground-truth match",
     ],
 )  # fmt: skip
-def test_words_that_give_the_label_away(reasons):
+def test_words_that_reveal_the_label(reasons):
     assert leaks(reasons)
 
 
@@ -86,17 +86,17 @@ def test_words_that_give_the_label_away(reasons):
         "A tale as told by a child; the hero is informed late.",
     ],
 )  # fmt: skip
-def test_words_that_do_not(reasons):
+def test_words_that_do_not_reveal_the_label(reasons):
     assert not leaks(reasons)
 
 
 def test_titles_are_compared_as_words():
-    said = 'Like "ALIEN," “Amélie”, "Alien (1979)", "A Close Shave" and «Heat»; not like "Ali" or "Heat 2", nor "".'
-    assert foreign_titles(said, SHOWN) == ["Ali", "Heat 2"]
+    reasons = 'Like "ALIEN," “Amélie”, "Alien (1979)", "A Close Shave" and «Heat»; not like "Ali" or "Heat 2", nor "".'
+    assert foreign_titles(reasons, SHOWN) == ["Ali", "Heat 2"]
     assert foreign_titles('"Ame\u0301lie"', SHOWN) == [], "the same letters, composed otherwise"
 
 
-def test_length_in_the_pupils_tokens(tmp_path):
+def test_length_in_the_students_tokens(tmp_path):
     tokenizer = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(tmp_path / "tokenizer.json"))
@@ -108,11 +108,11 @@ def test_length_in_the_pupils_tokens(tmp_path):
     words = open_filters(TeacherSettings(model="m", rationale_words=3))
     assert words.judge(content, label=True, shown="").match
     assert words.judge("It " + content, label=True, shown="") == "too long"
-    with pytest.raises(DataError, match=r"--tokenizer must name a tokenizer\.json"):
+    with pytest.raises(DataError, match=r"--tokenizer must name a tokenizer\.json.*does not exist"):
         open_filters(TeacherSettings(model="m", tokenizer=tmp_path / "no", rationale_tokens=3))
 
 
-def test_the_teacher_sees_what_the_pupil_sees_and_the_label_only_when_told():
+def test_the_teacher_sees_the_students_prompt_and_the_label_only_if_told():
     system, user = messages("HISTORY\n", "CANDIDATE\nReason:", words=60, label=None)
     assert user["content"] == DATA.format(prefix="HISTORY\n", suffix="CANDIDATE\nReason:")
     assert "at most 60 words" in system["content"] and VERSION.endswith("-1")

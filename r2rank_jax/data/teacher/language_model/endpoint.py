@@ -1,7 +1,7 @@
-"""One request to an OpenAI-compatible endpoint, and every way in which it can go wrong, told apart.
+"""Send one request to an OpenAI-compatible endpoint, and classify the ways in which it can fail.
 
-The key travels in one header and nowhere else: it is not shown by `repr`, it is cut out of every text that comes back,
-and a redirect is refused, since it would carry the key to another host.
+The key is sent in one header and appears nowhere else: `repr` hides it, it is removed from every text that the endpoint
+returns, and redirects are refused because they would send the key to another host.
 """
 
 from __future__ import annotations
@@ -18,16 +18,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from r2rank_jax.data.teacher.answers import Answer, BrokenAnswer, parse_completion, parse_stream
-from r2rank_jax.data.teacher.settings import TeacherSettings
+from r2rank_jax.data.teacher.language_model.answers import Answer, BrokenAnswer, parse_completion, parse_stream
+from r2rank_jax.data.teacher.language_model.settings import TeacherSettings
 from r2rank_jax.errors import DataError
 
 PATH = "/chat/completions"
 MAX_BYTES = 64 * 2**20  # of one answer
 HIDDEN = "[key]"
-SECRET_CHARACTERS = 8  # a shorter key ("EMPTY" is a habit) is a word that answers may hold
+SECRET_CHARACTERS = 8  # a shorter key, such as the usual "EMPTY", may occur in answers as a word
 TRANSIENT = {408, 409, 425, 429}  # and 5xx
-GATEWAYS = {408, 502, 504, 522, 524}  # somebody lost patience; the server behind may have gone on, and is paid
+GATEWAYS = {
+    408,
+    502,
+    504,
+    522,
+    524,
+}  # a gateway timed out; the server behind it may have billed the request
 SETUP = {401: "the key", 402: "the account", 403: "the key's rights", 404: "the address and --model"}
 
 
@@ -35,12 +41,12 @@ class AskError(Exception):
     """A request without an answer.
 
     Attributes:
-        reason: a few words, fit for counting.
-        detail: what the endpoint said, if anything; without the key.
-        retry: whether asking again may help.
-        remedy: set where every other request would fail, too: what has to be looked at.
-        after_s: how long the endpoint wants to be left alone.
-        billed: whether it may have cost something.
+        reason: a few words, so that failures can be counted by reason.
+        detail: what the endpoint returned, if anything, without the key.
+        retry: whether another attempt may succeed.
+        remedy: what to check; set if every other request would fail too.
+        after_s: how long the endpoint asks to wait.
+        billed: whether the request may have been billed.
     """
 
     def __init__(
@@ -60,7 +66,7 @@ class AskError(Exception):
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where and how to ask. Make it with `open_endpoint`."""
+    """Address and settings of an endpoint. Create it with `open_endpoint`."""
 
     url: str  # of the chat completions
     stream: bool
@@ -75,7 +81,7 @@ class Endpoint:
             body: model, messages and sampling settings.
 
         Raises:
-            AskError: no complete answer came.
+            AskError: there was no complete answer.
         """
         deadline = time.monotonic() + self.timeout_s
         if self.stream:
@@ -91,7 +97,7 @@ class Endpoint:
                 return self._clean(self._read(response, deadline))
         except urllib.error.HTTPError as error:
             raise self._status(error) from None
-        except urllib.error.URLError as error:  # nothing was sent, or not all of it
+        except urllib.error.URLError as error:  # the request was not sent, or not completely
             raise AskError("no connection", detail=self._hide(str(error.reason)), billed=False) from None
         except TimeoutError:
             raise AskError("stalled" if self.stream else "timed out") from None
@@ -101,8 +107,8 @@ class Endpoint:
             raise AskError("cut off") from None
 
     def _opener(self) -> urllib.request.OpenerDirector:
-        # The environment's proxies serve other machines; nothing between here and a server on this one.
-        proxies = urllib.request.ProxyHandler({} if _is_here(self.url) else None)
+        # The environment's proxies are for other machines; a server on this machine is reached directly.
+        proxies = urllib.request.ProxyHandler({} if _is_local(self.url) else None)
         return urllib.request.build_opener(proxies, _NoRedirect)
 
     def _read(self, response: http.client.HTTPResponse, deadline: float) -> Answer:
@@ -158,13 +164,13 @@ def open_endpoint(url: str, key: str, settings: TeacherSettings) -> Endpoint:
         settings: stream and time limits.
 
     Raises:
-        DataError: not an http(s) address, one that holds a secret, or a key that no header can carry. The message
-            repeats neither.
+        DataError: not an http(s) address, one that contains a secret, or a key that does not fit into a header. The
+            message repeats neither.
     """
     if any(mark in url for mark in "@?#"):
         raise DataError(
-            "--teacher must be an address without user, password, ? and #, which would end up in files; give the key "
-            "in the environment (R2RANK_TEACHER_API_KEY)"
+            "--teacher must be an address without user, password, ? and #, which would be written to files, got one of "
+            "them; set the key in the environment (R2RANK_TEACHER_API_KEY)"
         )
     try:
         parts = urllib.parse.urlsplit(url)
@@ -172,17 +178,19 @@ def open_endpoint(url: str, key: str, settings: TeacherSettings) -> Endpoint:
     except ValueError:
         usable = False
     if not usable:
-        raise DataError(f"--teacher must be template, batch, or an address as http://localhost:8000/v1, got {url!r}")
+        raise DataError(
+            f"--teacher must be template, batch, or an address such as http://localhost:8000/v1, got {url!r}; change it"
+        )
     key = key.strip()
     if not all("!" <= character <= "~" for character in key):
-        raise DataError("the key must be printable ASCII without spaces, got other characters; look at its variable")
+        raise DataError("the key must be printable ASCII without spaces, got others; check its environment variable")
     path = parts.path.rstrip("/").removesuffix(PATH)
     address = urllib.parse.urlunsplit((parts.scheme, parts.netloc, path + PATH, "", ""))
     return Endpoint(address, settings.stream, settings.timeout_s, settings.stall_s, key)
 
 
 def _chunks(response: http.client.HTTPResponse, deadline: float) -> Iterator[bytes]:
-    """The body as it comes; raises where it takes too long, is too long, or ends too early."""
+    """The body in chunks; raises if it takes too long, is too large, or ends too early."""
     length = response.headers.get("Content-Length", "")
     received = 0
     while chunk := response.read1(65536):
@@ -192,7 +200,7 @@ def _chunks(response: http.client.HTTPResponse, deadline: float) -> Iterator[byt
         if time.monotonic() > deadline:
             raise AskError("timed out")
         yield chunk
-    if length.isdecimal() and received < int(length):  # read1() does not notice
+    if length.isdecimal() and received < int(length):  # read1() does not check this
         raise BrokenAnswer("cut off")
 
 
@@ -206,7 +214,7 @@ def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _retry_after(value: str | None, now: float) -> float:
-    """Seconds; the header holds seconds or a date.
+    """Seconds to wait; the header contains seconds or a date.
 
     >>> _retry_after("2.5", 0), _retry_after("Thu, 01 Jan 1970 00:01:00 GMT", 50), _retry_after("soon", 0)
     (2.5, 10.0, 0.0)
@@ -214,16 +222,16 @@ def _retry_after(value: str | None, now: float) -> float:
     if value is None:
         return 0.0
     try:
-        found = float(value)
+        seconds = float(value)
     except ValueError:
         try:
-            found = email.utils.parsedate_to_datetime(value).timestamp() - now
+            seconds = email.utils.parsedate_to_datetime(value).timestamp() - now
         except ValueError:
             return 0.0
-    return found if 0 < found < float("inf") else 0.0
+    return seconds if 0 < seconds < float("inf") else 0.0
 
 
-def _is_here(url: str) -> bool:
+def _is_local(url: str) -> bool:
     host = urllib.parse.urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback

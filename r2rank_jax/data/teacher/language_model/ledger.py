@@ -1,8 +1,8 @@
-"""What requests cost: known, at most, and in flight; and the budget that none may exceed.
+"""The cost of requests, as reported, as an upper bound and in flight, and the budget that limits it.
 
-A request is admitted only if the budget holds even when every request in flight, this one included, costs the most
-it can. What an answer reports replaces that ceiling. An attempt that broke after the endpoint began to answer may have
-been billed, and nobody says how much: it stays in the books at its ceiling.
+A request is admitted only if the budget covers it even when every request in flight, this one included, costs its
+ceiling. The usage that an answer reports replaces the ceiling. An attempt that failed after the endpoint began to
+answer may have been billed without a report, so it stays booked at its ceiling.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from r2rank_jax.data.teacher.settings import TeacherSettings
+from r2rank_jax.data.teacher.language_model.settings import TeacherSettings
 
 MESSAGE_OVERHEAD = 256  # tokens a chat template may add: roles, a default system prompt, the date
 
 
 class Tokens(NamedTuple):
-    """A number of tokens, by price."""
+    """Numbers of prompt and completion tokens, which have different prices."""
 
     prompt: int = 0
     completion: int = 0
 
     def plus(self, other: Tokens, sign: int = 1) -> Tokens:
-        """The sum, or with sign -1 the difference."""
+        """The sum, or the difference with sign -1."""
         return Tokens(self.prompt + sign * other.prompt, self.completion + sign * other.completion)
 
     @property
     def total(self) -> int:
-        """Both kinds."""
+        """Prompt and completion tokens together."""
         return self.prompt + self.completion
 
 
@@ -37,13 +37,13 @@ NOTHING = Tokens()
 
 
 def prompt_ceiling(texts: Iterable[str]) -> int:
-    """Most tokens that a prompt of these texts can have: a token of text is at least one byte of UTF-8."""
+    """Upper bound on the tokens of a prompt with these texts: each token is at least one byte of UTF-8."""
     return MESSAGE_OVERHEAD + sum(len(text.encode("utf-8", "replace")) for text in texts)
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Caps, and prices in US dollars per million tokens."""
+    """Limits, and prices in US dollars per million tokens."""
 
     tokens: int | None = None
     usd: float | None = None
@@ -52,7 +52,7 @@ class Budget:
 
     @classmethod
     def of(cls, settings: TeacherSettings) -> Budget:
-        """The budget that the settings state."""
+        """The budget in the settings."""
         prices = (settings.prompt_usd or 0.0, settings.completion_usd or 0.0)
         return cls(settings.budget_tokens, settings.budget_usd, *prices)
 
@@ -61,33 +61,33 @@ class Budget:
         return (tokens.prompt * self.prompt_usd + tokens.completion * self.completion_usd) / 1e6
 
     def holds(self, tokens: Tokens) -> bool:
-        """Whether so much is within both caps."""
+        """Whether this number of tokens is within both limits."""
         return (self.tokens is None or tokens.total <= self.tokens) and (
             self.usd is None or self.cost(tokens) <= self.usd
         )
 
 
 class Ledger:
-    """Books of one journal; safe for many threads."""
+    """The costs of one journal; thread-safe."""
 
-    def __init__(self, budget: Budget, known: Tokens, unknown: Tokens):
+    def __init__(self, budget: Budget, reported: Tokens, unreported: Tokens):
         self.budget = budget
-        self.known = known  # reported by answers
-        self.unknown = unknown  # ceilings of attempts that may have been billed and reported nothing
+        self.reported = reported  # by answers
+        self.unreported = unreported  # ceilings of attempts that may have been billed but reported no usage
         self.in_flight = NOTHING
         self._asking = 0
         self._changed = threading.Condition()
 
     @property
     def booked(self) -> Tokens:
-        """Known and unknown, without what is in flight."""
-        return self.known.plus(self.unknown)
+        """Reported and unreported tokens, without those in flight."""
+        return self.reported.plus(self.unreported)
 
     def admit(self, ceiling: Tokens, stop: threading.Event) -> bool:
-        """Reserve a request's ceiling; waits while requests in flight may yet cost less than feared.
+        """Reserve a request's ceiling; waits while requests in flight may turn out cheaper than their ceilings.
 
         Returns:
-            False where the budget cannot hold this request, or `stop` was set.
+            False if the budget cannot cover this request, or `stop` was set.
         """
         with self._changed:
             while not stop.is_set():
@@ -101,7 +101,7 @@ class Ledger:
             return False
 
     def settle(self, ceiling: Tokens, usage: Tokens | None = None, *, billed: bool = True) -> None:
-        """Give a reservation back and, at the same moment, book what its attempt cost."""
+        """Release a reservation and book the cost of its attempt, in one step."""
         with self._changed:
             self.in_flight = self.in_flight.plus(ceiling, -1)
             self._asking -= 1
@@ -110,9 +110,9 @@ class Ledger:
             self._changed.notify_all()
 
     def book(self, ceiling: Tokens, usage: Tokens | None) -> None:
-        """Book what a request cost: what its answer reports, else its ceiling."""
+        """Book the usage that an answer reports, or the request's ceiling if it reports none."""
         with self._changed:
             if usage is None:
-                self.unknown = self.unknown.plus(ceiling)
+                self.unreported = self.unreported.plus(ceiling)
             else:
-                self.known = self.known.plus(usage)
+                self.reported = self.reported.plus(usage)

@@ -2,8 +2,14 @@ import json
 
 import pytest
 
-from r2rank_jax.data.teacher.answers import Answer, BrokenAnswer, parse_completion, parse_stream, split_thinking
-from r2rank_jax.data.teacher.ledger import Tokens
+from r2rank_jax.data.teacher.language_model.answers import (
+    Answer,
+    BrokenAnswer,
+    parse_completion,
+    parse_stream,
+    split_thinking,
+)
+from r2rank_jax.data.teacher.language_model.ledger import Tokens
 
 USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
 
@@ -32,7 +38,7 @@ def delta(finish=None, **fields):
         {"content": [{"type": "text", "text": "<think>hm</think>"}, {"type": "text", "text": "yes"}]},
     ],
 )
-def test_thinking_is_told_apart_in_every_form(message):
+def test_thinking_is_separated_in_every_form(message):
     expected = Answer("yes", "hm", "stop", "m-2", Tokens(7, 3))
     assert parse_completion(completion(message)) == expected
     if isinstance(message["content"], str):
@@ -44,7 +50,7 @@ def test_thinking_is_told_apart_in_every_form(message):
         assert parse_stream(stream(*events)) == expected
 
 
-def test_thinking_that_ate_the_limit_leaves_no_answer():
+def test_thinking_that_used_up_the_limit_leaves_no_answer():
     assert parse_completion(completion({"content": "<think>hm, and on and"})).content == ""
     assert parse_completion(completion({"content": None, "reasoning": "hm"})).content == ""
     assert split_thinking("a <think>b") == ("a", "b")
@@ -63,7 +69,7 @@ def test_thinking_that_ate_the_limit_leaves_no_answer():
         (b'{"error": {"message": "overloaded"}}', "error in place of an answer"),
     ],
 )
-def test_what_is_no_answer_says_why(body, reason):
+def test_a_response_that_is_no_answer_has_a_reason(body, reason):
     with pytest.raises(BrokenAnswer, match=reason):
         parse_completion(body)
 
@@ -79,12 +85,12 @@ def test_what_is_no_answer_says_why(body, reason):
         (stream({"choices": [], "usage": USAGE}), "no choices"),
     ],
 )
-def test_a_broken_stream_says_why(lines, reason):
+def test_a_broken_stream_has_a_reason(lines, reason):
     with pytest.raises(BrokenAnswer, match=reason):
         parse_stream(lines)
 
 
-def test_a_stream_is_read_as_the_standard_has_it():
+def test_a_stream_is_read_as_the_standard_defines_it():
     """Comments, other fields, CRLF, no space after the colon, and an end without an end mark or an empty line."""
     lines = [
         b": awake\r\n",
@@ -109,11 +115,11 @@ def test_a_stream_is_read_as_the_standard_has_it():
         {"prompt_tokens": 1.5, "completion_tokens": 2},
     ],
 )
-def test_an_unusable_account_is_none(usage):
+def test_unusable_usage_is_none(usage):
     assert parse_completion(completion({"content": "yes"}, usage=usage)).usage is None
 
 
-def test_half_a_surrogate_pair_cannot_reach_a_file():
+def test_lone_surrogates_are_replaced():
     whole = completion({"content": "A\ud800 \U0001f600"})
     assert parse_completion(whole).content == "A\ufffd \U0001f600"
     halves = parse_stream(stream(delta(content="\ud83d"), delta("stop", content="\ude00")))

@@ -29,6 +29,7 @@ from r2rank_jax.runs.inputs import Inputs, held_out_metrics, open_inputs
 from r2rank_jax.runs.log import say
 from r2rank_jax.runs.starting_model import read_run_tokenizer
 from r2rank_jax.sharding import abstract_params, make_mesh
+from r2rank_jax.train.objectives import check
 
 PHASES = ("sft", "sft_continued", "rl")
 PAIRS = (
@@ -43,6 +44,7 @@ PAIRS = (
 
 def run(config: RunConfig, run_dir: Path) -> None:
     """Evaluate the baselines and every finished phase of `run_dir` on the test lists."""
+    check(config)
     mesh = make_mesh(config.mesh)
     inputs = open_inputs(config, read_run_tokenizer(run_dir))
     lists = inputs.dataset.candidate_lists("test")
@@ -50,7 +52,9 @@ def run(config: RunConfig, run_dir: Path) -> None:
     # -- baselines: training interactions and histories, no labels --------------------------------------------------
     say(f"eval: {len(lists.user)} held-out users, {lists.items.shape[1]} candidates each")
     systems = {
-        name: per_user_metrics(scores, lists.labels, None, config.evaluation.ks, seed=config.seed)
+        name: per_user_metrics(
+            scores, lists.labels, None, config.evaluation.ks, seed=config.seed, reward=config.rl.reward
+        )
         for name, scores in _baselines(inputs, lists).items()
     }
 
@@ -80,6 +84,7 @@ def run(config: RunConfig, run_dir: Path) -> None:
         config=config.evaluation,
         candidate_items=lists.items.shape[1] if np.all(np.sum(lists.labels > 0, axis=1) <= 1) else None,
         seed=config.seed,
+        reward=config.rl.reward,
         provenance=Provenance(
             data_hash=inputs.dataset.data_hash,
             candidate_hash=inputs.dataset.candidate_hash,

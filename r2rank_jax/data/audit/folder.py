@@ -240,6 +240,6 @@ def _check_traces(directory: Path, manifest: dict[str, Any], found: Findings) ->
         found.add(TRACES, f"{path.name}, line 1", "must be a JSON object that names the split")
         return
     try:
-        read_traces(path, load(directory, protocol))
+        read_traces(path, load(directory, protocol), template=None)
     except (DataError, ValueError) as error:
         found.add(TRACES, path.name, str(error).removeprefix(f"{path}, ").removeprefix(f"{path}: "))

@@ -77,7 +77,7 @@ PLACES_1 = Template(
     details=(("city", "in "), ("price", "price ")),
 )
 TEMPLATES = {each.name: each for each in (FILMS_1, FILMS_2, PRODUCTS_1, GAMES_1, BOOKS_1, PLACES_1)}
-# Used where no `data.template` is given: in a data card, and by default in the template teacher.
+# For the data card: a prepared folder has a domain, but no `data.template`.
 TEMPLATE_OF_DOMAIN = {
     "films": FILMS_2,
     "products": PRODUCTS_1,

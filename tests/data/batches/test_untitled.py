@@ -14,7 +14,8 @@ from r2rank_jax.data.prepared.traces import read_traces
 from r2rank_jax.data.prompts.fitting import fit_prefix, fit_suffix
 from r2rank_jax.data.prompts.prompts import Shown, time_words
 from r2rank_jax.data.prompts.templates import TEMPLATE_OF_DOMAIN, TEMPLATES
-from r2rank_jax.data.teacher.template import synthesize
+from r2rank_jax.data.teacher.synthesize import synthesize
+from r2rank_jax.data.teacher.template import TemplateTeacher
 
 DAY = 86_400
 
@@ -80,13 +81,13 @@ def test_training_and_requests_show_the_same_text(log, tmp_path, make_encoder, n
 
 def test_the_template_teacher_cites_the_templates_words(log, tmp_path):
     for template, words, other in (
-        (None, "Unknown product", "film"),  # the domain of CSV files
+        ("products-1", "Unknown product", "film"),
         ("films-2", "Unknown film", "product"),
     ):
         out = tmp_path / f"{template}.jsonl"
-        synthesize(log, out, lists=40, min_history=3, candidate_items=8, template=template)
+        synthesize(log, out, TemplateTeacher(), lists=40, min_history=3, candidate_items=8, template=template)
         dataset = load(log, "leave_one_out")
-        texts = " ".join(text for row in read_traces(out, dataset).rationales for text in row)
+        texts = " ".join(text for row in read_traces(out, dataset, template).rationales for text in row)
         assert f"like: {words};" in texts and f"Unknown {other}" not in texts
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from r2rank_jax.config import DataConfig
-from r2rank_jax.data.prepared.dataset import Dataset, Lists
+from r2rank_jax.data.prepared.dataset import CandidateLists, Dataset
 from r2rank_jax.data.prepared.tables import Array
 from r2rank_jax.data.prompts import prompts
 from r2rank_jax.data.prompts.fitting import count_prefix, fit_prefix, fit_suffix
@@ -75,8 +75,8 @@ class Encoder:
         )
         return ListBatch(**arrays)
 
-    def encode_lists(self, lists: Lists) -> ListBatch:
-        """`encode` for a `Lists`."""
+    def encode_lists(self, lists: CandidateLists) -> ListBatch:
+        """`encode` for a `CandidateLists`."""
         return self.encode(lists.user, lists.position, lists.items, lists.labels)
 
     def encode_rationales(self, texts: Sequence[Sequence[str]]) -> tuple[Array, Array, Array]:

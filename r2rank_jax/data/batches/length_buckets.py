@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from r2rank_jax.data.batches.encoder import Encoder
-from r2rank_jax.data.prepared.dataset import Lists
+from r2rank_jax.data.prepared.dataset import CandidateLists
 from r2rank_jax.data.prepared.tables import Array
 from r2rank_jax.types import ListBatch, Rationales
 
@@ -41,7 +41,7 @@ class Lengths:
             for limit in (config.prefix_tokens, config.suffix_tokens, config.rationale_tokens)
         ]
 
-    def of(self, lists: Lists, rows: Array) -> Array:
+    def of(self, lists: CandidateLists, rows: Array) -> Array:
         """int64 [L, 3]: widths of the prefix, the suffixes and the rationales."""
         pairs = zip(lists.user.tolist(), lists.position.tolist())
         found = (
@@ -65,7 +65,7 @@ class Bucketed:
     def __init__(
         self,
         plain: Callable[[int], Order],
-        draw: Callable[[Array, Array], Lists],
+        draw: Callable[[Array, Array], CandidateLists],
         lengths: Lengths,
         seed: int,
     ):

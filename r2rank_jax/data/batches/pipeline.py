@@ -19,7 +19,7 @@ from absl import flags
 
 from r2rank_jax.data.batches.encoder import Encoder
 from r2rank_jax.data.batches.length_buckets import Bucketed, Lengths, narrowed
-from r2rank_jax.data.prepared.dataset import Dataset, Lists
+from r2rank_jax.data.prepared.dataset import CandidateLists, Dataset
 from r2rank_jax.data.prepared.splits import NONE
 from r2rank_jax.data.prepared.tables import Array
 from r2rank_jax.data.prepared.traces import Traces
@@ -111,10 +111,10 @@ def trace_batches(
     """
     tokens, length, stopped = encoder.encode_rationales(traces.rationales)
 
-    def draw(rows: Array, _: Array) -> Lists:
+    def draw(rows: Array, _: Array) -> CandidateLists:
         return traces.lists.take(rows)
 
-    def encode(lists: Lists, rows: Array) -> tuple[ListBatch, Rationales]:
+    def encode(lists: CandidateLists, rows: Array) -> tuple[ListBatch, Rationales]:
         said = Rationales(tokens=tokens[rows], length=length[rows], stopped=stopped[rows])
         return encoder.encode_lists(lists), said
 
@@ -154,11 +154,11 @@ def list_batches(
     """
     pairs = dataset.train_lists(encoder.config.min_history if min_history is None else min_history)
 
-    def draw(rows: Array, epochs: Array) -> Lists:
+    def draw(rows: Array, epochs: Array) -> CandidateLists:
         keys = [(seed << 32) | int(epoch) for epoch in epochs]
         return dataset.training_lists(pairs[rows], key=keys, n=candidate_items, positives=positives)
 
-    def encode(lists: Lists, _: Array) -> ListBatch:
+    def encode(lists: CandidateLists, _: Array) -> ListBatch:
         return encoder.encode_lists(lists)
 
     lengths = Lengths(encoder)
@@ -211,8 +211,8 @@ def evaluation_batches(
 
 def _batches(
     size: int,
-    draw: Callable[[Array, Array], Lists],
-    encode: Callable[[Lists, Array], T],
+    draw: Callable[[Array, Array], CandidateLists],
+    encode: Callable[[CandidateLists, Array], T],
     lengths: Lengths,
     batch_users: int,
     seed: int,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from r2rank_jax.data.prepared.dataset import Dataset, Lists
+from r2rank_jax.data.prepared.dataset import CandidateLists, Dataset
 from r2rank_jax.errors import DataError
 from r2rank_jax.files.atomic import replacing_file
 
@@ -24,7 +24,7 @@ class Traces:
     """L training lists with a rationale for each of their items."""
 
     header: dict[str, Any]  # teacher, data_hash, split, lists, seed
-    lists: Lists
+    lists: CandidateLists
     rationales: tuple[tuple[str, ...], ...]  # [L][N]
     digest: str  # SHA-256 of the file
 
@@ -32,7 +32,7 @@ class Traces:
         return len(self.rationales)
 
 
-def write_traces(out: Path, header: dict[str, Any], lists: Lists, rationales: Sequence[Sequence[str]]) -> None:
+def write_traces(out: Path, header: dict[str, Any], lists: CandidateLists, rationales: Sequence[Sequence[str]]) -> None:
     """Write a traces file, whole or not at all.
 
     Args:
@@ -75,7 +75,7 @@ def read_traces(path: Path, dataset: Dataset) -> Traces:
     records = [_object(path, number, text, _FIELDS) for number, text in enumerate(lines[1:], start=2)]
     for number, record in enumerate(records, start=2):
         _require_training_list(path, number, record, len(records[0]["items"]), dataset)
-    lists = Lists(
+    lists = CandidateLists(
         np.array([r["user"] for r in records], np.int32),
         np.array([r["position"] for r in records], np.int32),
         np.array([r["items"] for r in records], np.int32),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from r2rank_jax.data.prepared.dataset import Dataset, Lists, load
+from r2rank_jax.data.prepared.dataset import CandidateLists, Dataset, load
 from r2rank_jax.data.prepared.traces import write_traces
 from r2rank_jax.data.teacher.asking import Asker, Progress
 from r2rank_jax.data.teacher.batch import read_batch, write_batch
@@ -94,7 +94,9 @@ def synthesize(
     return _finish(out, header | _accounts(found, ledger), lesson, found, stopped)
 
 
-def _draw(dataset: Dataset, lists: int, seed: int, min_history: int, candidate_items: int, positives: int) -> Lists:
+def _draw(
+    dataset: Dataset, lists: int, seed: int, min_history: int, candidate_items: int, positives: int
+) -> CandidateLists:
     pairs = dataset.train_lists(min_history)
     if not 1 <= lists <= len(pairs):
         raise DataError(f"lists must lie between 1 and the {len(pairs)} training lists, got {lists}; lower --lists")

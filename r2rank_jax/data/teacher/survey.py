@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from r2rank_jax.data.prepared.dataset import Dataset, Lists
+from r2rank_jax.data.prepared.dataset import CandidateLists, Dataset
 from r2rank_jax.data.prompts.from_dataset import prefix_of, suffixes_of
 from r2rank_jax.data.prompts.templates import find_template
 from r2rank_jax.data.teacher.asking import Request
@@ -58,7 +58,7 @@ class Lesson:
         history_items: interactions shown, as in the pupil's prompt.
     """
 
-    def __init__(self, dataset: Dataset, lists: Lists, settings: TeacherSettings, history_items: int):
+    def __init__(self, dataset: Dataset, lists: CandidateLists, settings: TeacherSettings, history_items: int):
         self.dataset, self.lists, self.settings, self.history_items = dataset, lists, settings, history_items
         self._template = find_template(settings.template)
         self._fields = settings.body_fields()

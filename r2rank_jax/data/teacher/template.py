@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from r2rank_jax.data.prepared.dataset import Dataset, Lists, load
+from r2rank_jax.data.prepared.dataset import CandidateLists, Dataset, load
 from r2rank_jax.data.prepared.tables import Array
 from r2rank_jax.data.prepared.traces import write_traces
 from r2rank_jax.data.prompts.prompts import named, require_history
@@ -98,7 +98,7 @@ class Teacher:
         self._seen_inverse = self._seen @ self._inverse  # [users, items]
         self._calibrate(seed)
 
-    def evidence(self, lists: Lists) -> Evidence:
+    def evidence(self, lists: CandidateLists) -> Evidence:
         """Facts about every candidate, in which the list's own user has no part but the visible history."""
         found = [
             self._list_evidence(int(u), int(p), items) for u, p, items in zip(lists.user, lists.position, lists.items)
@@ -119,7 +119,7 @@ class Teacher:
             np.digitize(self.score(evidence), self._verdict_edges),
         )
 
-    def rationales(self, lists: Lists) -> list[list[str]]:
+    def rationales(self, lists: CandidateLists) -> list[list[str]]:
         """[L][N] rationales: evidence first, the strongest kind first, and the verdict last."""
         evidence = self.evidence(lists)
         levels = self.levels(evidence)

@@ -79,7 +79,7 @@ def audit(directory: Path) -> Findings:
             _audit_bucket(directory, number, manifest, settings, counts, findings)
             progress.update(counts.interactions)
     _check_hashes(directory, manifest, findings)
-    tables.check_catalogue(items, counts.per_item, findings)
+    tables.check_catalog(items, counts.per_item, findings)
     if settings.k_core > 1:
         tables.check_item_core(counts.per_item, settings.k_core, findings)
     _check_manifest(manifest, items.height, int(tables.untitled(items).sum()), counts, findings)
@@ -115,9 +115,9 @@ def _audit_bucket(
     if bucket is None:
         counts.users += len(source_ids)
         return
-    catalogue = len(counts.per_item)
+    catalog = len(counts.per_item)
     sound = tables.check_users(bucket, findings)
-    sound &= tables.check_items(bucket, catalogue, findings)
+    sound &= tables.check_items(bucket, catalog, findings)
     tables.check_duplicates(bucket, findings)
     tables.check_ratings(bucket, findings)
     tables.check_orders(bucket, findings)
@@ -127,7 +127,7 @@ def _audit_bucket(
     counts.users += bucket.users
     counts.interactions += len(bucket.user)
     counts.tied += bucket.tied()
-    counts.per_item += np.bincount(bucket.item[(bucket.item >= 0) & (bucket.item < catalogue)], minlength=catalogue)
+    counts.per_item += np.bincount(bucket.item[(bucket.item >= 0) & (bucket.item < catalog)], minlength=catalog)
     if not sound:
         findings.add(
             SKIPPED, bucket.file, "its rows are out of order or have unknown ids, so its lists were not checked"

@@ -16,7 +16,7 @@ from r2rank_jax.data.prepared.splits import HELD_OUT, NONE, Split
 
 LINES = Check("list_lines", 'a line is {"split", "user", "position", "items", "labels"}', AGAIN)
 SIZES = Check("list_size", "a list has as many candidates, and as many labels, as the settings ask for", AGAIN)
-ITEMS = Check("list_items", "candidates are in the catalogue, ascending and without repeats", AGAIN)
+ITEMS = Check("list_items", "candidates are in the catalog, ascending and without repeats", AGAIN)
 LABELS = Check("list_labels", "labels are finite and not negative; some are positive and some are 0", AGAIN)
 USERS = Check("list_users", "a list's user belongs to the list's bucket", AGAIN)
 ONCE = Check("list_repeated", "a user has at most one validation list and one test list", AGAIN)

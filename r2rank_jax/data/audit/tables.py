@@ -249,7 +249,7 @@ def untitled(items: pl.DataFrame) -> Array:
     return (items["title"].str.strip_chars() == "").to_numpy()
 
 
-def check_catalogue(items: pl.DataFrame, counts: Array, findings: Findings) -> None:
+def check_catalog(items: pl.DataFrame, counts: Array, findings: Findings) -> None:
     """Check the ids of the catalog and the text that prompts show.
 
     Args:

@@ -77,7 +77,7 @@ def write_card(directory: Path, tokenizer: Path | None = None) -> None:
                 sums = history_sums(bucket.offsets, bucket.item, bucket.first_user, table.user, table.position, each)
                 histories[unit].append(sums)
     card: dict[str, Any] = {name: manifest[name] for name in _FROM_MANIFEST} | counts.summary()
-    card["catalogue"] = _catalogue(items, manifest)
+    card["catalogue"] = _catalog(items, manifest)
     card["protocols"] = {name: _protocol(manifest["protocols"][name], parts) for name, parts in lists.items()}
     card["text"] = {unit: _text(each, np.concatenate(histories[unit])) for unit, each in lengths.items()}
     _write(directory, card, _draw(counts, manifest, lists))
@@ -149,7 +149,7 @@ def _count_lists(parts: dict[str, ListCounts], bucket: Bucket, table: ListTable)
         )
 
 
-def _catalogue(items: Items, manifest: dict[str, Any]) -> dict[str, Any]:
+def _catalog(items: Items, manifest: dict[str, Any]) -> dict[str, Any]:
     titled = Counter(zip(items.title, items.year))
     del titled[UNTITLED[manifest["domain"]], ""]
     return {

@@ -59,6 +59,6 @@ def as_shown(dataset: Dataset, item: int, rating: float | None, before: str) -> 
 
 def candidate_fields(dataset: Dataset, item: int) -> tuple[str, str, tuple[str, ...], Details]:
     """Title, year, genres and details of an item, as `prompts.suffix_text` takes them."""
-    catalogue = dataset.items
-    details = catalogue.details[item] if catalogue.details else ()
-    return catalogue.title[item], catalogue.year[item], catalogue.genres[item], details
+    catalog = dataset.items
+    details = catalog.details[item] if catalog.details else ()
+    return catalog.title[item], catalog.year[item], catalog.genres[item], details

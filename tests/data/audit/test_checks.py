@@ -117,13 +117,13 @@ def test_times_may_be_at_most_a_day_ahead():
         assert findings.faults == faults
 
 
-def check_catalogue(findings, *titles, **changed):
+def check_catalog(findings, *titles, **changed):
     columns = {
         "item": range(len(titles)),
         "source_id": [f"s{i}" for i in range(len(titles))],
         "title": titles,
     } | changed
-    tables.check_catalogue(pl.DataFrame(columns), np.full(len(titles), 3), findings)
+    tables.check_catalog(pl.DataFrame(columns), np.full(len(titles), 3), findings)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def check_catalogue(findings, *titles, **changed):
 )
 def test_unsuitable_text_in_titles_is_found(check, title):
     findings = Findings()
-    check_catalogue(findings, "Sound", title)
+    check_catalog(findings, "Sound", title)
     failed, text = only(findings)
     assert failed is check and text.startswith("items.parquet, row 1: ")
     assert findings.faults == (check in (tables.MARKUP, tables.CONTROL))
@@ -154,16 +154,16 @@ def test_unsuitable_text_in_titles_is_found(check, title):
 )
 def test_unusual_titles_cause_no_finding(title):
     findings = Findings()
-    check_catalogue(findings, title)
+    check_catalog(findings, title)
     assert not findings.counts
 
 
-def test_catalogue_ids_are_dense_and_unique():
+def test_catalog_ids_are_dense_and_unique():
     findings = Findings()
-    check_catalogue(findings, "A", "B", item=[0, 2])
+    check_catalog(findings, "A", "B", item=[0, 2])
     assert only(findings)[1] == "items.parquet, row 1: item must be 1, got 2"
     findings = Findings()
-    check_catalogue(findings, "A", "B", source_id=["x", "x"])
+    check_catalog(findings, "A", "B", source_id=["x", "x"])
     assert only(findings)[1] == "items.parquet, row 1: source id 'x' is empty or not unique"
 
 

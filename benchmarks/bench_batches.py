@@ -1,8 +1,9 @@
-"""What buckets of similar length save in padding, and how many lists a second threads and workers write.
+"""Measure the padding that length buckets save, and the lists per second that threads and workers encode.
 
     python benchmarks/bench_batches.py --data data/ml-100k
 
-Prompts are the quickstart's, with a tokenizer trained on the traces, or those of `--tokenizer FOLDER` with its limits.
+By default, prompts are the quickstart's, with a tokenizer trained on the traces. With `--tokenizer FOLDER`, that
+tokenizer is used with larger limits.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from r2rank_jax.data.prompts.from_dataset import corpus
 from r2rank_jax.data.prompts.tokenizer import FastTokenizer, as_text_tokenizer, train_tokenizer
 
 QUICKSTART = DataConfig(prefix_tokens=48, suffix_tokens=10, rationale_tokens=11)
-LARGER = DataConfig(prefix_tokens=160, suffix_tokens=32, rationale_tokens=40)  # for a tokenizer not made for films
+LARGER = DataConfig(
+    prefix_tokens=160, suffix_tokens=32, rationale_tokens=40
+)  # for a tokenizer that was not trained on films
 USERS, CANDIDATES = 16, 20
 
 
@@ -60,7 +63,7 @@ def main() -> None:
 
 
 def measure(batches: Iterator[Any], config: DataConfig, count: int) -> dict[str, Any]:
-    """Tokens computed, of what padding to P, S and T computes, and lists a second behind the first batch."""
+    """Tokens computed, as a fraction of full padding to P, S and T, and lists per second after the first batch."""
     began = time.perf_counter()
     next(batches)
     first_s = time.perf_counter() - began

@@ -1,12 +1,12 @@
-"""Every mesh of 1, 2, 4 and 8 devices learns what one device learns, and restores what any other saved.
+"""Check that every mesh of 1, 2, 4 and 8 devices gives the losses of one device and restores any other mesh's state.
 
     python benchmarks/check_meshes.py                      about 10 minutes on 2 cores: 8 fake devices, 20 meshes
     python benchmarks/check_meshes.py --processes 2        2 processes of 2 devices each over loopback: 6 meshes
 
 A tiny Qwen3 (QK-norm, untied embeddings; 4 heads over 2 key-value heads, which 4 and 8 devices along `tensor` do not
-divide, so that they are copied) takes 20 steps of SFT and 20 of RL on each. Prints the largest relative difference of a
-loss from one device's, and whether the final state came back bit for bit on the next mesh; then one JSON line. Exit
-status 1 if a loss differs by more than 1e-5 or a bit does.
+divide, so that they are replicated) is trained for 20 steps of SFT and 20 of RL on each mesh. The script prints the
+largest relative difference between a loss and that of one device, and whether the next mesh restored the final state
+bit for bit; then one JSON line. The exit status is 1 if a loss differs by more than 1e-5 or a restored state differs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# One of several processes, which launch/local.sh started, has two.
+# One process has 8 fake devices. Each of several processes, started by launch/local.sh, has 2.
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} "
     f"--xla_force_host_platform_device_count={2 if 'R2RANK_COORDINATOR' in os.environ else 8}"
@@ -58,11 +58,11 @@ MODEL = ModelConfig(
 SHAPE = Shape(MODEL, users=8, prefix=8, suffix=4, length=6, items=5, rationales=2)
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3, warmup_steps=2, ema_decay=0.9)
 LAUNCH = Path(__file__).parent.parent / "launch/local.sh"
-LIMIT_S = 1200  # of several processes
+LIMIT_S = 1200  # time limit for a run with several processes
 
 
 def meshes_of(*numbers: int) -> list[MeshConfig]:
-    """Every mesh of so many devices."""
+    """Every mesh with one of these numbers of devices."""
     return [
         MeshConfig(data=data, fsdp=fsdp, tensor=devices // data // fsdp)
         for devices in numbers
@@ -72,13 +72,13 @@ def meshes_of(*numbers: int) -> list[MeshConfig]:
     ]
 
 
-class Learned(NamedTuple):
-    """What came out on one mesh."""
+class MeshResult(NamedTuple):
+    """The losses on one mesh, and whether its final state could be restored."""
 
     mesh: str
     sft: list[float]  # losses
     rl: list[float]
-    restored: bool  # bit for bit on the next mesh
+    restored: bool  # the next mesh restored the final state bit for bit
 
 
 def configured(mesh: MeshConfig) -> RunConfig:
@@ -94,7 +94,7 @@ def configured(mesh: MeshConfig) -> RunConfig:
 
 
 def train(config: RunConfig, lists: list[Any]) -> tuple[TrainState, list[float], list[float]]:
-    """The final state of RL and all losses; RL starts where SFT ended."""
+    """Train with SFT, then RL; return the final state and the losses of both phases."""
     mesh = make_mesh(config.mesh)
     part = part_of_batch(mesh)
     rows = np.arange(SHAPE.users).reshape(part.parts, -1)[list(part.places)]
@@ -102,64 +102,64 @@ def train(config: RunConfig, lists: list[Any]) -> tuple[TrainState, list[float],
     batches = [to_mesh(mesh, each) for each in mine]
     state = fresh_state(mesh, MODEL, OPTIMIZER, STEPS, seed=0)
     step, sft, rl = make_sft_step(mesh, config), [], []
-    for batch, said in batches:
-        state, metrics = step(state, batch, said)
+    for batch, rationales in batches:
+        state, metrics = step(state, batch, rationales)
         sft.append(float(metrics["loss"]))
     reference = jax.tree.map(jnp.copy, state.params)
     write, (assess, update) = make_rollout(mesh, config, STOP), make_rl_steps(mesh, config)
     for at, (batch, _) in enumerate(batches):
         rollout = jax.block_until_ready(write(state.params, batch, jax.random.key(at)))
-        known = jax.block_until_ready(assess(state.params, reference, batch, rollout))
-        state, metrics = jax.block_until_ready(update(state, reference, batch, rollout, known))
+        assessed = jax.block_until_ready(assess(state.params, reference, batch, rollout))
+        state, metrics = jax.block_until_ready(update(state, reference, batch, rollout, assessed))
         rl.append(float(metrics["loss"]))
     return state, sft, rl
 
 
-def difference(found: list[float], expected: list[float]) -> float:
-    return float(np.max(np.abs(np.subtract(found, expected)) / np.abs(expected)))
+def difference(losses: list[float], expected: list[float]) -> float:
+    return float(np.max(np.abs(np.subtract(losses, expected)) / np.abs(expected)))
 
 
-def comes_back(state: TrainState, here: MeshConfig, elsewhere: MeshConfig, folder: Path) -> bool:
-    """Whether a state that is saved where it lies is the same, to the bit, on another mesh."""
+def is_restored(state: TrainState, source: MeshConfig, target: MeshConfig, folder: Path) -> bool:
+    """Whether a state saved on the mesh `source` is restored bit for bit on the mesh `target`."""
     checkpoints = Checkpoints(folder)
     checkpoints.save(1, state, {})
     checkpoints.wait()
-    there = make_mesh(elsewhere)
-    like = abstract_state(there, MODEL, OPTIMIZER, STEPS)
+    mesh = make_mesh(target)
+    like = abstract_state(mesh, MODEL, OPTIMIZER, STEPS)
     restored, _ = checkpoints.restore(1, like)
     checkpoints.close()
     placed = all(a.sharding == b.sharding for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(like)))
-    pairs = zip(jax.tree.leaves(gather(make_mesh(here), state)), jax.tree.leaves(gather(there, restored)), strict=True)
+    pairs = zip(jax.tree.leaves(gather(make_mesh(source), state)), jax.tree.leaves(gather(mesh, restored)), strict=True)
     return placed and all(np.array_equal(a, b) for a, b in pairs)
 
 
-def learn(meshes: list[MeshConfig], folder: Path) -> Iterator[Learned]:
-    """Train on each mesh; in several processes, all of them call this."""
+def learn(meshes: list[MeshConfig], folder: Path) -> Iterator[MeshResult]:
+    """Train on each mesh. With several processes, every process must call this."""
     lists = [jax.tree.map(np.asarray, make(SHAPE, seed)[1:]) for seed in range(STEPS)]
     for at, mesh in enumerate(meshes):
         state, sft, rl = train(configured(mesh), lists)
-        restored = comes_back(state, mesh, meshes[(at + 1) % len(meshes)], folder / str(at))
-        yield Learned(f"{mesh.data} x {mesh.fsdp} x {mesh.tensor}", sft, rl, restored)
+        restored = is_restored(state, mesh, meshes[(at + 1) % len(meshes)], folder / str(at))
+        yield MeshResult(f"{mesh.data} x {mesh.fsdp} x {mesh.tensor}", sft, rl, restored)
 
 
-def learn_together(processes: int, folder: str) -> Iterator[Learned]:
-    """The same in several processes, of which the first tells."""
+def learn_together(processes: int, folder: str) -> Iterator[MeshResult]:
+    """The same in several processes; the first one prints the results."""
     command = [str(LAUNCH), str(processes), str(Path(__file__).resolve()), "--folder", folder]
     environment = os.environ | {"R2RANK_COMMAND": sys.executable, "R2RANK_TIMEOUT_S": str(LIMIT_S)}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as launched:
         assert launched.stdout is not None
         for line in launched.stdout:
             if line.startswith("[0] {"):
-                yield Learned(**json.loads(line.removeprefix("[0] ")))
+                yield MeshResult(**json.loads(line.removeprefix("[0] ")))
     if launched.returncode:
         raise SystemExit(f"{processes} processes: launch/local.sh ended with {launched.returncode}")
 
 
-def compare(expected: Learned, found: Iterator[Learned]) -> int:
-    """Print the table and the JSON line; the exit status."""
-    print(f"{'data x fsdp x tensor':22}{'SFT':>10}{'RL':>10}   restored on the next")
+def compare(expected: MeshResult, results: Iterator[MeshResult]) -> int:
+    """Print the table and the JSON line, and return the exit status."""
+    print(f"{'data x fsdp x tensor':22}{'SFT':>10}{'RL':>10}   restored on the next mesh")
     worst, bitwise, meshes = {"sft": 0.0, "rl": 0.0}, True, 0
-    for each in found:
+    for each in results:
         off = {"sft": difference(each.sft, expected.sft), "rl": difference(each.rl, expected.rl)}
         worst, bitwise = {name: max(worst[name], off[name]) for name in worst}, bitwise and each.restored
         meshes += 1
@@ -172,21 +172,23 @@ def compare(expected: Learned, found: Iterator[Learned]) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--processes", type=int, default=1, help="of two fake devices each, if more than one")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="number of processes; if more than one, each has two fake devices"
+    )
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # for the processes that this one starts
-    given = parser.parse_args()
+    args = parser.parse_args()
     if "R2RANK_COORDINATOR" in os.environ:
         join_processes()
-        for each in learn(meshes_of(jax.device_count()), given.folder):
+        for each in learn(meshes_of(jax.device_count()), args.folder):
             if jax.process_index() == 0:
                 print(json.dumps(each._asdict()), flush=True)
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        alone, rest = meshes_of(1), meshes_of(2, 4, 8)
-        (expected,) = learn(alone, Path(folder) / "alone")
-        if given.processes > 1:
-            return compare(expected, learn_together(given.processes, folder))
-        return compare(expected, learn([*alone, *rest], Path(folder)))
+        single, rest = meshes_of(1), meshes_of(2, 4, 8)
+        (expected,) = learn(single, Path(folder) / "single")
+        if args.processes > 1:
+            return compare(expected, learn_together(args.processes, folder))
+        return compare(expected, learn([*single, *rest], Path(folder)))
 
 
 if __name__ == "__main__":

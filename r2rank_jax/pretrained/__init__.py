@@ -1,1 +1,1 @@
-"""Pretrained language models: fetched, and read from and written to Hugging Face's layout."""
+"""Pretrained language models: fetch them, and read and write them in Hugging Face's layout."""

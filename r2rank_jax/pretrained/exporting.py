@@ -1,4 +1,4 @@
-"""`r2rank export`: a run's policy or an imported model becomes a Hugging Face directory that transformers reads."""
+"""`r2rank export`: write a run's policy or an imported model as a Hugging Face directory that transformers reads."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from r2rank_jax.model.hf_names import (
     family_of,
     tensors,
 )
-from r2rank_jax.pretrained.folder import BASE, CARD, TOKENIZER_FOLDER, Source, load_pretrained, read_model_card
-from r2rank_jax.pretrained.importing import copy_licence, require_free
+from r2rank_jax.pretrained.folder import BASE, CARD, TOKENIZER_FOLDER, ModelOrigin, load_pretrained, read_model_card
+from r2rank_jax.pretrained.importing import copy_license, require_free
 from r2rank_jax.pretrained.page import ExportForm, Training, model_page
 from r2rank_jax.pretrained.tokenizer_files import (
     TOKENIZER,
@@ -49,16 +49,17 @@ PHASES = ("sft", "sft_continued", "rl")
 
 @dataclass(frozen=True)
 class Policy:
-    """What is exported."""
+    """A model to export."""
 
     directory: Path
-    """Where its tokenizer is."""
+    """Folder with the tokenizer."""
     config: ModelConfig
     params: Params
     ids: SpecialIds
     positions: int
-    base: Source | None
-    """The model that it is, or that its training started from; None where it was trained from scratch."""
+    """Longest sequence that the model supports."""
+    base: ModelOrigin | None
+    """The imported model, or the one that training started from; None if the policy was trained from scratch."""
     training: Training | None
 
 
@@ -73,26 +74,26 @@ def export(
 ) -> None:
     """Write a Hugging Face directory.
 
-    A CausalLM's scoring head goes into a file of its own, `score_head.safetensors`, which transformers passes over and
-    `r2rank model import` takes up again; likewise that of adapters. A scorer has no language head, unless the embedding
-    is one. Both have their adapters merged.
+    The scoring head of a CausalLM, or of adapters, is stored in a separate file, `score_head.safetensors`. Transformers
+    ignores this file, and `r2rank model import` reads it. A scorer has no language head, unless the embedding serves as
+    one. In a CausalLM and a scorer, adapters are merged into the weights.
 
     Args:
         source: a run directory, or a folder that `r2rank model import` wrote.
-        out: directory to write; it must not exist or be empty, and does not exist after a failure.
-        phase: of a run directory: "sft", "sft_continued" or "rl".
-        form: "causal-lm", "scorer", or "adapters" alone, as PEFT reads them.
-        dtype: of the stored weights.
-        shard_gib: most that one file of a whole model may hold; adapters are one file.
+        out: directory to write. It must be empty or not exist, and it does not exist after a failure.
+        phase: phase of a run directory: "sft", "sft_continued" or "rl".
+        form: "causal-lm", "scorer", or "adapters" only, in PEFT's layout.
+        dtype: type of the stored weights.
+        shard_gib: maximum size of a file of a whole model, in GiB; adapters are one file.
 
     Raises:
-        ConfigError: a model that no architecture computes, or a setting that cannot work.
-        PretrainedError: nothing there to export, or an imported model that is damaged.
-        CheckpointError: the run's checkpoint is damaged, or was not finished.
+        ConfigError: no supported architecture computes this model, or a setting is invalid.
+        PretrainedError: there is nothing to export, or the imported model is damaged.
+        CheckpointError: the run's checkpoint is damaged or was not finished.
     """
     require_free(out)
     if shard_gib <= 0:
-        raise ConfigError(f"--shard-gib must be positive, got {shard_gib}; leave it out for 4")
+        raise ConfigError(f"--shard-gib must be positive, got {shard_gib}; the default is 4")
     policy = _imported(source) if (source / CARD).is_file() and not (source / "checkpoints").is_dir() else None
     policy = policy or _trained(source, phase)
     head = _score_head(policy.config)
@@ -114,7 +115,7 @@ def export(
             chat=has_chat_template(partial),
         )
         (partial / "README.md").write_text(page, encoding="utf-8")
-        copy_licence(policy.directory, partial)
+        copy_license(policy.directory, partial)
     print(f"{out}: {family_of(without_adapters(policy.config))}, {form}, {dtype}")
 
 
@@ -143,8 +144,8 @@ def _write_adapters(policy: Policy, folder: Path, dtype: StoredDtype) -> None:
         )
     if policy.base is None:
         raise ConfigError(
-            "--form adapters needs a policy whose base model others have too, got a run without `pretrained`, which "
-            "started from random weights; export it as causal-lm or scorer"
+            "--form adapters needs a policy that started from an imported base model, got a run without `pretrained`, "
+            "which started from random weights; export it as causal-lm or scorer"
         )
     wanted = adapter_tensors(policy.config)
     description = adapter_config(policy.config, policy.base.hub_id or "")
@@ -161,22 +162,22 @@ def _imported(directory: Path) -> Policy:
 
 
 def _trained(run_dir: Path, phase: str) -> Policy:
-    """A run's policy; where it started from an imported model, with that model's tokenizer."""
+    """A run's policy, with the tokenizer of the imported model if the run started from one."""
     if not (run_dir / "config.json").is_file() or not (run_dir / "checkpoints").is_dir():
         raise PretrainedError(
-            f"what is exported must be a run directory (config.json, checkpoints/) or an imported model ({CARD}), got "
-            f"{run_dir}, which is neither"
+            f"the model to export must be a run directory (config.json, checkpoints/) or an imported model ({CARD}), "
+            f"got {run_dir}, which is neither"
         )
-    there = [name for name in PHASES if sealed_steps(run_dir / "checkpoints" / name)]
-    if phase not in there:
-        raise PretrainedError(f"--phase must be one that {run_dir} has trained ({', '.join(there)}), got {phase}")
+    trained = [name for name in PHASES if sealed_steps(run_dir / "checkpoints" / name)]
+    if phase not in trained:
+        raise PretrainedError(f"--phase must be one that {run_dir} has trained ({', '.join(trained)}), got {phase}")
     config = read(run_dir / "config.json")
     like = abstract_params(_all_devices(), config.model)
     params, extras, identity = load_policy(run_dir / "checkpoints" / phase, like, to_json(config))
     results = read_results(run_dir / "results.json") if (run_dir / "results.json").is_file() else None
     training = Training(phase=phase, config=config, extras=extras, identity=identity, results=results)
     if config.pretrained is not None:
-        base = run_dir / BASE  # the folder that config.pretrained names may be gone
+        base = run_dir / BASE  # the folder in config.pretrained may have been deleted
         card = read_model_card(base)
         ids = SpecialIds(card.pad, card.stop, card.source.bos)
         return Policy(base, config.model, params, ids, card.source.positions, card.source, training)
@@ -208,7 +209,10 @@ def _score_head(config: ModelConfig) -> Tensor:
 
 
 def _reader(policy: Policy, wanted: list[Tensor]) -> Callable[[str], np.ndarray]:
-    """name -> that tensor as theirs, its adapter merged, brought to the host when it is asked for."""
+    """Return a function from a tensor's name to its value in Hugging Face's layout, with its adapter merged.
+
+    A tensor is copied to the host only when it is requested.
+    """
     by_name = {tensor.name: tensor for tensor in wanted}
 
     def value(name: str) -> np.ndarray:

@@ -1,9 +1,9 @@
-"""The folder of an imported model: what it is, its parameters, its tokenizer, and a seal over all files.
+"""The folder of an imported model: its description, parameters, tokenizer, and a seal over all files.
 
 model.json   `ModelCard`
 params/      Orbax, float32
 tokenizer/   the files of `tokenizer_files.COPIED`
-LICENSE*     the base model's, where it came with one
+LICENSE*     the base model's license, if it has one
 seal.json    SHA-256 of every file, written last
 """
 
@@ -28,34 +28,34 @@ from r2rank_jax.types import Params
 
 CARD, PARAMS, TOKENIZER_FOLDER = "model.json", "params", "tokenizer"
 BASE = "base"
-"""Inside a run directory: `model.json` and `tokenizer/` of the imported model that the run started from."""
+"""Folder inside a run directory, with `model.json` and `tokenizer/` of the imported model that the run started from."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """Where a model comes from."""
+class ModelOrigin:
+    """Where an imported model comes from."""
 
     architecture: str
     sha256: str
-    """Over the bytes of its safetensors files, one after the other by name."""
+    """Hash of the bytes of its safetensors files, concatenated in order of their names."""
     positions: int
     """Longest sequence that it was trained on."""
     bos: int | None
-    """Id that its tokenizer puts before a text; never used here."""
+    """Id that its tokenizer puts before a text; not used by this package."""
     hub_id: str | None
     licence: str | None
-    """As its README names it."""
+    """The license, as named in its README."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """Everything about an imported model but its parameters and its tokenizer."""
+    """Description of an imported model, without its parameters and its tokenizer."""
 
     config: ModelConfig
-    """Computation (dtype, attention, remat) as by default: that is a run's choice."""
+    """Fields of the computation (dtype, attention, remat) have their defaults, because a run chooses them."""
     pad: int
     stop: int
-    source: Source
+    source: ModelOrigin
 
 
 def write_model_card(directory: Path, card: ModelCard) -> None:
@@ -67,8 +67,8 @@ def read_model_card(directory: Path) -> ModelCard:
     """Read `model.json`.
 
     Raises:
-        PretrainedError: there is none, or it cannot be read.
-        ConfigError: a field of the model that this version does not know.
+        PretrainedError: the file is missing or cannot be read.
+        ConfigError: the model has a field that this version does not know.
     """
     if not (directory / CARD).is_file():
         raise PretrainedError(
@@ -78,16 +78,16 @@ def read_model_card(directory: Path) -> ModelCard:
     values = read_json(directory / CARD)
     try:
         model = from_json({"name": "imported", "model": values["config"]}).model
-        return ModelCard(config=model, pad=values["pad"], stop=values["stop"], source=Source(**values["source"]))
+        return ModelCard(config=model, pad=values["pad"], stop=values["stop"], source=ModelOrigin(**values["source"]))
     except (KeyError, TypeError, AttributeError) as error:
         raise PretrainedError(f"{directory / CARD} is not complete ({error!r}); import the model again") from error
 
 
 def save_params(directory: Path, params: Params) -> None:
-    """Write `params/` from this one process.
+    """Write `params/` from a single process.
 
-    Uncompressed and a file per shard: each is written straight from where it lies, while compression and Orbax's
-    database of small pieces would hold copies of them. From an accelerator, one array at a time passes through.
+    The files are uncompressed, one per shard, because each shard is then written directly from its buffer. Compression
+    and Orbax's database of small pieces would hold copies. From an accelerator, arrays are copied one at a time.
     """
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every barrier
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False, save_device_host_concurrent_gb=1)
@@ -96,17 +96,18 @@ def save_params(directory: Path, params: Params) -> None:
 
 
 def load_pretrained(directory: Path, like: Params, config: ModelConfig | None = None) -> Params:
-    """The parameters of an imported model, under any sharding.
+    """Load the parameters of an imported model, under any sharding.
 
     Args:
-        directory: that `r2rank model import` wrote.
+        directory: folder that `r2rank model import` wrote.
         like: abstract parameters with shapes, types and shardings, without adapters.
-        config: of the model that is to use them, with adapters or without; of equal shapes, another model would load
-            all the same. None where it was read from this very folder.
+        config: configuration of the model that will use the parameters, with or without adapters. It is compared with
+            the stored one, because a different model with equal shapes would load without an error. None if it was read
+            from this folder.
 
     Raises:
-        PretrainedError: no model there, or files that do not match their seal.
-        ConfigError: the model there is another one.
+        PretrainedError: the folder holds no model, or its files do not match their seal.
+        ConfigError: the folder holds a different model.
     """
     card = read_model_card(directory)
     problem = damage(directory)
@@ -120,16 +121,16 @@ def load_pretrained(directory: Path, like: Params, config: ModelConfig | None = 
         )
 
 
-def _require_same_model(directory: Path, there: ModelConfig, here: ModelConfig, like: Params) -> None:
-    no_matter = {field: getattr(there, field) for field in ("dtype", "lora_rank", "lora_alpha")}
-    saved, now = (what_matters(dataclasses.asdict(dataclasses.replace(c, **no_matter))) for c in (there, here))
-    changed = differences(saved, now, "model.")
+def _require_same_model(directory: Path, stored: ModelConfig, required: ModelConfig, like: Params) -> None:
+    ignored = {field: getattr(stored, field) for field in ("dtype", "lora_rank", "lora_alpha")}
+    old, new = (what_matters(dataclasses.asdict(dataclasses.replace(c, **ignored))) for c in (stored, required))
+    changed = differences(old, new, "model.")
     if not changed:
-        shapes = meta.unbox(jax.eval_shape(lambda: initial_params(there, jax.random.key(0))))
+        shapes = meta.unbox(jax.eval_shape(lambda: initial_params(stored, jax.random.key(0))))
         changed = differences(_shapes(shapes), _shapes(like))
     if changed:
         raise ConfigError(
-            f"the model in {directory} is another one than the configuration says; differing (there -> here): "
+            f"the model in {directory} must match the configuration, got differences (stored -> configured): "
             f"{'; '.join(changed)}. Take the fields from its {CARD}, or name another model"
         )
 

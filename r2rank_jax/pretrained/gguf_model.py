@@ -1,11 +1,11 @@
-"""A GGUF file's model -> `config.json`, `generation_config.json` and `model.safetensors`.
+"""Convert a GGUF file's model to `config.json`, `generation_config.json` and `model.safetensors`.
 
-Only what a Llama needs is read; whatever else a file holds is refused rather than left out.
+Only Llama models are supported. A file with anything else is refused; nothing is silently left out.
 
-The weights are written as float32, because that is what dequantisation gives: a Q4_1 weight is a float16 scale times
-four bits plus a float16 minimum, a Q8_0 weight a float16 scale times eight bits, and neither fits the 11 significant
-bits of float16, let alone bfloat16's 8 (in SmolLM2's file, float16 would change 32% of the former and 79% of the
-latter).
+The weights are written as float32, the result of dequantization. A Q4_1 weight is a float16 scale times four bits plus
+a float16 minimum, and a Q8_0 weight is a float16 scale times eight bits. Neither fits into the 11 significant bits of
+float16 or the 8 of bfloat16: in SmolLM2's file, float16 would change 32% of the Q4_1 weights and 79% of the Q8_0
+weights.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def read_field(reader: gguf.GGUFReader, key: str, default: Any = None) -> Any:
     Args:
         reader: the open file.
         key: the entry's name.
-        default: taken where the file has no such entry; None makes the entry required.
+        default: value if the file has no such entry; None makes the entry required.
 
     Returns:
         A number, string, boolean or list.
@@ -56,7 +56,7 @@ def read_field(reader: gguf.GGUFReader, key: str, default: Any = None) -> Any:
     if field is not None:
         return field.contents()
     if default is None:
-        raise PretrainedError(f"a GGUF file must state {key}, and this one does not; take one that llama.cpp wrote")
+        raise PretrainedError(f"a GGUF file must state {key}, but this one does not; use a file that llama.cpp wrote")
     return default
 
 
@@ -64,13 +64,13 @@ def hugging_face_config(reader: gguf.GGUFReader) -> dict[str, Any]:
     """The `config.json` of a GGUF file's model.
 
     Args:
-        reader: the open file, of the architecture "llama".
+        reader: the open file, with the architecture "llama".
 
     Returns:
-        Entries of a LlamaForCausalLM as plain numbers and strings.
+        Entries for a LlamaForCausalLM as plain numbers and strings.
 
     Raises:
-        PretrainedError: another architecture, scaled RoPE, or an entry that is missing.
+        PretrainedError: the architecture is not Llama, RoPE is scaled, or an entry is missing.
     """
     architecture = read_field(reader, "general.architecture")
     if architecture != "llama":
@@ -100,9 +100,9 @@ def hugging_face_config(reader: gguf.GGUFReader) -> dict[str, Any]:
         "mlp_bias": False,
         "max_position_embeddings": int(read_field(reader, "llama.context_length")),
         "rms_norm_eps": _shortest(read_field(reader, "llama.attention.layer_norm_rms_epsilon")),
-        "rope_theta": theta,  # for readers older than transformers 5, which would silently take 10,000
+        "rope_theta": theta,  # for transformers before version 5, which would silently use 10,000
         "rope_parameters": {"rope_type": "default", "rope_theta": theta},
-        # llama.cpp writes an output projection only where it is not the embedding.
+        # llama.cpp writes an output projection only if it differs from the embedding.
         "tie_word_embeddings": all(tensor.name != "output.weight" for tensor in reader.tensors),
         "dtype": "float32",
         **special_token_ids(reader),
@@ -110,7 +110,7 @@ def hugging_face_config(reader: gguf.GGUFReader) -> dict[str, Any]:
 
 
 def special_token_ids(reader: gguf.GGUFReader) -> dict[str, int]:
-    """Ids of the tokens that begin, end and pad a text, as far as the file states them."""
+    """Ids of the tokens that begin, end and pad a text, for those that the file states."""
     keys = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "pad_token_id": "padding_token_id"}
     return {
         name: int(read_field(reader, f"tokenizer.ggml.{key}"))
@@ -127,7 +127,7 @@ def write_model(reader: gguf.GGUFReader, folder: Path) -> None:
         folder: existing folder to write into.
 
     Raises:
-        PretrainedError: not a model that `hugging_face_config` describes in full.
+        PretrainedError: the file holds a model that `hugging_face_config` does not fully describe.
     """
     config = hugging_face_config(reader)
     names = _names(reader, config)
@@ -137,14 +137,14 @@ def write_model(reader: gguf.GGUFReader, folder: Path) -> None:
 
 
 def undo_rope_permutation(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of a query or key projection in Hugging Face's order.
+    """Restore the rows of a query or key projection to Hugging Face's order.
 
-    RoPE rotates pairs of a head's rows. Hugging Face pairs row i with row i + H/2; llama.cpp, whose files this reads,
-    pairs neighbours, and so stores each head's rows as 0, H/2, 1, H/2 + 1, ...
+    RoPE rotates pairs of a head's rows. Hugging Face pairs row i with row i + H/2. llama.cpp pairs neighbors, and
+    therefore stores each head's rows as 0, H/2, 1, H/2 + 1, ...
 
     Args:
         weight: [heads · H, D] in llama.cpp's order.
-        heads: query or key-value heads.
+        heads: number of query or key-value heads.
 
     Returns:
         [heads · H, D].
@@ -154,17 +154,17 @@ def undo_rope_permutation(weight: np.ndarray, heads: int) -> np.ndarray:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write a file of Hugging Face's layout: indented, UTF-8."""
+    """Write a JSON file as Hugging Face does: indented, in UTF-8."""
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _names(reader: gguf.GGUFReader, config: dict[str, Any]) -> dict[str, str]:
-    """Hugging Face's name of each tensor; the file must hold exactly the tensors that the model has."""
+    """Hugging Face's name of each tensor. The file must hold exactly the tensors of the model."""
     names = {key: name for key, name in _TOP.items() if key != "output.weight" or not config["tie_word_embeddings"]}
     for layer in range(config["num_hidden_layers"]):
         names |= {f"blk.{layer}.{key}.weight": f"model.layers.{layer}.{name}.weight" for key, name in _LAYER.items()}
-    found = {tensor.name for tensor in reader.tensors}
-    missing, unknown = sorted(set(names) - found), sorted(found - set(names))
+    present = {tensor.name for tensor in reader.tensors}
+    missing, unknown = sorted(set(names) - present), sorted(present - set(names))
     if missing or unknown:
         raise PretrainedError(
             f"a Llama of {config['num_hidden_layers']} layers must have exactly its {len(names)} tensors; missing: "
@@ -176,7 +176,7 @@ def _names(reader: gguf.GGUFReader, config: dict[str, Any]) -> dict[str, str]:
 
 def _write_safetensors(reader: gguf.GGUFReader, names: dict[str, str], config: dict[str, Any], path: Path) -> None:
     by_name = {names[tensor.name]: tensor for tensor in reader.tensors}
-    # GGUF states the fastest axis first.
+    # GGUF lists the fastest-varying axis first.
     shapes = {name: tuple(int(size) for size in reversed(tensor.shape)) for name, tensor in by_name.items()}
 
     def value(name: str) -> np.ndarray:
@@ -191,5 +191,5 @@ def _write_safetensors(reader: gguf.GGUFReader, names: dict[str, str], config: d
 
 
 def _shortest(value: float) -> float:
-    """A stored float32 as the decimal it was written from: 1e-05, not 9.999999747378752e-06."""
+    """The shortest decimal that gives this float32: 1e-05, not 9.999999747378752e-06."""
     return float(str(np.float32(value)))

@@ -1,8 +1,8 @@
-"""A GGUF file's tokenizer -> `tokenizer.json` and `tokenizer_config.json`.
+"""Convert a GGUF file's tokenizer to `tokenizer.json` and `tokenizer_config.json`.
 
-A GGUF file names the way a text is cut before BPE (`tokenizer.ggml.pre`) but does not say what it is. "smollm" is two
-cuts, one after the other: every numeric character on its own, then GPT-2's pattern on what lies between. So the space
-before a number is a token of its own, and no token has two digits.
+A GGUF file gives the name of its pre-tokenizer (`tokenizer.ggml.pre`), but not its definition. "smollm" splits a text
+twice: first every numeric character is isolated, then GPT-2's pattern splits the rest. Therefore the space before a
+number is a separate token, and no token has two digits.
 """
 
 from __future__ import annotations
@@ -27,31 +27,33 @@ _SPECIAL = {
 
 
 def build_tokenizer(reader: gguf.GGUFReader) -> Tokenizer:
-    """The byte-level BPE that a GGUF file describes.
+    """Build the byte-level BPE that a GGUF file describes.
 
-    Its control tokens are special tokens; with `encode_special_tokens = True`, a text that spells one is encoded as
-    text. A byte that is not in the vocabulary (SmolLM2: some control characters) is left out, as by llama.cpp.
+    Its control tokens are special tokens. With `encode_special_tokens = True`, a text that contains the name of one is
+    encoded as text. A byte that is not in the vocabulary (SmolLM2: some control characters) is dropped, as in
+    llama.cpp.
 
     Args:
         reader: the open file.
 
     Raises:
-        PretrainedError: another kind of tokenizer, another cut, or token types other than normal and control.
+        PretrainedError: the tokenizer or its pre-tokenizer is of another kind, or a token is neither normal nor
+            control.
     """
     for key, required in (("model", "gpt2"), ("pre", "smollm")):
-        found = read_field(reader, f"tokenizer.ggml.{key}")
-        if found != required:
+        value = read_field(reader, f"tokenizer.ggml.{key}")
+        if value != required:
             raise PretrainedError(
-                f"tokenizer.ggml.{key} must be {required!r}, got {found!r}; import such a model from its Hugging Face "
+                f"tokenizer.ggml.{key} must be {required!r}, got {value!r}; import such a model from its Hugging Face "
                 "folder instead"
             )
     tokens = read_field(reader, "tokenizer.ggml.tokens")
     types = read_field(reader, "tokenizer.ggml.token_type")
-    strange = sorted(set(types) - {gguf.TokenType.NORMAL, gguf.TokenType.CONTROL})
-    if strange or len(types) != len(tokens) or len(set(tokens)) != len(tokens):
+    other = sorted(set(types) - {gguf.TokenType.NORMAL, gguf.TokenType.CONTROL})
+    if other or len(types) != len(tokens) or len(set(tokens)) != len(tokens):
         raise PretrainedError(
-            f"tokenizer.ggml.token_type must call each of {len(tokens)} different tokens normal (1) or control (3), "
-            f"got {len(types)} types for {len(set(tokens))} different tokens, and the types {strange or 'none'} beside "
+            f"tokenizer.ggml.token_type must mark each of {len(tokens)} different tokens as normal (1) or control (3), "
+            f"got {len(types)} types for {len(set(tokens))} different tokens, and the types {other or 'none'} besides "
             "1 and 3; import such a model from its Hugging Face folder instead"
         )
     merges = [tuple(merge.split(" ")) for merge in read_field(reader, "tokenizer.ggml.merges")]
@@ -71,7 +73,7 @@ def write_tokenizer(reader: gguf.GGUFReader, folder: Path) -> None:
         folder: existing folder to write into.
 
     Raises:
-        PretrainedError: not a tokenizer that `build_tokenizer` knows.
+        PretrainedError: `build_tokenizer` does not support the tokenizer.
     """
     tokenizer = build_tokenizer(reader)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -83,7 +85,7 @@ def write_tokenizer(reader: gguf.GGUFReader, folder: Path) -> None:
     write_json(
         folder / "tokenizer_config.json",
         {
-            # Takes tokenizer.json as it is; transformers' GPT2Tokenizer would replace the two cuts by GPT-2's one.
+            # Uses tokenizer.json unchanged. GPT2Tokenizer would replace the two splits by GPT-2's single one.
             "tokenizer_class": "PreTrainedTokenizerFast",
             **special,
             "model_max_length": int(read_field(reader, "llama.context_length")),

@@ -1,5 +1,7 @@
-"""`r2rank model import`: a Hugging Face directory becomes parameters of ours. Everything is checked before anything is
-written, and nothing in the directory is ever run."""
+"""`r2rank model import`: convert a Hugging Face directory to our parameters.
+
+Everything is checked before anything is written, and no code in the directory is ever run.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ from r2rank_jax.model.hf_names import (
     ignorable,
     tensors,
 )
-from r2rank_jax.pretrained.folder import TOKENIZER_FOLDER, ModelCard, Source, save_params, write_model_card
+from r2rank_jax.pretrained.folder import TOKENIZER_FOLDER, ModelCard, ModelOrigin, save_params, write_model_card
 from r2rank_jax.pretrained.tokenizer_files import COPIED, copy_tokenizer, read_json, read_special_ids
 from r2rank_jax.pretrained.weights import DTYPES, INDEX, SCORE_FILE, Stored, read_header, sha256_of, stored_tensors
 from r2rank_jax.sharding import abstract_params, make_mesh
@@ -36,18 +38,18 @@ _FROM_HUB = ("config.json", "model*.safetensors", INDEX, SCORE_FILE, *COPIED, "R
 
 
 def import_model(source: str, out: Path) -> ModelCard:
-    """Read a Hugging Face directory and write a folder as `pretrained.folder` describes it.
+    """Read a Hugging Face directory and write the folder that `pretrained.folder` describes.
 
     Args:
         source: a directory, or a hub id ("org/name") to download through `huggingface_hub`.
-        out: folder to write; it must not exist or be empty, and does not exist after a failure.
+        out: folder to write. It must be empty or not exist, and it does not exist after a failure.
 
     Returns:
-        What was imported.
+        The description of the imported model.
 
     Raises:
-        ConfigError: a model that cannot be computed here, or a tokenizer that is not the model's.
-        PretrainedError: files that are missing, damaged or pickled, or tensors that are not the architecture's.
+        ConfigError: the model is not supported, or the tokenizer does not belong to the model.
+        PretrainedError: files are missing, damaged or pickled, or the tensors are not those of the architecture.
     """
     require_free(out)
     folder = locate(source)
@@ -64,13 +66,13 @@ def import_model(source: str, out: Path) -> ModelCard:
         config=config,
         pad=special.pad,
         stop=special.stop,
-        source=Source(
+        source=ModelOrigin(
             architecture=values["architectures"][0],
             sha256=sha256_of(stored),
             positions=int(values.get("max_position_embeddings", 2048)),
             bos=special.bos,
             hub_id=None if Path(source).is_dir() else source,
-            licence=licence_of(folder),
+            licence=license_of(folder),
         ),
     )
     mesh = make_mesh(MeshConfig(fsdp=jax.device_count()))
@@ -78,7 +80,7 @@ def import_model(source: str, out: Path) -> ModelCard:
     with replacing_folder(out) as partial:
         write_model_card(partial, card)
         copy_tokenizer(folder, partial / TOKENIZER_FOLDER)
-        copy_licence(folder, partial)
+        copy_license(folder, partial)
         save_params(partial, params)
         write_seal(partial)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -87,10 +89,10 @@ def import_model(source: str, out: Path) -> ModelCard:
 
 
 def locate(source: str) -> Path:
-    """The directory that `source` names, downloaded where it is a hub id and no directory.
+    """Return the directory `source`, or download it if it is not a directory but a hub id.
 
     Raises:
-        PretrainedError: no such directory, and nothing that could be downloaded.
+        PretrainedError: there is no such directory, and nothing could be downloaded.
     """
     folder = Path(source)
     if folder.is_dir():
@@ -101,25 +103,25 @@ def locate(source: str) -> Path:
 
     try:
         return Path(huggingface_hub.snapshot_download(source, allow_patterns=list(_FROM_HUB)))
-    except Exception as error:  # connection, name, permission, offline mode: many types of several packages
+    except Exception as error:  # connection, name, permission, offline mode: many exception types of several packages
         raise PretrainedError(
-            f"{source} is no directory here, and as a hub id it could not be downloaded "
+            f"{source} is not a directory, and as a hub id it could not be downloaded "
             f"({type(error).__name__}: {' '.join(str(error).split())[:300]}); check the name and the network, or copy "
-            "the model's files here and name their directory"
+            "the model's files to this machine and name their directory"
         ) from error
 
 
 def require_free(out: Path) -> None:
-    """Raise `PretrainedError` where an output folder holds something already."""
+    """Raise `PretrainedError` if an output folder is not empty."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise PretrainedError(f"--out must be a new or empty folder, got {out}, which is in use; choose another")
 
 
 def require_tensors(wanted: Sequence[Tensor], stored: Mapping[str, Stored], config: ModelConfig) -> None:
-    """Check names, shapes and types of a whole checkpoint, from its headers.
+    """Check the names, shapes and types of a whole checkpoint from its headers.
 
     Raises:
-        PretrainedError: says what is missing, what is too much, and what has another shape or type.
+        PretrainedError: the message lists tensors that are missing, unknown, or of the wrong shape or type.
     """
     by_name = {tensor.name: tensor for tensor in wanted}
     missing = [name for name in by_name if name not in stored]
@@ -132,23 +134,23 @@ def require_tensors(wanted: Sequence[Tensor], stored: Mapping[str, Stored], conf
     problems += [f"types other than {', '.join(DTYPES)}: {_some(types)}"] * bool(types)
     if not problems:
         return
-    remedy = "take the weights that belong to this config.json"
+    remedy = "use the weights that belong to this config.json"
     if missing == [LANGUAGE_HEAD] and SCORE_HEAD in stored:
         remedy = "a scorer whose embeddings are not tied cannot write rationales: import its CausalLM"
-    raise PretrainedError(f"the tensors must be those of config.json; {'; '.join(problems)}. Remedy: {remedy}")
+    raise PretrainedError(f"the tensors must match config.json; {'; '.join(problems)}. Remedy: {remedy}")
 
 
 def read_params(wanted: Sequence[Tensor], stored: Mapping[str, Stored], like: Params) -> Params:
     """Stream tensors from disk into sharded arrays, one at a time.
 
-    The host holds one tensor in its stored type, the devices one copy of it more than the parameters.
+    The host holds one tensor in its stored type. The devices hold the parameters and one copy of that tensor.
 
-    A scoring head that is not among them starts as zeros: the hidden states of pretrained models differ in size by
-    orders of magnitude, so random numbers of any one size would be no opinion in one model and a firm one in another.
-    At zero every ranking is equally likely, and the head's own gradient is not zero.
+    A scoring head that is not among the tensors is initialized to zeros. The scale of hidden states differs between
+    pretrained models by orders of magnitude, so random weights of a fixed scale would give nearly equal scores in one
+    model and extreme ones in another. With zeros every ranking is equally likely, and the head's gradient is not zero.
 
     Args:
-        wanted: from `tensors`, checked.
+        wanted: tensors from `tensors`, already checked.
         stored: from `stored_tensors`.
         like: abstract parameters with shardings.
     """
@@ -167,7 +169,7 @@ def _zeros(place: jax.ShapeDtypeStruct) -> Array:
 
 
 def _stacked(sources: Sequence[Tensor], stored: Mapping[str, Stored], place: jax.ShapeDtypeStruct) -> Array:
-    """One leaf: its layers, if it has them, written into one array in place."""
+    """Read one leaf. If it has layers, they are written into one array in place."""
     (first, *_), sharding = sources, place.sharding
     if first.layer is None:
         piece = jax.device_put(first.to_ours(stored[first.name].read()), sharding)
@@ -182,21 +184,23 @@ def _stacked(sources: Sequence[Tensor], stored: Mapping[str, Stored], place: jax
     whole = _zeros(place)
     for tensor in sources:
         piece = jax.device_put(tensor.to_ours(stored[tensor.name].read()), of_layer)
-        whole = jax.block_until_ready(put_in_place(whole, piece, jnp.int32(tensor.layer)))  # or reading runs ahead
+        whole = jax.block_until_ready(
+            put_in_place(whole, piece, jnp.int32(tensor.layer))
+        )  # otherwise reading would run ahead and hold more tensors
     return whole
 
 
-def licence_of(folder: Path) -> str | None:
-    """The licence that a model's README names in its first lines (YAML between lines of ---)."""
+def license_of(folder: Path) -> str | None:
+    """The license that a model's README names in its YAML header (between lines of ---)."""
     path = folder / "README.md"
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     head = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
-    found = re.search(r"^license:[ \t]*(\S+)[ \t]*$", head[1], re.MULTILINE) if head else None
-    return found[1].strip("\"'") if found else None
+    match = re.search(r"^license:[ \t]*(\S+)[ \t]*$", head[1], re.MULTILINE) if head else None
+    return match[1].strip("\"'") if match else None
 
 
-def copy_licence(source: Path, target: Path) -> None:
-    """Copy the text of the base model's licence, which may have to travel with it."""
+def copy_license(source: Path, target: Path) -> None:
+    """Copy the text of the base model's license, which may require that its text be included."""
     for path in sorted(source.glob("LICENSE*")):
         if path.is_file():
             shutil.copyfile(path, target / path.name)

@@ -1,4 +1,4 @@
-"""The README.md of an exported model: what it is, what it learned from, how well it does, how to call it."""
+"""The README.md of an exported model: what it is, how it was trained, its results, and how to use it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any, Literal
 from r2rank_jax.config import ModelConfig, RunConfig, to_json
 from r2rank_jax.evaluation.results import results_table
 from r2rank_jax.model.hf_names import Form
-from r2rank_jax.pretrained.folder import Source
+from r2rank_jax.pretrained.folder import ModelOrigin
 from r2rank_jax.pretrained.tokenizer_files import SpecialIds
 
 ExportForm = Literal[Form, "adapters"]
-"""A whole model of either form, or the adapters that make one of its base model."""
+"""A whole model of either form, or only the adapters to apply to its base model."""
 
-# What the chat template puts around a user's message: opens every prefix, closes every item.
+# The text that the chat template puts around a user's message: it opens every prefix and closes every item.
 _FRAME = """before, after = tokenizer.apply_chat_template(
     [{{"role": "user", "content": "⟪⟫"}}], tokenize=False, add_generation_prompt=True, enable_thinking=False
 ).split("⟪⟫")
@@ -25,8 +25,8 @@ _USE: dict[ExportForm, str] = {
     "causal-lm": """{frame}parts = ({parts})
 prompt = [i for part in parts for i in tokenizer(part, add_special_tokens=False).input_ids]
 ends = dict(eos_token_id={stop}, pad_token_id={pad})
-said = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens={tokens}, **ends)
-rationale = tokenizer.decode(said[0, len(prompt):], skip_special_tokens=True)""",
+output = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens={tokens}, **ends)
+rationale = tokenizer.decode(output[0, len(prompt):], skip_special_tokens=True)""",
     "scorer": """{frame}parts = ({parts}, rationale)
 ids = [i for part in parts for i in tokenizer(part, add_special_tokens=False).input_ids] + [{stop}]
 score = model(torch.tensor([ids])).logits[0, 0]""",
@@ -36,16 +36,16 @@ _USE["adapters"] = f"model = peft.PeftModel.from_pretrained(base_model, folder)\
 
 @dataclass(frozen=True)
 class Training:
-    """How a run came to its policy."""
+    """How a policy was trained."""
 
     phase: str
     config: RunConfig
     extras: Mapping[str, Any]
-    """Of the checkpoint."""
+    """Metadata stored with the checkpoint."""
     identity: str
-    """Of the checkpoint."""
+    """Identity of the checkpoint."""
     results: Mapping[str, Any] | None
-    """Content of `results.json`."""
+    """Content of `results.json`; None if there is none."""
 
 
 def model_page(
@@ -54,19 +54,19 @@ def model_page(
     config: ModelConfig,
     form: ExportForm,
     ids: SpecialIds,
-    base: Source | None,
+    base: ModelOrigin | None,
     training: Training | None,
     chat: bool,
 ) -> str:
-    """The page as Markdown with the YAML head that the hub reads.
+    """The page as Markdown, with the YAML header that the hub reads.
 
     Args:
-        name: of the model.
-        config: of the model.
-        form: of the export.
-        ids: special tokens.
-        base: the model that it is or started from.
-        training: None for a model that was only imported.
+        name: name of the model.
+        config: configuration of the model.
+        form: form of the export.
+        ids: ids of the special tokens.
+        base: the imported model, or the one that training started from.
+        training: how the model was trained; None if it was only imported.
         chat: whether the tokenizer has a chat template, which then frames every prompt.
     """
     about = "scores one candidate's rationale" if form == "scorer" else "writes a rationale for one candidate item"
@@ -75,7 +75,7 @@ def model_page(
         f"# {name}\n",
         f"A language model that {about}, trained with r2rank_jax (Reasoning to Rank, after arXiv 2602.12530).\n"
         if training
-        else "A pretrained model, imported and exported by r2rank_jax and not trained in between.\n",
+        else "A pretrained model that r2rank_jax imported and exported without training it.\n",
         _facts(config, base, training),
         _usage(form, ids, training, chat),
     ]
@@ -88,7 +88,7 @@ def model_page(
     return "\n".join(parts)
 
 
-def _head(form: ExportForm, base: Source | None) -> str:
+def _head(form: ExportForm, base: ModelOrigin | None) -> str:
     lines = [f"library_name: {'peft' if form == 'adapters' else 'transformers'}"]
     lines.append(f"pipeline_tag: {'text-classification' if form == 'scorer' else 'text-generation'}")
     lines.append("tags: [recommendation, reranking]")
@@ -99,11 +99,11 @@ def _head(form: ExportForm, base: Source | None) -> str:
     return "\n".join(["---", *lines, "---\n"])
 
 
-def _facts(config: ModelConfig, base: Source | None, training: Training | None) -> str:
+def _facts(config: ModelConfig, base: ModelOrigin | None, training: Training | None) -> str:
     rows = [("layers, width, vocabulary", f"{config.layers}, {config.width}, {config.vocabulary}")]
     if base is not None:
         rows.append(("base model", f"{base.hub_id or base.architecture}, weights with SHA-256 {base.sha256}"))
-        rows.append(("licence of the base model", base.licence or "not known here; see where it came from"))
+        rows.append(("license of the base model", base.licence or "unknown; see the source of the model"))
     if training is not None:
         results = training.results or {}
         missing = "not recorded: `r2rank eval` had not been run"
@@ -111,7 +111,7 @@ def _facts(config: ModelConfig, base: Source | None, training: Training | None) 
         rows.append(("checkpoint", training.identity))
         rows.append(("training data, SHA-256 of the interactions", results.get("data_hash", missing)))
         if "traces" in training.extras:
-            rows.append(("worked rationales, SHA-256", training.extras["traces"]))
+            rows.append(("traces (the teacher's rationales), SHA-256", training.extras["traces"]))
         rows.append(("commit of the code", results.get("commit", missing)))
     return "\n".join(["| | |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows), ""])
 
@@ -121,9 +121,9 @@ def _usage(form: ExportForm, ids: SpecialIds, training: Training | None, chat: b
     parts = "before, prefix, item, after" if chat else "prefix, item"
     frame = _FRAME.format() if chat else ""
     code = _USE[form].format(stop=ids.stop, pad=ids.pad, tokens=tokens, parts=parts, frame=frame)
-    framed = " What the chat template puts around a message stands around prefix and item." if chat else ""
+    framed = " The frame of the chat template is put around prefix and item." if chat else ""
     return (
-        "## Use\n\nThe user's history, the candidate and the rationale (`r2rank_jax.data.prompts` has their words) are "
-        f"turned into ids apart, without\nspecial tokens, and joined; a rationale ends with its stop token.{framed}\n\n"
-        f"```python\n{code}\n```\n"
+        "## Use\n\nThe user's history, the candidate and the rationale (see `r2rank_jax.data.prompts` for their text) "
+        "are tokenized separately,\nwithout special tokens, and concatenated. A rationale ends with the stop token."
+        f"{framed}\n\n```python\n{code}\n```\n"
     )

@@ -1,4 +1,4 @@
-"""The files beside a model's weights that say how text becomes ids: copied as they are, never run."""
+"""The tokenizer files of a model. They are copied unchanged, and code in them is never run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ COPIED = (
 
 @dataclass(frozen=True)
 class SpecialIds:
-    """Ids that the data path and a reader of the exported model must agree on."""
+    """Ids of special tokens, on which training and the users of an exported model must agree."""
 
     pad: int
     stop: int
@@ -38,54 +38,54 @@ class SpecialIds:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Read the object in a JSON file.
 
     Raises:
-        PretrainedError: no file, or no object in it.
+        PretrainedError: the file is missing or does not hold a JSON object.
     """
     try:
-        found = json.loads(path.read_bytes())
+        values = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise PretrainedError(f"{path} must be there, got nothing; download or export the model again") from None
+        raise PretrainedError(f"{path} must exist, got no such file; download or export the model again") from None
     except ValueError as error:
         raise PretrainedError(f"{path} must hold JSON: {error}; download or export the model again") from error
-    if not isinstance(found, dict):
-        raise PretrainedError(f"{path} must hold a JSON object, got {type(found).__name__}; download the model again")
-    return found
+    if not isinstance(values, dict):
+        raise PretrainedError(f"{path} must hold a JSON object, got {type(values).__name__}; download the model again")
+    return values
 
 
 def read_special_ids(folder: Path, config: Mapping[str, Any], vocabulary: int) -> SpecialIds:
-    """Check a tokenizer against the model's vocabulary and find its special ids.
+    """Check a tokenizer against the model's vocabulary, and choose its special ids.
 
-    The stop token is the tokenizer's end of text, which for a chat model ends its answers; only where the tokenizer
-    names none is it config.json's. Many tokenizers pad with that very token, or with none; rationales need another one,
-    since a reader that skips padding would skip the stop token. Text never becomes a special token here, so any that
-    nothing else uses will do.
+    The stop token is the tokenizer's end-of-text token, which ends the answers of a chat model. If the tokenizer names
+    none, config.json's is used. Many tokenizers pad with the end-of-text token, or name no padding token. Rationales
+    need a different one, because code that skips padding would also skip the stop token. Since text is never encoded as
+    a special token, any special token without another use can serve as padding.
 
     Args:
-        folder: with `tokenizer.json`.
+        folder: folder with `tokenizer.json`.
         config: content of config.json.
-        vocabulary: rows of the embedding, which may be padded beyond the tokenizer's.
+        vocabulary: number of rows of the embedding, which may exceed the tokenizer's vocabulary.
 
     Raises:
-        PretrainedError: no `tokenizer.json`, or one that cannot be read.
-        ConfigError: an id that the model has no row for, settings that name code, or no stop token.
+        PretrainedError: `tokenizer.json` is missing or cannot be read.
+        ConfigError: an id has no row in the embedding, the settings name code, or there is no stop token.
     """
     backend = _read_tokenizer(folder)
-    known = backend.get_vocab(with_added_tokens=True)
-    last = max(known, key=known.__getitem__)
-    if known[last] >= vocabulary:
+    ids = backend.get_vocab(with_added_tokens=True)
+    last = max(ids, key=ids.__getitem__)
+    if ids[last] >= vocabulary:
         raise ConfigError(
-            f"the model must have a row for every id of its tokenizer, got id {known[last]} ({last!r}) and a "
-            f"vocabulary of {vocabulary}; take the tokenizer that belongs to the model"
+            f"the model must have a row for every id of its tokenizer, got id {ids[last]} ({last!r}) and a "
+            f"vocabulary of {vocabulary}; use the tokenizer that belongs to the model"
         )
     settings = read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
     if settings.get("auto_map"):
         raise ConfigError(
-            f"{SETTINGS} must not name code of its own, got auto_map={settings['auto_map']}: none is ever run; if "
-            f"{TOKENIZER} is the whole tokenizer, take auto_map out of {SETTINGS}"
+            f"{SETTINGS} must not name code of its own, got auto_map={settings['auto_map']}, which is never run; if "
+            f"{TOKENIZER} is the whole tokenizer, remove auto_map from {SETTINGS}"
         )
-    declared = {name: known.get(_text(settings.get(f"{name}_token"))) for name in ("pad", "eos", "bos", "unk")}
+    declared = {name: ids.get(_text(settings.get(f"{name}_token"))) for name in ("pad", "eos", "bos", "unk")}
     ends = _ids(config.get("eos_token_id"))
     stop = declared["eos"] if declared["eos"] is not None else next(iter(ends), -1)
     if not 0 <= stop < vocabulary:
@@ -107,7 +107,7 @@ def read_special_ids(folder: Path, config: Mapping[str, Any], vocabulary: int) -
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy what is there of `COPIED`, byte for byte."""
+    """Copy those files of `COPIED` that exist, byte for byte."""
     target.mkdir(parents=True, exist_ok=True)
     for name in COPIED:
         if (source / name).is_file():
@@ -115,7 +115,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 
 def write_settings(folder: Path, backend: Tokenizer, ids: SpecialIds, positions: int) -> None:
-    """Write the settings with which transformers reads a tokenizer that was trained here."""
+    """Write the settings with which transformers reads a tokenizer that this package trained."""
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "pad_token": backend.id_to_token(ids.pad),
@@ -129,8 +129,11 @@ def write_settings(folder: Path, backend: Tokenizer, ids: SpecialIds, positions:
 
 
 def set_padding(folder: Path, pad: int) -> None:
-    """Name our padding token in the settings of a copied tokenizer: who pads with another one gets the score of a
-    padding token, since transformers looks for the id in config.json when it pools."""
+    """Set our padding token in the settings of a copied tokenizer.
+
+    Transformers pools at the last token that is not the padding id in config.json. If a tokenizer padded with another
+    token, the score would be that of a padding token.
+    """
     text = _read_tokenizer(folder).id_to_token(pad)
     for path in (folder / SETTINGS, folder / "special_tokens_map.json"):
         settings = read_json(path) if path.is_file() else {}
@@ -149,11 +152,11 @@ def _read_tokenizer(folder: Path) -> Tokenizer:
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the package raises plain Exception
-        raise PretrainedError(f"{path} is no tokenizer that can be read ({error}); download it again") from error
+        raise PretrainedError(f"{path} cannot be read as a tokenizer ({error}); download it again") from error
 
 
 def _text(token: Any) -> str:
-    """A token in tokenizer_config.json: its text, or an object that holds it."""
+    """The text of a token in tokenizer_config.json, where it is a string or an object that holds one."""
     return str(token.get("content", "")) if isinstance(token, dict) else token or ""
 
 
@@ -162,10 +165,10 @@ def _ids(value: Any) -> list[int]:
 
 
 def has_chat_template(folder: Path) -> bool:
-    """Whether the tokenizer in this folder frames messages."""
+    """Whether the tokenizer in this folder has a chat template."""
     return bool(_chat_template(folder, json.loads((folder / SETTINGS).read_text(encoding="utf-8"))))
 
 
 def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str:
-    beside = [folder / name for name in ("chat_template.jinja", "chat_template.json") if (folder / name).is_file()]
-    return str(settings.get("chat_template") or "") + "".join(path.read_text(encoding="utf-8") for path in beside)
+    files = [folder / name for name in ("chat_template.jinja", "chat_template.json") if (folder / name).is_file()]
+    return str(settings.get("chat_template") or "") + "".join(path.read_text(encoding="utf-8") for path in files)

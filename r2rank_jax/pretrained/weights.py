@@ -1,9 +1,9 @@
-"""Safetensors files, one tensor at a time.
+"""Read and write safetensors files, one tensor at a time.
 
 The format is a length (8 bytes, little-endian), that many bytes of JSON (name -> dtype, shape, [start, end) in the
-data), then the data. The `safetensors` package maps whole files into memory and writes from a dictionary that holds a
-whole file; a model that fills the accelerators may not fit into the host's memory even once, so here tensors pass
-singly.
+data), then the data. The `safetensors` package maps whole files into memory, and writes a file from a dictionary with
+all of its tensors. A model that fills the accelerators may not fit into the host's memory at all, so this module
+handles one tensor at a time.
 """
 
 from __future__ import annotations
@@ -23,65 +23,65 @@ from r2rank_jax.errors import PretrainedError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SCORE_FILE = "score_head.safetensors"
-"""Beside a CausalLM that was exported here: its scoring head, for which transformers has no place there."""
+"""File next to an exported CausalLM with its scoring head, for which transformers' CausalLM has no parameter."""
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(jnp.bfloat16), "F16": np.dtype(np.float16)}
 StoredDtype = Literal["float32", "bfloat16"]
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_LONGEST_HEADER = 100_000_000  # bytes; the limit of the format's own reader
+_LONGEST_HEADER = 100_000_000  # bytes; the limit in the safetensors package
 _BYTES_AT_ONCE = 1 << 24
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a tensor lies."""
+    """Where a tensor is stored."""
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
     start: int
-    """Byte of the file."""
+    """Offset in the file, in bytes."""
 
     def read(self) -> np.ndarray:
-        """The tensor in its own type."""
+        """Read the tensor in its stored type."""
         kind = DTYPES[self.dtype]
         return np.fromfile(self.file, kind, math.prod(self.shape), offset=self.start).reshape(self.shape)
 
 
 def stored_tensors(folder: Path) -> dict[str, Stored]:
-    """Every tensor of a checkpoint, found from the files' headers alone.
+    """Locate every tensor of a checkpoint by reading only the files' headers.
 
     Args:
-        folder: with `model.safetensors`, or with `model.safetensors.index.json` and the files that it names.
+        folder: folder with `model.safetensors`, or with `model.safetensors.index.json` and the files that it names.
 
     Raises:
-        PretrainedError: no such files, a pickle instead, or a file that is cut short or not what it says.
+        PretrainedError: there are no such files, or pickles instead, or a file is truncated or inconsistent.
     """
     if (folder / SINGLE).is_file():
         return read_header(folder / SINGLE)
     if not (folder / INDEX).is_file():
         raise PretrainedError(_nothing_to_read(folder))
-    named = _weight_map(folder / INDEX)
-    found: dict[str, Stored] = {}
-    for file in sorted(set(named.values())):
+    index = _weight_map(folder / INDEX)
+    stored: dict[str, Stored] = {}
+    for file in sorted(set(index.values())):
         if Path(file).name != file or not (folder / file).is_file():
             raise PretrainedError(f"{INDEX} names {file}, which is not in {folder}; download the model again")
-        found |= read_header(folder / file)
-    astray = sorted(name for name, file in named.items() if name not in found or found[name].file.name != file)
-    astray += sorted(set(found) - set(named))
-    if astray:
+        stored |= read_header(folder / file)
+    misplaced = sorted(name for name, file in index.items() if name not in stored or stored[name].file.name != file)
+    misplaced += sorted(set(stored) - set(index))
+    if misplaced:
         raise PretrainedError(
-            f"{INDEX} and the files it names must agree, but {astray[0]} is not where it says ({len(astray)} in all); "
-            "download the model again"
+            f"{INDEX} and the files it names must agree, but {misplaced[0]} is not in the file given by the index "
+            f"({len(misplaced)} misplaced in all); download the model again"
         )
-    return found
+    return stored
 
 
 def read_header(path: Path) -> dict[str, Stored]:
-    """The tensors of one safetensors file.
+    """Locate the tensors of one safetensors file.
 
     Raises:
-        PretrainedError: the header is damaged, or the file is not as long as the header says.
+        PretrainedError: the header is damaged, or the file's size does not match the header.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -89,25 +89,25 @@ def read_header(path: Path) -> dict[str, Stored]:
         if size < 8 or length > min(size - 8, _LONGEST_HEADER):
             raise PretrainedError(
                 f"{path} must start with a header of {length if size >= 8 else 8} bytes, got a file of {size}; it is "
-                "cut short or no safetensors file: download it again"
+                "truncated or not a safetensors file: download it again"
             )
         try:
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
-            found = {name: _stored(path, 8 + length, entry) for name, entry in header.items()}
+            stored = {name: _stored(path, 8 + length, entry) for name, entry in header.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise PretrainedError(f"{path} has a header that cannot be read ({error!r}); download it again") from error
     end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if size != end:
         raise PretrainedError(
-            f"{path} must hold {end} bytes by its header, got {size}; it is "
-            f"{'cut short' if size < end else 'too long'}: download it again"
+            f"{path} must hold {end} bytes according to its header, got {size}; it is "
+            f"{'truncated' if size < end else 'too long'}: download it again"
         )
-    return found
+    return stored
 
 
 def sha256_of(stored: Mapping[str, Stored]) -> str:
-    """The digest of the files' bytes, one file after the other by name: `cat *.safetensors | sha256sum`."""
+    """SHA-256 of the files' bytes, concatenated in order of their names: `cat *.safetensors | sha256sum`."""
     digest = hashlib.sha256()
     for path in sorted({tensor.file for tensor in stored.values()}):
         with path.open("rb") as file:
@@ -126,11 +126,11 @@ def write_sharded(
     """Write `model.safetensors`, or several files and their index.
 
     Args:
-        folder: to write to.
+        folder: folder to write to.
         shapes: name -> shape, in the order of writing.
-        value: gives a tensor when its turn comes.
-        dtype: of the file.
-        shard_bytes: a file holds no more, unless a single tensor does.
+        value: returns a tensor by name; called for one tensor at a time.
+        dtype: type of the stored tensors.
+        shard_bytes: maximum size of the tensors in a file, unless a single tensor is larger.
     """
     width = np.dtype(dtype).itemsize
     shards: list[list[str]] = [[]]
@@ -158,13 +158,13 @@ def write_sharded(
 def write_file(
     path: Path, shapes: Mapping[str, tuple[int, ...]], value: Callable[[str], Any], dtype: StoredDtype
 ) -> None:
-    """Write one safetensors file; arguments as of `write_sharded`."""
+    """Write one safetensors file. The arguments are those of `write_sharded`."""
     kind = np.dtype(dtype)
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for it
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # required by transformers
     end = 0
     for name, shape in shapes.items():
         start, end = end, end + math.prod(shape) * kind.itemsize
-        code = next(code for code, known in DTYPES.items() if known == kind)
+        code = next(code for code, dtype_of_code in DTYPES.items() if dtype_of_code == kind)
         header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the data starts aligned
@@ -198,8 +198,8 @@ def _nothing_to_read(folder: Path) -> str:
     if pickles:
         return (
             f"weights must be safetensors, got {', '.join(pickles)} in {folder}: reading a pickle can run code that "
-            "somebody put into it. Take a revision of the model that has safetensors, or, where you trust the file, "
+            "somebody put into it. Use a revision of the model that has safetensors, or, if you trust the file, "
             "convert it with transformers: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)"
         )
-    here = ", ".join(sorted(file.name for file in folder.iterdir())[:10]) or "nothing"
-    return f"{folder} must hold {SINGLE} or {INDEX}, got {here}; download the model again"
+    contents = ", ".join(sorted(file.name for file in folder.iterdir())[:10]) or "nothing"
+    return f"{folder} must hold {SINGLE} or {INDEX}, got {contents}; download the model again"

@@ -18,7 +18,7 @@ import numpy as np
 
 from r2rank_jax.checkpoint import load_policy, sealed_steps
 from r2rank_jax.config import RunConfig, to_json
-from r2rank_jax.data.prepared.dataset import Lists
+from r2rank_jax.data.prepared.dataset import CandidateLists
 from r2rank_jax.data.prompts.templates import find_template
 from r2rank_jax.evaluation.baselines import item_knn_scores, popularity_scores, random_scores
 from r2rank_jax.evaluation.metrics import per_user_metrics
@@ -116,7 +116,7 @@ def commit() -> str:
     return head.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
 
 
-def _baselines(inputs: Inputs, lists: Lists) -> dict[str, np.ndarray]:
+def _baselines(inputs: Inputs, lists: CandidateLists) -> dict[str, np.ndarray]:
     data, config = inputs.dataset, inputs.config
     rows = [np.arange(*data.train_rows(user).indices(len(data.item))) for user in range(data.users)]
     train_users = np.repeat(np.arange(data.users), [len(r) for r in rows])
@@ -135,7 +135,9 @@ def _teacher(traces: Path) -> str:
         return str(json.loads(file.readline())["teacher"])
 
 
-def _write_rationales(path: Path, inputs: Inputs, lists: Lists, said: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+def _write_rationales(
+    path: Path, inputs: Inputs, lists: CandidateLists, said: dict[str, tuple[np.ndarray, np.ndarray]]
+) -> None:
     """What each policy said of each candidate, for a seeded choice of users."""
     data, config = inputs.dataset, inputs.config
     template = find_template(config.data.template)

@@ -1,4 +1,4 @@
-"""A tiny Llama with random weights, written as a GGUF file the way llama.cpp's converter does."""
+"""A tiny Llama with random weights, written as a GGUF file in the same way as llama.cpp's converter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 WIDTH, HEADS, KV_HEADS, HEAD_SIZE, MLP_WIDTH, LAYERS = 64, 4, 2, 16, 96, 2
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-# With two merges that cross digits: they must never be used.
+# Two of the merges span digits and must never be used.
 MERGES = ["Ġ t", "h e", "Ġt he", "1 9", "Ġ 1", "Ġ Ġ"]
 TOKENS = [*SPECIAL, *sorted(ByteLevel.alphabet()), *(merge.replace(" ", "") for merge in MERGES)]
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -40,7 +40,7 @@ def tiny_weights(seed: int = 0, *, tied: bool = True) -> dict[str, np.ndarray]:
 
 
 def llama_cpp_rows(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Query or key rows as llama.cpp stores them: of each head, rows i and i + H/2 of Hugging Face's side by side."""
+    """Query or key rows in llama.cpp's order: within each head, Hugging Face's rows i and i + H/2 are adjacent."""
     size = len(weight) // heads
     stored = np.empty_like(weight)
     for head in range(heads):
@@ -109,8 +109,8 @@ def write_gguf(
         path: file to write.
         stored: llama.cpp's names -> weights.
         architecture: general.architecture.
-        entries: instead of, or beside, those of `metadata`; a None leaves one out.
-        types: llama.cpp's names -> how to quantise; float32 without.
+        entries: replace or extend those of `metadata`; None removes an entry.
+        types: llama.cpp's names -> quantization; tensors without one are float32.
     """
     writer = gguf.GGUFWriter(path, architecture)
     for entry in (metadata() | (entries or {})).values():

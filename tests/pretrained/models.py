@@ -1,4 +1,4 @@
-"""Tiny random models of every family as `transformers` writes them, and our forward pass over rows of tokens."""
+"""Tiny random models of every family, written by `transformers`, and our forward pass over rows of tokens."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ from r2rank_jax.pretrained.folder import load_pretrained, read_model_card
 from r2rank_jax.pretrained.importing import import_model
 from r2rank_jax.sharding import abstract_params, make_mesh
 
-# No two sizes alike; the vocabulary holds the tokenizer's 258 and rows that no id reaches.
+# All sizes differ. The vocabulary has the tokenizer's 258 tokens and additional rows that no id uses.
 BASE = ModelConfig(
     vocabulary=264, width=32, layers=3, heads=4, kv_heads=2, head_size=6, mlp_width=40, rope_theta=5000.0
 )
@@ -30,12 +30,12 @@ MODELS = {
         BASE, rope_factor=8.0, rope_low_frequency=1.0, rope_high_frequency=4.0, rope_original_positions=16
     ),
 }
-PAD, STOP = 0, 1  # of `train_tokenizer`
+PAD, STOP = 0, 1  # as in `train_tokenizer`
 SCRATCH = tempfile.TemporaryDirectory(prefix="r2rank-test-models-")
 
 
 def torch_model(name, *, scorer=False):
-    """A torch model whose every weight, norms and biases included, is far from its initial value."""
+    """A torch model in which all weights, including norms and biases, are far from their initial values."""
     import torch
     import transformers
 
@@ -77,7 +77,7 @@ def torch_model(name, *, scorer=False):
 
 
 def add_tokenizer(folder, **settings):
-    """The files of a tokenizer with 256 bytes, <pad> and <stop>."""
+    """Write the files of a tokenizer with 256 bytes, <pad> and <stop>."""
     train_tokenizer(["a"], 258).save(str(folder / "tokenizer.json"))
     settings = {"pad_token": "<pad>", "eos_token": "<stop>"} | settings
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
@@ -85,7 +85,7 @@ def add_tokenizer(folder, **settings):
 
 @functools.cache
 def saved(name, *, scorer=False):
-    """(torch model, the directory that it was saved to in many small files); read only."""
+    """(torch model, the directory it was saved to in many small files). Tests must not change it."""
     model = torch_model(name, scorer=scorer)
     folder = Path(SCRATCH.name) / f"{name}{'-scorer' if scorer else ''}"
     model.save_pretrained(folder, max_shard_size="20KB")
@@ -102,7 +102,7 @@ def copy_but_weights(source, target):
 
 @functools.cache
 def imported(name, *, scorer=False):
-    """The folder of our import of `saved`; read only."""
+    """The folder to which we imported `saved`. Tests must not change it."""
     _, folder = saved(name, scorer=scorer)
     out = Path(SCRATCH.name) / "imported" / folder.name
     import_model(str(folder), out)
@@ -116,7 +116,7 @@ def load(folder, mesh=None):
 
 
 def rows_of_tokens(rows, length, seed=0):
-    """Token ids without the special ones and the mask of a right-padded batch, NumPy [rows, length]."""
+    """Token ids other than special ones, and the mask of a right-padded batch, NumPy [rows, length]."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(2, BASE.vocabulary, (rows, length))
     real = np.arange(length) < rng.integers(3, length + 1, rows)[:, None]
@@ -132,7 +132,7 @@ def our_states(config, params, tokens, real):
 
 
 def their_states(model, tokens, real):
-    """The same of a torch CausalLM."""
+    """The same for a torch CausalLM."""
     import torch
 
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Adapters as PEFT reads them, beside a base model of transformers, against ours."""
+"""Compare our adapters with PEFT's on a base model of transformers."""
 
 import dataclasses
 import json
@@ -62,16 +62,16 @@ def adapted_run(folder, name):
     return model, params
 
 
-def of_transformers(folder):
+def load_in_transformers(folder):
     return transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2"])
-def test_peft_computes_what_we_compute(tmp_path, name):
+def test_peft_gives_our_logits(tmp_path, name):
     model, params = adapted_run(tmp_path / "run", name)
     tokens, real = rows_of_tokens(3, 9)
     ours = our_states(model, params, tokens, real)[1]
-    base = of_transformers(saved(name)[1])
+    base = load_in_transformers(saved(name)[1])
     assert np.abs(ours - their_states(base, tokens, real)[1])[real].max() > 0.1, "the adapters must matter"
     near = {"rtol": 0, "atol": 1e-5 * np.abs(ours).max()}
 
@@ -81,8 +81,8 @@ def test_peft_computes_what_we_compute(tmp_path, name):
     np.testing.assert_allclose(their_states(loaded, tokens, real)[1][real], ours[real], **near)
 
     export(tmp_path / "run", tmp_path / "merged", dtype="float32")
-    wanted = their_states(of_transformers(tmp_path / "merged"), tokens, real)[1]
-    np.testing.assert_allclose(their_states(loaded.merge_and_unload(), tokens, real)[1][real], wanted[real], **near)
+    expected = their_states(load_in_transformers(tmp_path / "merged"), tokens, real)[1]
+    np.testing.assert_allclose(their_states(loaded.merge_and_unload(), tokens, real)[1][real], expected[real], **near)
 
     settings = peft.PeftConfig.from_pretrained(str(tmp_path / "hf"))
     modules = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
@@ -95,25 +95,28 @@ def test_peft_computes_what_we_compute(tmp_path, name):
 def test_the_code_on_the_page_of_adapters_works(tmp_path):
     adapted_run(tmp_path / "run", "llama")
     export(tmp_path / "run", tmp_path / "hf", form="adapters", dtype="float32")
-    head = (tmp_path / "hf/README.md").read_text().split("---")[1]
-    assert "library_name: peft" in head and f"base_model: {BASE_ID}" in head
-    names = {"base_model": of_transformers(saved("llama")[1]), "folder": str(tmp_path / "hf"), "peft": peft}
-    found = run_page(tmp_path / "hf", **names, prefix="Heat (1995) 4", item="Emma")
+    header = (tmp_path / "hf/README.md").read_text().split("---")[1]
+    assert "library_name: peft" in header and f"base_model: {BASE_ID}" in header
+    names = {"base_model": load_in_transformers(saved("llama")[1]), "folder": str(tmp_path / "hf"), "peft": peft}
+    adapters = run_page(tmp_path / "hf", **names, prefix="Heat (1995) 4", item="Emma")
     export(tmp_path / "run", tmp_path / "merged", dtype="float32")
     merged = run_page(
-        tmp_path / "merged", model=of_transformers(tmp_path / "merged"), prefix="Heat (1995) 4", item="Emma"
+        tmp_path / "merged", model=load_in_transformers(tmp_path / "merged"), prefix="Heat (1995) 4", item="Emma"
     )
-    assert isinstance(found["model"], peft.PeftModel) and found["said"].tolist() == merged["said"].tolist()
+    assert isinstance(adapters["model"], peft.PeftModel)
+    assert adapters["output"].tolist() == merged["output"].tolist()
 
 
 def test_every_adapter_is_written_once():
     model = adapted("qwen2")
-    found = [(tensor.path, tensor.layer) for tensor in adapter_tensors(model)]
+    written = [(tensor.path, tensor.layer) for tensor in adapter_tensors(model)]
     ours = {tuple(key.key for key in path) for path, _ in shapes(model) if is_adapter(path[-1].key)}
-    assert sorted(found) == sorted((path, layer) for path in ours for layer in range(model.layers)) and len(ours) == 14
+    assert (
+        sorted(written) == sorted((path, layer) for path in ours for layer in range(model.layers)) and len(ours) == 14
+    )
 
 
-def test_a_policy_without_adapters_has_none_to_export(tmp_path):
+def test_exporting_adapters_of_a_policy_without_any_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"trained=adapters, got one with model\.lora_rank=0"):
         export(imported("llama"), tmp_path / "out", form="adapters")
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Export to Hugging Face directories: transformers computes what we compute, and import gives the same bits back."""
+"""Export to Hugging Face directories: transformers gives our results, and importing again gives the same bits."""
 
 import dataclasses
 import json
@@ -43,15 +43,15 @@ import transformers  # noqa: E402
 
 CONFIG = RunConfig(
     name="small", model=BASE, data=DataConfig(prefix_tokens=60, suffix_tokens=30, rationale_tokens=20)
-)  # of a run that was trained from scratch
-SPOKEN = "1 film by the same hand; likes it: yes"
+)  # a run that was trained from scratch
+RATIONALE = "1 film by the same hand; likes it: yes"
 
 
 def write_run(folder, config):
-    """A run directory as `r2rank sft` and `r2rank rl` leave it, with weights of its own per phase."""
+    """Write a run directory like that of `r2rank sft` and `r2rank rl`, with different weights for each phase."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(to_json(config)))
-    train_tokenizer([SPOKEN, "Heat (1995) 4\n"], BASE.vocabulary).save(str(folder / "tokenizer.json"))
+    train_tokenizer([RATIONALE, "Heat (1995) 4\n"], BASE.vocabulary).save(str(folder / "tokenizer.json"))
     state = fresh_state(make_mesh(MeshConfig()), config.model, OptimizerConfig(ema_decay=0.9), 5, 0, config.trained)
     rng = np.random.default_rng(0)
     for phase in ("sft", "rl"):
@@ -65,7 +65,7 @@ def write_run(folder, config):
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
-    """Of a run that was trained from scratch; read only."""
+    """A run that was trained from scratch. Tests must not change it."""
     return write_run(tmp_path_factory.mktemp("runs") / "small", CONFIG)
 
 
@@ -79,7 +79,7 @@ def params_of(folder):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_transformers_finds_the_same_logits(tmp_path, name):
+def test_transformers_gives_the_same_logits(tmp_path, name):
     export(imported(name), tmp_path / "hf", dtype="float32", shard_gib=20 / 2**20)
     assert len(list(tmp_path.glob("hf/model-*.safetensors"))) > 3, "the test must write several files"
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", attn_implementation="eager").eval()
@@ -101,13 +101,13 @@ def test_import_of_an_export_gives_the_same_bits(tmp_path, name):
     require_equal(params_of(tmp_path / "again"), params_of(imported(name)))
 
 
-def require_equal(found, wanted):
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+def require_equal(actual, expected):
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
 @pytest.mark.parametrize("form", ["causal-lm", "scorer"])
-def test_both_forms_of_a_run_carry_its_scoring_head(tmp_path, run_dir, form):
+def test_both_forms_contain_the_scoring_head(tmp_path, run_dir, form):
     export(run_dir, tmp_path / "hf", form=form, dtype="float32")
     import_model(str(tmp_path / "hf"), tmp_path / "again")
     assert np.abs(np.asarray(policy_of(run_dir)["score_head"])).max() > 0.05
@@ -118,13 +118,13 @@ def test_bfloat16_rounds_to_the_nearest(tmp_path, run_dir):
     export(run_dir, tmp_path / "hf")
     import_model(str(tmp_path / "hf"), tmp_path / "again")
     assert transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype="auto").dtype == torch.bfloat16
-    wanted = policy_of(run_dir)
-    rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), wanted)
-    require_equal(params_of(tmp_path / "again"), rounded | {"score_head": wanted["score_head"]})
+    params = policy_of(run_dir)
+    rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), params)
+    require_equal(params_of(tmp_path / "again"), rounded | {"score_head": params["score_head"]})
 
 
 def some_lists():
-    """Two users with two items, every part padded, and one rationale each that ends with the stop token."""
+    """Two users with two items each, and one rationale per item that ends with the stop token; all parts are padded."""
     rng = np.random.default_rng(0)
 
     def part(*shape):
@@ -134,18 +134,18 @@ def some_lists():
 
     prefix, prefix_length = part(2, 9)
     suffix, suffix_length = part(2, 2, 6)
-    said, said_length = part(2, 2, 1, 7)
-    np.put_along_axis(said, said_length[..., None] - 1, STOP, axis=-1)
+    tokens, length = part(2, 2, 1, 7)
+    np.put_along_axis(tokens, length[..., None] - 1, STOP, axis=-1)
     ones = np.ones((2, 2), bool)
     batch = ListBatch(
         user=np.arange(2), items=np.zeros((2, 2), np.int32), prefix=prefix, prefix_length=prefix_length, suffix=suffix,
         suffix_length=suffix_length, labels=np.zeros((2, 2), np.float32), mask=ones,
     )  # fmt: skip
-    return jax.tree.map(jnp.asarray, (batch, Rationales(tokens=said, length=said_length, stopped=ones[..., None])))
+    return jax.tree.map(jnp.asarray, (batch, Rationales(tokens=tokens, length=length, stopped=ones[..., None])))
 
 
 def joined(batch, rationales):
-    """Prefix, item and rationale of each of the four as one right-padded row."""
+    """Prefix, item and rationale of each of the four rationales as one right-padded row."""
     rows = []
     for u in range(2):
         for n in range(2):
@@ -160,7 +160,7 @@ def joined(batch, rationales):
     return np.array([row + [PAD] * (width - len(row)) for row in rows])
 
 
-def test_a_scorer_gives_a_rationale_our_score(tmp_path, run_dir):
+def test_a_scorer_gives_our_scores(tmp_path, run_dir):
     export(run_dir, tmp_path / "hf", form="scorer", dtype="float32")
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf").eval()
     assert type(model).__name__ == "LlamaForSequenceClassification" and model.config.num_labels == 1
@@ -182,15 +182,15 @@ def test_the_tokenizer_of_a_run_is_the_same_in_transformers(tmp_path, run_dir):
         read_tokenizer(run_dir / "tokenizer.json"),
         transformers.AutoTokenizer.from_pretrained(tmp_path / "hf"),
     )
-    (ids,) = ours.encode([SPOKEN])
-    assert theirs(SPOKEN, add_special_tokens=False).input_ids == list(ids) and len(ids) > 1
-    assert theirs.decode(ids) == SPOKEN == ours.decode(ids)
+    (ids,) = ours.encode([RATIONALE])
+    assert theirs(RATIONALE, add_special_tokens=False).input_ids == list(ids) and len(ids) > 1
+    assert theirs.decode(ids) == RATIONALE == ours.decode(ids)
     assert (theirs.pad_token_id, theirs.eos_token_id, theirs.model_max_length) == (ours.pad, ours.stop, 110)
     generation = transformers.GenerationConfig.from_pretrained(tmp_path / "hf")
     assert (generation.pad_token_id, generation.eos_token_id) == (ours.pad, ours.stop)
 
 
-def test_the_tokenizer_of_an_imported_model_goes_along_unchanged(tmp_path):
+def test_the_tokenizer_of_an_imported_model_is_exported_unchanged(tmp_path):
     from tests.pretrained.models import saved
 
     source = tmp_path / "source"
@@ -205,22 +205,22 @@ def test_the_tokenizer_of_an_imported_model_goes_along_unchanged(tmp_path):
         assert (tmp_path / "hf" / name).read_bytes() == (source / name).read_bytes(), name
     assert "license: apache-2.0" in (tmp_path / "hf/README.md").read_text()
 
-    # A scorer pools at the last token that is not config.json's padding: its tokenizer must pad with the same.
+    # A scorer pools at the last token that is not config.json's padding, so its tokenizer must use the same padding.
     export(tmp_path / "model", tmp_path / "scorer", form="scorer")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "scorer")
     values = json.loads((tmp_path / "scorer/config.json").read_text())
     assert tokenizer.pad_token_id == values["pad_token_id"] == PAD != tokenizer.eos_token_id == STOP
 
 
-def test_a_run_that_started_from_an_imported_model_takes_its_tokenizer(tmp_path, run_dir):
+def test_a_run_from_an_imported_model_is_exported_with_its_tokenizer(tmp_path, run_dir):
     shutil.copytree(run_dir, tmp_path / "run")
     config = dataclasses.replace(CONFIG, pretrained="a folder that is gone")
     (tmp_path / "run/config.json").write_text(json.dumps(to_json(config)))
     (tmp_path / "run/tokenizer.json").unlink()
     shutil.copytree(imported("llama"), tmp_path / "run/base", ignore=shutil.ignore_patterns("params"))
     export(tmp_path / "run", tmp_path / "hf", phase="sft", dtype="float32")
-    wanted = imported("llama") / "tokenizer/tokenizer.json"
-    assert (tmp_path / "hf/tokenizer.json").read_bytes() == wanted.read_bytes()
+    original = imported("llama") / "tokenizer/tokenizer.json"
+    assert (tmp_path / "hf/tokenizer.json").read_bytes() == original.read_bytes()
     import_model(str(tmp_path / "hf"), tmp_path / "again")
     require_equal(params_of(tmp_path / "again"), policy_of(run_dir, "sft"))
     page = (tmp_path / "hf/README.md").read_text()
@@ -239,13 +239,13 @@ def test_adapters_are_merged(tmp_path):
     assert np.abs(ours - our_states(BASE, params, tokens, real)[1]).max() > 0.1, "the adapters must do something"
     np.testing.assert_allclose(ours[real], theirs[real], atol=1e-4 * np.abs(theirs).max())
 
-    with pytest.raises(ConfigError, match="needs a policy whose base model others have too, got a run without"):
+    with pytest.raises(ConfigError, match="needs a policy that started from an imported base model, got a run without"):
         export(tmp_path / "run", tmp_path / "out", form="adapters")
     assert not (tmp_path / "out").exists()
 
 
 def run_page(folder, /, **names):
-    """Run the code on an exported model's page."""
+    """Run the code on an exported model's page and return its variables."""
     code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
     names |= {"torch": torch, "tokenizer": transformers.AutoTokenizer.from_pretrained(folder)}
     exec(code, names)
@@ -253,36 +253,36 @@ def run_page(folder, /, **names):
 
 
 def test_the_code_on_the_page_works(tmp_path, run_dir):
-    said = {"prefix": "Heat (1995) 4\n", "item": "Emma", "rationale": SPOKEN}
-    ours = read_tokenizer(run_dir / "tokenizer.json").encode(list(said.values()))
+    texts = {"prefix": "Heat (1995) 4\n", "item": "Emma", "rationale": RATIONALE}
+    ours = read_tokenizer(run_dir / "tokenizer.json").encode(list(texts.values()))
     tokens = np.array([[*sum(ours, ()), STOP]])
     params = policy_of(run_dir)
     hidden, logits = our_states(BASE, params, tokens, np.ones_like(tokens, bool))
 
     export(run_dir, tmp_path / "scorer", form="scorer", dtype="float32")
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "scorer")
-    score = run_page(tmp_path / "scorer", model=model, **said)["score"]
+    score = run_page(tmp_path / "scorer", model=model, **texts)["score"]
     assert score.item() == pytest.approx(float(scores(params, hidden[0, -1])), abs=1e-4)
 
     export(run_dir, tmp_path / "lm", dtype="float32")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "lm")
-    found = run_page(tmp_path / "lm", model=model, prefix=said["prefix"], item=said["item"])
+    variables = run_page(tmp_path / "lm", model=model, prefix=texts["prefix"], item=texts["item"])
     start = len(ours[0]) + len(ours[1])
-    assert found["prompt"] == tokens[0, :start].tolist()
-    assert int(found["said"][0, start]) == logits[0, start - 1].argmax(), "the first token is our greedy one"
+    assert variables["prompt"] == tokens[0, :start].tolist()
+    assert int(variables["output"][0, start]) == logits[0, start - 1].argmax(), "the first token is our greedy one"
 
 
-def test_the_code_on_the_page_puts_the_chat_frame_around_a_prompt(tmp_path):
+def test_the_code_on_the_page_adds_the_chat_frame(tmp_path):
     model, folder = saved("llama")
     shutil.copytree(folder, tmp_path / "source")
     add_tokenizer(tmp_path / "source", chat_template="{% for m in messages %}<stop>{{ m.content }}<pad>A:{% endfor %}")
     import_model(str(tmp_path / "source"), tmp_path / "imported")
     export(tmp_path / "imported", tmp_path / "hf", dtype="float32")
-    found = run_page(tmp_path / "hf", model=model, prefix="Heat (1995) 4\n", item="Emma")
+    variables = run_page(tmp_path / "hf", model=model, prefix="Heat (1995) 4\n", item="Emma")
     ours = read_chat_tokenizer(tmp_path / "imported/tokenizer", pad=PAD, stop=STOP)
     prefix, item = ours.encode(["Heat (1995) 4\n", "Emma"])
     assert ours.opening == (STOP,) and ours.closing[0] == PAD
-    assert found["prompt"] == [*ours.opening, *prefix, *item, *ours.closing]
+    assert variables["prompt"] == [*ours.opening, *prefix, *item, *ours.closing]
 
 
 RESULTS = {
@@ -297,7 +297,7 @@ RESULTS = {
 }
 
 
-def test_the_page_says_what_it_is(tmp_path, run_dir):
+def test_the_page_describes_the_model(tmp_path, run_dir):
     export(run_dir, tmp_path / "one", phase="sft")
     page = (tmp_path / "one/README.md").read_text()
     for part in ("# one", "sft, 5 steps", "f00d", "not recorded: `r2rank eval` had not been run", '"name": "small"'):
@@ -312,7 +312,7 @@ def test_the_page_says_what_it_is(tmp_path, run_dir):
         assert part in page, part
 
 
-def test_what_cannot_be_exported_is_refused_and_leaves_nothing(tmp_path, run_dir, capsys):
+def test_invalid_exports_are_refused_and_write_nothing(tmp_path, run_dir, capsys):
     out = tmp_path / "hf"
 
     def refused(error, message, source=run_dir, **settings):

@@ -21,21 +21,21 @@ def converted(path, folder):
     return load_file(folder / "model.safetensors")
 
 
-def test_stored_rows_by_hand():
-    """One head of size 6: llama.cpp stores rows 0 3 1 4 2 5."""
+def test_the_permutation_of_one_head():
+    """llama.cpp stores the rows of a head of size 6 in the order 0 3 1 4 2 5."""
     stored = np.array([[0.0], [3.0], [1.0], [4.0], [2.0], [5.0]])
     np.testing.assert_array_equal(undo_rope_permutation(stored, 1)[:, 0], np.arange(6))
 
 
 @settings(max_examples=50, deadline=None)
 @given(heads=st.integers(1, 5), half=st.integers(1, 8), width=st.integers(1, 3))
-def test_undoes_the_permutation_of_any_heads(heads, half, width):
+def test_undoes_the_permutation_for_any_number_of_heads(heads, half, width):
     weight = np.arange(heads * 2 * half * width, dtype=np.float32).reshape(-1, width)
     np.testing.assert_array_equal(undo_rope_permutation(llama_cpp_rows(weight, heads), heads), weight)
 
 
 def test_half_split_rope_on_undone_rows_is_interleaved_rope_on_stored_rows():
-    """What the permutation is for: query-key products at any two positions are the same in both layouts."""
+    """The permutation's purpose: query-key products at any two positions are the same in both layouts."""
     draw = np.random.default_rng(0)
     size, width = 8, 5
     query, key, x = (
@@ -55,20 +55,20 @@ def test_half_split_rope_on_undone_rows_is_interleaved_rope_on_stored_rows():
     def product(q, k, pairs):
         return rotated(q @ x, 7, pairs) @ rotated(k @ x, 3, pairs)
 
-    neighbours = [(2 * i, 2 * i + 1) for i in range(size // 2)]
+    neighbors = [(2 * i, 2 * i + 1) for i in range(size // 2)]
     halves = [(i, i + size // 2) for i in range(size // 2)]
     undone = product(undo_rope_permutation(query, 1), undo_rope_permutation(key, 1), halves)
-    np.testing.assert_allclose(undone, product(query, key, neighbours), rtol=1e-12)
-    assert abs(undone - product(query, key, halves)) > 1e-3  # and without undoing they would differ
+    np.testing.assert_allclose(undone, product(query, key, neighbors), rtol=1e-12)
+    assert abs(undone - product(query, key, halves)) > 1e-3  # without the permutation they differ
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_float32_weights_come_back_bit_for_bit(tmp_path, tied):
     weights = tiny_weights(tied=tied)
-    found = converted(write_gguf(tmp_path / "tiny.gguf", stored_weights(weights)), tmp_path / "out")
-    assert set(found) == set(weights)
+    written = converted(write_gguf(tmp_path / "tiny.gguf", stored_weights(weights)), tmp_path / "out")
+    assert set(written) == set(weights)
     for name, weight in weights.items():
-        np.testing.assert_array_equal(found[name], weight, err_msg=name)
+        np.testing.assert_array_equal(written[name], weight, err_msg=name)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is tied
 
 
@@ -104,22 +104,22 @@ def q8_0_by_hand(raw):
     return np.array(rows, np.float32)
 
 
-def test_quantised_weights_are_written_without_further_rounding(tmp_path):
+def test_quantized_weights_are_written_without_further_rounding(tmp_path):
     stored = stored_weights(tiny_weights())
     types = {name: Q8_0 if name == "token_embd.weight" else Q4_1 for name, weight in stored.items() if weight.ndim == 2}
-    found = converted(write_gguf(tmp_path / "tiny.gguf", stored, types=types), tmp_path / "out")
+    written = converted(write_gguf(tmp_path / "tiny.gguf", stored, types=types), tmp_path / "out")
     embedding = q8_0_by_hand(gguf.quantize(stored["token_embd.weight"], Q8_0))
-    np.testing.assert_array_equal(found["model.embed_tokens.weight"], embedding)
-    assert np.any(embedding != embedding.astype(np.float16))  # float16 would not have done
+    np.testing.assert_array_equal(written["model.embed_tokens.weight"], embedding)
+    assert np.any(embedding != embedding.astype(np.float16))  # float16 would lose precision
     down = q4_1_by_hand(gguf.quantize(stored["blk.1.ffn_down.weight"], Q4_1))
-    np.testing.assert_array_equal(found["model.layers.1.mlp.down_proj.weight"], down)
+    np.testing.assert_array_equal(written["model.layers.1.mlp.down_proj.weight"], down)
     for name, part, heads in (("q_proj", "attn_q", HEADS), ("k_proj", "attn_k", KV_HEADS)):
         rows = q4_1_by_hand(gguf.quantize(stored[f"blk.0.{part}.weight"], Q4_1))
-        np.testing.assert_array_equal(llama_cpp_rows(found[f"model.layers.0.self_attn.{name}.weight"], heads), rows)
+        np.testing.assert_array_equal(llama_cpp_rows(written[f"model.layers.0.self_attn.{name}.weight"], heads), rows)
 
 
-def test_loads_as_the_model_that_was_stored(tmp_path):
-    """The same logits as a `transformers` Llama built by hand with these weights."""
+def test_gives_the_logits_of_the_stored_model(tmp_path):
+    """The logits equal those of a `transformers` Llama that is built with these weights."""
     torch = pytest.importorskip("torch")
     import transformers
 
@@ -148,16 +148,16 @@ def test_loads_as_the_model_that_was_stored(tmp_path):
     assert loaded.dtype == torch.float32 and loaded.generation_config.eos_token_id == 2
 
 
-def test_config_states_what_the_file_states(tiny_gguf):
+def test_the_config_matches_the_file(tiny_gguf):
     config = hugging_face_config(gguf.GGUFReader(tiny_gguf))
     assert config["rms_norm_eps"] == 1e-5 and config["rope_parameters"] == {"rope_type": "default", "rope_theta": 5000}
     assert (config["num_key_value_heads"], config["head_dim"], config["max_position_embeddings"]) == (2, 16, 128)
     assert (config["bos_token_id"], config["eos_token_id"], config["pad_token_id"]) == (1, 2, 2)
 
 
-def test_config_takes_llama_cpps_defaults_where_the_file_is_silent(tmp_path):
-    silent = {"head_count_kv": None, "rope_dimension_count": None, "rope_freq_base": None, "pad": None}
-    path = write_gguf(tmp_path / "tiny.gguf", stored_weights(tiny_weights()), entries=silent)
+def test_the_config_uses_llama_cpps_defaults_for_missing_entries(tmp_path):
+    removed = {"head_count_kv": None, "rope_dimension_count": None, "rope_freq_base": None, "pad": None}
+    path = write_gguf(tmp_path / "tiny.gguf", stored_weights(tiny_weights()), entries=removed)
     config = hugging_face_config(gguf.GGUFReader(path))
     assert (config["num_key_value_heads"], config["head_dim"], config["rope_theta"]) == (4, 16, 10_000.0)
     assert "pad_token_id" not in config
@@ -173,7 +173,7 @@ def test_config_takes_llama_cpps_defaults_where_the_file_is_silent(tmp_path):
         ),
         (
             {"entries": {"block_count": None}},
-            r"must state llama\.block_count, and this one does not; take one that llama\.cpp wrote",
+            r"must state llama\.block_count, but this one does not; use a file that llama\.cpp wrote",
         ),
         (
             {"entries": {"block_count": ("add_block_count", 1)}},
@@ -185,7 +185,7 @@ def test_config_takes_llama_cpps_defaults_where_the_file_is_silent(tmp_path):
         ),
     ],
 )
-def test_refuses_what_it_cannot_convert_and_writes_nothing(tmp_path, changes, message):
+def test_refuses_unsupported_files_and_writes_nothing(tmp_path, changes, message):
     path = write_gguf(tmp_path / "tiny.gguf", stored_weights(tiny_weights()), **changes)
     (tmp_path / "out").mkdir()
     with pytest.raises(PretrainedError, match=message):

@@ -1,4 +1,4 @@
-"""Import from Hugging Face directories: the same numbers as transformers, or a refusal that leaves nothing behind."""
+"""Import from Hugging Face directories: the same numbers as transformers, or an error and no files."""
 
 import dataclasses
 import hashlib
@@ -33,7 +33,7 @@ torch = pytest.importorskip("torch")
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_hidden_states_and_logits_are_those_of_transformers(name):
+def test_hidden_states_and_logits_match_transformers(name):
     model, _ = saved(name)
     config, params = load(imported(name))
     assert config == MODELS[name]
@@ -44,8 +44,8 @@ def test_hidden_states_and_logits_are_those_of_transformers(name):
             np.testing.assert_allclose(ours[real], theirs[real], atol=1e-4)
 
 
-def test_scaled_rope_is_no_detail():
-    """Otherwise the comparison above would not notice that the scaling is missing."""
+def test_scaled_rope_changes_the_logits():
+    """Otherwise the comparison above would not notice if the scaling were missing."""
     config, params = load(imported("llama3-rope"))
     tokens, real = rows_of_tokens(3, 12)
     scaled, plain = (
@@ -55,7 +55,7 @@ def test_scaled_rope_is_no_detail():
 
 
 @pytest.mark.parametrize("name", ["qwen2", "llama"])
-def test_a_sequence_classifier_brings_its_scoring_head(name):
+def test_a_sequence_classifier_is_imported_with_its_scoring_head(name):
     model, _ = saved(name, scorer=True)
     config, params = load(imported(name, scorer=True))
     tokens, real = rows_of_tokens(4, 9)
@@ -67,11 +67,11 @@ def test_a_sequence_classifier_brings_its_scoring_head(name):
     np.testing.assert_allclose(np.asarray(ours), theirs.numpy(), atol=1e-4)
 
 
-def test_a_causal_lm_has_no_opinion_about_items_yet():
+def test_the_scoring_head_of_a_causal_lm_starts_at_zero():
     assert not np.asarray(load(imported("qwen3"))[1]["score_head"]).any()
 
 
-def test_what_the_folder_says_of_itself():
+def test_the_folder_describes_its_source():
     _, source = saved("qwen3")
     folder = imported("qwen3")
     card = read_model_card(folder)
@@ -94,7 +94,7 @@ def test_any_mesh_gives_the_same_bits():
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_is_taken_over_exactly(tmp_path, dtype):
+def test_half_precision_is_imported_exactly(tmp_path, dtype):
     model = saved("llama")[0]
     half = type(model)(model.config)
     half.load_state_dict(model.state_dict())
@@ -102,8 +102,8 @@ def test_half_precision_is_taken_over_exactly(tmp_path, dtype):
     copy_but_weights(saved("llama")[1], tmp_path / "hf")
     import_model(str(tmp_path / "hf"), tmp_path / "out")
     _, params = load(tmp_path / "out")
-    wanted = half.state_dict()["model.layers.2.mlp.down_proj.weight"].float().numpy()
-    np.testing.assert_array_equal(np.asarray(params["layers"]["mlp"]["down"][2]).T, wanted)
+    expected = half.state_dict()["model.layers.2.mlp.down_proj.weight"].float().numpy()
+    np.testing.assert_array_equal(np.asarray(params["layers"]["mlp"]["down"][2]).T, expected)
 
 
 def edit(path, **changes):
@@ -112,7 +112,7 @@ def edit(path, **changes):
 
 
 def rewrite(folder, change):
-    """Replace the weights by one file with the tensors that `change` makes of them."""
+    """Replace the weights by one file with the tensors after `change(tensors)`."""
     from safetensors.numpy import load_file, save_file
 
     files = sorted(folder.glob("*.safetensors"))
@@ -144,7 +144,7 @@ def cut(folder):
 
 NORM = "model.layers.1.input_layernorm.weight"
 BROKEN = {
-    "no-config": (lambda f: (f / "config.json").unlink(), r"config.json must be there, got nothing"),
+    "no-config": (lambda f: (f / "config.json").unlink(), r"config.json must exist, got no such file"),
     "config-no-json": (lambda f: (f / "config.json").write_text("{"), r"config.json must hold JSON"),
     "architecture": (
         lambda f: edit(f / "config.json", architectures=["GPT2LMHeadModel"]),
@@ -155,7 +155,7 @@ BROKEN = {
         lambda f: edit(f / "tokenizer_config.json", auto_map={"AutoTokenizer": "x.Y"}),
         r"tokenizer_config.json must not name code of its own",
     ),
-    "missing": (without(NORM), rf"missing: {NORM}\. Remedy: take the weights that belong"),
+    "missing": (without(NORM), rf"missing: {NORM}\. Remedy: use the weights that belong"),
     "extra": (added("model.layers.3.mlp.extra"), r"unknown: model\.layers\.3\.mlp\.extra"),
     "other-depth": (
         lambda f: edit(f / "config.json", num_hidden_layers=2, layer_types=None),
@@ -164,7 +164,7 @@ BROKEN = {
     "shape": (added(NORM, (31,)), rf"shapes: {NORM} must be \[32\], got \[31\]"),
     "type": (added(NORM, (32,), np.int8), rf"types other than F32, BF16, F16: {NORM} is I8"),
     "pickle": (as_pickle, r"must be safetensors, got pytorch_model.bin .*can run code"),
-    "cut-short": (cut, r"must hold \d+ bytes by its header, got \d+; it is cut short"),
+    "cut-short": (cut, r"must hold \d+ bytes according to its header, got \d+; it is truncated"),
     "lost-file": (
         lambda f: sorted(f.glob("*.safetensors"))[1].unlink(),
         r"index.json names model-00002-of-\d+.safetensors, which is not in",
@@ -192,13 +192,13 @@ def enlarge_vocabulary(path):
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_refusal_says_why_and_leaves_nothing(tmp_path, name, capsys):
+def test_a_refusal_gives_the_reason_and_writes_nothing(tmp_path, name, capsys):
     change, message = BROKEN[name]
     shutil.copytree(saved("llama")[1], tmp_path / "hf")
     change(tmp_path / "hf")
     with pytest.raises((ConfigError, PretrainedError), match=message):
         import_model(str(tmp_path / "hf"), tmp_path / "out")
-    assert sorted(f.name for f in tmp_path.iterdir()) == ["hf"], "nothing half-written"
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["hf"], "no partial output"
     assert main(["model", "import", str(tmp_path / "hf"), "--out", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err.startswith("r2rank: ")
 
@@ -213,8 +213,8 @@ def test_a_failure_while_writing_leaves_nothing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_may_be_there_or_not(tmp_path):
-    """A tied head and constants of old files; the score does not depend on them."""
+def test_redundant_tensors_are_ignored(tmp_path):
+    """A stored tied head and constants in old files do not change the imported parameters."""
     shutil.copytree(saved("llama")[1], tmp_path / "hf")
     extra = {
         "lm_head.weight": np.zeros((264, 32), np.float32),
@@ -228,13 +228,13 @@ def test_what_may_be_there_or_not(tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
-def test_an_untied_scorer_is_sent_back_for_its_causal_lm(tmp_path):
+def test_an_untied_scorer_is_refused_with_a_remedy(tmp_path):
     _, folder = saved("llama-untied", scorer=True)
     with pytest.raises(PretrainedError, match=r"missing: lm_head.weight.*import its CausalLM"):
         import_model(str(folder), tmp_path / "out")
 
 
-def test_a_folder_in_use_is_left_alone(tmp_path):
+def test_a_folder_in_use_is_unchanged(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine").write_text("x")
     with pytest.raises(PretrainedError, match=r"--out must be a new or empty folder, got .*out.*choose another"):
@@ -243,29 +243,29 @@ def test_a_folder_in_use_is_left_alone(tmp_path):
 
 
 def test_a_hub_id_without_a_network(tmp_path):
-    with pytest.raises(PretrainedError, match=r"nobody/nothing is no directory here, and as a hub id.*copy the model"):
+    with pytest.raises(PretrainedError, match=r"nobody/nothing is not a directory, and as a hub id.*copy the model"):
         import_model("nobody/nothing", tmp_path / "out")
     with pytest.raises(PretrainedError, match=r"must be a directory or a hub id \(org/name\), got no/such/place"):
         import_model("no/such/place", tmp_path / "out")
 
 
-def test_only_data_is_asked_of_the_hub(tmp_path, monkeypatch):
-    """What is downloaded has no code in it; what is imported is remembered by its name."""
+def test_only_data_files_are_requested_from_the_hub(tmp_path, monkeypatch):
+    """No code is downloaded, and the hub id of the model is recorded."""
     import fnmatch
 
     import huggingface_hub
 
-    asked = {}
+    request = {}
 
     def snapshot_download(name, allow_patterns):
-        asked.update(name=name, patterns=allow_patterns)
+        request.update(name=name, patterns=allow_patterns)
         return str(saved("llama")[1])
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     card = import_model("org/name", tmp_path / "out")
-    assert card.source.hub_id == asked["name"] == "org/name"
+    assert card.source.hub_id == request["name"] == "org/name"
     allowed = {
-        name: any(fnmatch.fnmatch(name, pattern) for pattern in asked["patterns"])
+        name: any(fnmatch.fnmatch(name, pattern) for pattern in request["patterns"])
         for name in (
             "model-00001-of-00002.safetensors",
             "model.safetensors.index.json",
@@ -275,10 +275,10 @@ def test_only_data_is_asked_of_the_hub(tmp_path, monkeypatch):
     }
     assert all(allowed.values()), allowed
     for name in ("modeling_x.py", "pytorch_model.bin", "onnx/model.onnx", "original/model.safetensors", "tf_model.h5"):
-        assert not any(fnmatch.fnmatch(name, pattern) for pattern in asked["patterns"]), name
+        assert not any(fnmatch.fnmatch(name, pattern) for pattern in request["patterns"]), name
 
 
-def test_damage_and_another_model_are_reported(tmp_path):
+def test_damage_and_different_models_are_reported(tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(imported("llama"), folder)
     config = read_model_card(folder).config

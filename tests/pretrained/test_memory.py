@@ -1,4 +1,4 @@
-"""Peak memory of an import, measured in a process of its own."""
+"""Peak memory of an import, measured in a separate process."""
 
 import dataclasses
 import json
@@ -31,9 +31,9 @@ def status(name):
 def peak_over(before):
     return status("VmHWM") - before
 
-jax.block_until_ready(jax.jit(lambda x: x + 1)(np.ones(3)))  # the runtime itself
-importing.import_model(sys.argv[1], importing.Path(sys.argv[2]))  # everything that is loaded or compiled once
-open("/proc/self/clear_refs", "w").write("5")  # VmHWM starts again from what is held now
+jax.block_until_ready(jax.jit(lambda x: x + 1)(np.ones(3)))  # loads the runtime
+importing.import_model(sys.argv[1], importing.Path(sys.argv[2]))  # loads and compiles everything that is needed once
+open("/proc/self/clear_refs", "w").write("5")  # resets VmHWM to the current usage
 before = status("VmRSS")
 importing.import_model(sys.argv[3], importing.Path(sys.argv[4]))
 print(peak_over(before))
@@ -42,7 +42,7 @@ print(peak_over(before))
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux' /proc")
 def test_memory_is_the_parameters_and_three_times_the_largest_tensor(tmp_path):
-    """The model has 40 layers; a second copy of it, or of one of its stacked arrays, would not pass."""
+    """The model has 40 layers. A second copy of it, or of one of its stacked arrays, would exceed the limit."""
     config = dataclasses.replace(
         MODELS["llama"], vocabulary=16384, width=256, layers=40, heads=4, kv_heads=4, head_size=64, mlp_width=2048
     )
@@ -50,7 +50,7 @@ def test_memory_is_the_parameters_and_three_times_the_largest_tensor(tmp_path):
     folder = tmp_path / "hf"
     folder.mkdir()
     copy_but_weights(saved("llama")[1], folder)
-    noise = np.random.default_rng(0)  # what can be compressed could be held twice unseen
+    noise = np.random.default_rng(0)  # compressible data could be held twice unnoticed
     write_sharded(folder, shapes, lambda name: noise.standard_normal(shapes[name], np.float32), "float32", 2**26)
     values = config_to_hf(config, form="causal-lm", pad=0, stop=1, bos=None, positions=64, dtype="float32")
     (folder / "config.json").write_text(json.dumps(values))
@@ -62,6 +62,8 @@ def test_memory_is_the_parameters_and_three_times_the_largest_tensor(tmp_path):
     assert done.returncode == 0, done.stderr
     sizes = [4 * int(np.prod(shape)) for shape in shapes.values()]
     beyond = int(done.stdout.splitlines()[-1]) - sum(sizes)
-    assert sum(sizes) > 15 * max(sizes), "a second copy of all"
-    assert 4 * 40 * math.prod(shapes[MLP]) > 4 * max(sizes), "a second copy of the largest stacked array"
+    assert sum(sizes) > 15 * max(sizes), "the limit excludes a second copy of the model"
+    assert 4 * 40 * math.prod(shapes[MLP]) > 4 * max(sizes), (
+        "the limit excludes a second copy of the largest stacked array"
+    )
     assert beyond < 3 * max(sizes), f"{beyond / max(sizes):.1f} times the largest tensor"

@@ -1,4 +1,4 @@
-"""Which ids pad and stop, as the tokenizers of published models are set up."""
+"""The choice of padding and stop ids for tokenizers set up like those of published models."""
 
 import json
 
@@ -15,7 +15,7 @@ from r2rank_jax.pretrained.tokenizer_files import (
 
 
 def write(folder, special, *, plain=("a", "b", "None"), **settings):
-    """A tokenizer whose plain tokens come first: ids 0, 1, 2, then the special ones."""
+    """Write a tokenizer whose plain tokens have ids 0, 1, 2, followed by the special tokens."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(plain)}, merges=[]))
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special])
@@ -24,14 +24,14 @@ def write(folder, special, *, plain=("a", "b", "None"), **settings):
     return folder
 
 
-def test_padding_of_its_own_is_taken(tmp_path):
-    """Qwen2.5-Instruct: pads with <|endoftext|>, ends with <|im_end|>."""
+def test_a_separate_padding_token_is_used(tmp_path):
+    """Qwen2.5-Instruct pads with <|endoftext|> and ends with <|im_end|>."""
     write(tmp_path, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], eos_token="<|im_end|>", pad_token="<|endoftext|>")
     assert read_special_ids(tmp_path, {"eos_token_id": 5}, 6) == SpecialIds(pad=3, stop=5, bos=None)
 
 
 def test_padding_that_is_the_stop_token_is_replaced(tmp_path):
-    """SmolLM2-Instruct: pads with its stop token; its <unk> is free. An object is as good as a text."""
+    """SmolLM2-Instruct pads with its stop token; its <unk> is unused. A token may be an object instead of a string."""
     write(
         tmp_path,
         ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
@@ -44,7 +44,7 @@ def test_padding_that_is_the_stop_token_is_replaced(tmp_path):
 
 
 def test_a_token_named_pad_is_preferred(tmp_path):
-    """Llama 3.2: no padding token, several ends, one of them in the tokenizer's settings."""
+    """Llama 3.2 has no padding token and several end tokens, one of them in the tokenizer's settings."""
     special = ["<|begin_of_text|>", "<|end_of_text|>", "<|reserved|>", "<|finetune_right_pad_id|>", "<|eot_id|>"]
     write(tmp_path, special, eos_token="<|eot_id|>", bos_token="<|begin_of_text|>")
     values = {"eos_token_id": [4, 7], "bos_token_id": 3}
@@ -59,21 +59,21 @@ def test_tokens_of_the_chat_template_are_not_padding(tmp_path):
     assert read_special_ids(tmp_path, {}, 6).pad == 5
 
 
-def test_what_text_can_become_is_never_padding(tmp_path):
-    """A plain token as pad would be cut off where a title ends in it; nothing else free, it is the stop token."""
+def test_plain_tokens_are_never_padding(tmp_path):
+    """If padding were a plain token, a title that ends in it would be cut. Without a free token, pad is the stop."""
     write(tmp_path, ["<end>"], eos_token="<end>", pad_token="a")
     assert read_special_ids(tmp_path, {"pad_token_id": 0}, 4) == SpecialIds(pad=3, stop=3, bos=None)
 
 
-def test_the_stop_token_of_config_json_where_the_tokenizer_has_none(tmp_path):
+def test_config_json_gives_the_stop_token_if_the_tokenizer_has_none(tmp_path):
     write(tmp_path, ["<end>", "<pad>"])
     assert read_special_ids(tmp_path, {"eos_token_id": [3, 9]}, 5) == SpecialIds(pad=4, stop=3, bos=None)
     with pytest.raises(ConfigError, match=r"end-of-text token below 5, got None and \[9\]; add eos_token"):
         read_special_ids(tmp_path, {"eos_token_id": 9}, 5)
 
 
-def test_a_gap_in_the_ids_hides_nothing(tmp_path):
-    """The count of tokens is smaller than the largest id; it is the id that must have a row."""
+def test_gaps_in_the_ids_are_noticed(tmp_path):
+    """The number of tokens is smaller than the largest id, but the largest id must have a row."""
     write(tmp_path, ["<end>"], eos_token="<end>")
     values = json.loads((tmp_path / "tokenizer.json").read_text())
     values["model"]["vocab"]["b"] = 40
@@ -83,7 +83,7 @@ def test_a_gap_in_the_ids_hides_nothing(tmp_path):
     assert read_special_ids(tmp_path, {}, 41).stop == 3
 
 
-def test_our_padding_is_written_where_readers_look(tmp_path):
+def test_our_padding_is_written_to_all_settings_files(tmp_path):
     write(tmp_path / "a", ["<end>", "<pad>"], eos_token="<end>", pad_token="<end>", extra_é=1)
     (tmp_path / "a/special_tokens_map.json").write_text(json.dumps({"pad_token": "<end>", "eos_token": "<end>"}))
     copy_tokenizer(tmp_path / "a", tmp_path / "b")

@@ -1,4 +1,4 @@
-"""`r2rank data audit`: every check on one prepared folder, bucket by bucket, in the memory of one bucket."""
+"""`r2rank data audit`: run every check on a prepared folder, bucket by bucket, in the memory of one bucket."""
 
 from __future__ import annotations
 
@@ -31,8 +31,10 @@ from r2rank_jax.errors import DataError
 from r2rank_jax.files.progress import Progress
 
 MANIFEST = Check("manifest", "the manifest has every field that preparation writes", AGAIN)
-SKIPPED = Check("not_checked", "every list can be checked", "mend what is said of the bucket, and audit again")
-TRACES = Check("traces", "traces are whole, and of training positions alone", "run `r2rank data synthesize` again")
+SKIPPED = Check("not_checked", "every list can be checked", "fix the other faults of the bucket, and audit again")
+TRACES = Check(
+    "traces", "traces are complete and belong to training positions only", "run `r2rank data synthesize` again"
+)
 
 _FIELDS = (
     "settings", "source", "domain", "time_unit", "users", "items", "interactions", "buckets", "interactions_sha256",
@@ -42,15 +44,15 @@ _FIELDS = (
 
 
 @dataclass
-class _Counted:
-    """What the buckets add up to."""
+class _Totals:
+    """Counts summed over the buckets."""
 
     per_item: Array  # int64 [items]
     users: int = 0
     interactions: int = 0
     tied: int = 0
-    below: list[int] = field(default_factory=lambda: [0, 0])  # interactions before each of the two cuts
-    up_to: list[int] = field(default_factory=lambda: [0, 0])  # the same, and those at it
+    below: list[int] = field(default_factory=lambda: [0, 0])  # number of interactions before each of the two cuts
+    up_to: list[int] = field(default_factory=lambda: [0, 0])  # number of interactions before or at each cut
     protocols: dict[str, Counter[str]] = field(default_factory=dict)
 
 
@@ -58,78 +60,81 @@ def audit(directory: Path) -> Findings:
     """Check a prepared folder.
 
     Args:
-        directory: that `r2rank data prepare` wrote, and perhaps somebody or something changed.
+        directory: folder that `r2rank data prepare` wrote and that may have changed since.
 
     Returns:
-        What was found; `faults` is 0 where the folder can be trusted.
+        The findings; `faults` is 0 if the folder can be trusted.
 
     Raises:
         DataError: there is no manifest to check against.
     """
-    manifest, found = manifest_of(directory), Findings()
-    settings = _settings(manifest, found)
-    items = read_table(directory, "items.parquet", ITEMS, found)
+    manifest, findings = manifest_of(directory), Findings()
+    settings = _settings(manifest, findings)
+    items = read_table(directory, "items.parquet", ITEMS, findings)
     if settings is None or items is None:
-        return found
-    counted = _Counted(np.zeros(items.height, np.int64), protocols={p: Counter() for p in manifest["protocols"]})
+        return findings
+    counts = _Totals(np.zeros(items.height, np.int64), protocols={p: Counter() for p in manifest["protocols"]})
     with Progress("audit", manifest["interactions"], "interactions") as progress:
         for number in range(manifest["buckets"]):
-            _audit_bucket(directory, number, manifest, settings, counted, found)
-            progress.update(counted.interactions)
-    _check_hashes(directory, manifest, found)
-    tables.check_catalogue(items, counted.per_item, found)
+            _audit_bucket(directory, number, manifest, settings, counts, findings)
+            progress.update(counts.interactions)
+    _check_hashes(directory, manifest, findings)
+    tables.check_catalog(items, counts.per_item, findings)
     if settings.k_core > 1:
-        tables.check_item_core(counted.per_item, settings.k_core, found)
-    _check_manifest(manifest, items.height, int(tables.untitled(items).sum()), counted, found)
-    _check_traces(directory, manifest, found)
-    return found
+        tables.check_item_core(counts.per_item, settings.k_core, findings)
+    _check_manifest(manifest, items.height, int(tables.untitled(items).sum()), counts, findings)
+    _check_traces(directory, manifest, findings)
+    return findings
 
 
-def _settings(manifest: dict[str, Any], found: Findings) -> Settings | None:
+def _settings(manifest: dict[str, Any], findings: Findings) -> Settings | None:
     missing = [name for name in _FIELDS if name not in manifest]
     if missing:
-        found.add(MANIFEST, "manifest.json", f"lacks {', '.join(missing)}; nothing else can be checked")
+        findings.add(MANIFEST, "manifest.json", f"lacks {', '.join(missing)}; nothing else can be checked")
         return None
     try:
         settings = Settings(**manifest["settings"])
     except (TypeError, DataError) as error:
-        found.add(MANIFEST, "manifest.json", f"settings: {error}; nothing else can be checked")
+        findings.add(MANIFEST, "manifest.json", f"settings: {error}; nothing else can be checked")
         return None
     if set(settings.protocols) != set(manifest["protocols"]):
-        found.add(
+        findings.add(
             MANIFEST,
             "manifest.json",
-            f"settings name the protocols {sorted(settings.protocols)}, but there are {sorted(manifest['protocols'])}",
+            f"the settings name the protocols {sorted(settings.protocols)}, but the manifest has "
+            f"{sorted(manifest['protocols'])}",
         )
     return settings
 
 
 def _audit_bucket(
-    directory: Path, number: int, manifest: dict[str, Any], settings: Settings, counted: _Counted, found: Findings
+    directory: Path, number: int, manifest: dict[str, Any], settings: Settings, counts: _Totals, findings: Findings
 ) -> None:
-    bucket, source_ids = read_bucket(directory, number, counted.users, found)
-    tables.check_user_buckets(source_ids, users_file(number), number, manifest["buckets"], found)
+    bucket, source_ids = read_bucket(directory, number, counts.users, findings)
+    tables.check_user_buckets(source_ids, users_file(number), number, manifest["buckets"], findings)
     if bucket is None:
-        counted.users += len(source_ids)
+        counts.users += len(source_ids)
         return
-    catalogue = len(counted.per_item)
-    sound = tables.check_users(bucket, found)
-    sound &= tables.check_items(bucket, catalogue, found)
-    tables.check_duplicates(bucket, found)
-    tables.check_ratings(bucket, found)
-    tables.check_orders(bucket, found)
-    tables.check_times(bucket, manifest["time_unit"], found)
+    catalog = len(counts.per_item)
+    sound = tables.check_users(bucket, findings)
+    sound &= tables.check_items(bucket, catalog, findings)
+    tables.check_duplicates(bucket, findings)
+    tables.check_ratings(bucket, findings)
+    tables.check_orders(bucket, findings)
+    tables.check_times(bucket, manifest["time_unit"], findings)
     if settings.k_core > 1:
-        tables.check_user_core(bucket, settings.k_core, found)
-    counted.users += bucket.users
-    counted.interactions += len(bucket.user)
-    counted.tied += bucket.tied()
-    counted.per_item += np.bincount(bucket.item[(bucket.item >= 0) & (bucket.item < catalogue)], minlength=catalogue)
+        tables.check_user_core(bucket, settings.k_core, findings)
+    counts.users += bucket.users
+    counts.interactions += len(bucket.user)
+    counts.tied += bucket.tied()
+    counts.per_item += np.bincount(bucket.item[(bucket.item >= 0) & (bucket.item < catalog)], minlength=catalog)
     if not sound:
-        found.add(SKIPPED, bucket.file, "its rows are not in order, or name ids that do not exist: lists not checked")
+        findings.add(
+            SKIPPED, bucket.file, "its rows are out of order or have unknown ids, so its lists were not checked"
+        )
         return
     for protocol in manifest["protocols"]:
-        _audit_lists(directory, number, protocol, bucket, manifest, settings, counted, found)
+        _audit_lists(directory, number, protocol, bucket, manifest, settings, counts, findings)
 
 
 def _audit_lists(
@@ -139,17 +144,17 @@ def _audit_lists(
     bucket: Bucket,
     manifest: dict[str, Any],
     settings: Settings,
-    counted: _Counted,
-    found: Findings,
+    counts: _Totals,
+    findings: Findings,
 ) -> None:
     cuts = manifest["protocols"][protocol].get("cuts")
     if protocol == "global_time":
         if cuts is None:
-            found.add(MANIFEST, "manifest.json", "protocols.global_time lacks cuts")
+            findings.add(MANIFEST, "manifest.json", "protocols.global_time lacks cuts")
             return
         for place, cut in enumerate(cuts):
-            counted.below[place] += int(np.sum(bucket.timestamp < cut))
-            counted.up_to[place] += int(np.sum(bucket.timestamp <= cut))
+            counts.below[place] += int(np.sum(bucket.timestamp < cut))
+            counts.up_to[place] += int(np.sum(bucket.timestamp <= cut))
     parts = split(
         protocol,
         bucket.offsets,
@@ -159,19 +164,19 @@ def _audit_lists(
         cuts=cuts,
         first_user=bucket.first_user,
     )
-    counted.protocols[protocol].update(_facts(bucket, parts))
+    counts.protocols[protocol].update(_facts(bucket, parts))
     file = candidate_file(protocol, number)
     if not (directory / file).is_file():
-        found.add(FILES, file, "is not there")
+        findings.add(FILES, file, "does not exist")
         return
-    table = read_lists(file, (directory / file).read_bytes(), settings.candidates, found)
-    check_lists(table, bucket, len(counted.per_item), parts, settings, found)
+    table = read_lists(file, (directory / file).read_bytes(), settings.candidates, findings)
+    check_lists(table, bucket, len(counts.per_item), parts, settings, findings)
     if protocol == "global_time":
-        check_times_of_lists(table, bucket, cuts, found)
+        check_times_of_lists(table, bucket, cuts, findings)
 
 
 def _facts(bucket: Bucket, parts: Split) -> Counter[str]:
-    """What the manifest says of a protocol, of one bucket: name, or name and part, -> number."""
+    """One bucket's share of the numbers that the manifest gives for a protocol: "name" or "name part" -> number."""
     facts = Counter({"train_interactions": int(parts.train_end.sum())})
     for name in HELD_OUT:
         held = parts.position(name) != NONE
@@ -184,51 +189,55 @@ def _facts(bucket: Bucket, parts: Split) -> Counter[str]:
     return facts
 
 
-def _check_hashes(directory: Path, manifest: dict[str, Any], found: Findings) -> None:
+def _check_hashes(directory: Path, manifest: dict[str, Any], findings: Findings) -> None:
     buckets = range(manifest["buckets"])
     interactions = [directory / interactions_file(bucket) for bucket in buckets]
-    if FILES not in found.counts:  # else it is known already, and there is nothing to hash
-        totals.check_hash(found, "interactions", manifest["interactions_sha256"], hash_of_interactions(interactions))
-        totals.check_hash(found, "items.parquet", manifest["items_sha256"], hash_of_items(directory / "items.parquet"))
+    if FILES not in findings.counts:  # otherwise a file is missing or unreadable, which is already a finding
+        totals.check_hash(findings, "interactions", manifest["interactions_sha256"], hash_of_interactions(interactions))
+        totals.check_hash(
+            findings, "items.parquet", manifest["items_sha256"], hash_of_items(directory / "items.parquet")
+        )
     for protocol, part in manifest["protocols"].items():
         files = [directory / candidate_file(protocol, bucket) for bucket in buckets]
-        totals.check_hash(found, f"candidates/{protocol}", part.get("sha256"), hash_of_files(files))
+        totals.check_hash(findings, f"candidates/{protocol}", part.get("sha256"), hash_of_files(files))
     expected = [interactions, [directory / users_file(bucket) for bucket in buckets]]
     expected += [[directory / candidate_file(p, bucket) for bucket in buckets] for p in manifest["protocols"]]
     for paths in expected:
         for path in sorted(set(paths[0].parent.glob(f"*{paths[0].suffix}")) - set(paths)):
-            found.add(FILES, str(path.relative_to(directory)), f"is beyond the manifest's {len(buckets)} buckets")
+            findings.add(
+                FILES, str(path.relative_to(directory)), f"is not one of the manifest's {len(buckets)} buckets"
+            )
 
 
-def _check_manifest(manifest: dict[str, Any], items: int, untitled: int, counted: _Counted, found: Findings) -> None:
-    if FILES in found.counts:
+def _check_manifest(manifest: dict[str, Any], items: int, untitled: int, counts: _Totals, findings: Findings) -> None:
+    if FILES in findings.counts:
         return
-    touched = int(np.sum(counted.per_item > 0))
+    touched = int(np.sum(counts.per_item > 0))
     for name, number in (
-        ("users", counted.users),
+        ("users", counts.users),
         ("items", items),
-        ("interactions", counted.interactions),
-        ("interactions_tied_in_time", counted.tied),
+        ("interactions", counts.interactions),
+        ("interactions_tied_in_time", counts.tied),
         ("items_without_title", untitled),
         ("items_without_interactions", items - touched),
     ):
-        totals.check_count(found, name, manifest[name], number)
-    last = {"users": counted.users, "items": touched, "interactions": counted.interactions}
-    totals.check_steps(manifest["steps"], last, found)
-    if SKIPPED in found.counts:
+        totals.check_count(findings, name, manifest[name], number)
+    last = {"users": counts.users, "items": touched, "interactions": counts.interactions}
+    totals.check_steps(manifest["steps"], last, findings)
+    if SKIPPED in findings.counts:
         return
-    for protocol, facts in counted.protocols.items():
+    for protocol, facts in counts.protocols.items():
         part = manifest["protocols"][protocol]
         for name, number in facts.items():
             key, _, held_out = name.partition(" ")
-            said = part.get(key, {}).get(held_out) if held_out else part.get(key)
-            totals.check_count(found, f"protocols.{protocol}.{name.replace(' ', '.')}", said, number)
+            expected = part.get(key, {}).get(held_out) if held_out else part.get(key)
+            totals.check_count(findings, f"protocols.{protocol}.{name.replace(' ', '.')}", expected, number)
         for place, cut in enumerate(part.get("cuts", ())):
-            totals.check_cut(cut, 8 + place, counted.below[place], counted.up_to[place], counted.interactions, found)
+            totals.check_cut(cut, 8 + place, counts.below[place], counts.up_to[place], counts.interactions, findings)
 
 
-def _check_traces(directory: Path, manifest: dict[str, Any], found: Findings) -> None:
-    """Whatever `read_traces` asks for, of the traces that lie in the folder."""
+def _check_traces(directory: Path, manifest: dict[str, Any], findings: Findings) -> None:
+    """Check the folder's traces, if it has any, with `read_traces`."""
     path = directory / "traces.jsonl"
     if not path.is_file():
         return
@@ -237,9 +246,9 @@ def _check_traces(directory: Path, manifest: dict[str, Any], found: Findings) ->
             header = json.loads(file.readline())
         protocol = header["split"]
     except (ValueError, KeyError, TypeError):
-        found.add(TRACES, f"{path.name}, line 1", "must be a JSON object that names the split")
+        findings.add(TRACES, f"{path.name}, line 1", "must be a JSON object that names the split")
         return
     try:
         read_traces(path, load(directory, protocol), template=None)
     except (DataError, ValueError) as error:
-        found.add(TRACES, path.name, str(error).removeprefix(f"{path}, ").removeprefix(f"{path}: "))
+        findings.add(TRACES, path.name, str(error).removeprefix(f"{path}, ").removeprefix(f"{path}: "))

@@ -1,4 +1,4 @@
-"""Checks of one bucket's frozen lists against that bucket's interactions."""
+"""Check the frozen lists of one bucket against the bucket's interactions."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from r2rank_jax.data.prepared.splits import HELD_OUT, NONE, Split
 
 LINES = Check("list_lines", 'a line is {"split", "user", "position", "items", "labels"}', AGAIN)
 SIZES = Check("list_size", "a list has as many candidates, and as many labels, as the settings ask for", AGAIN)
-ITEMS = Check("list_items", "candidates are in the catalogue, ascending and without repeats", AGAIN)
-LABELS = Check("list_labels", "labels are finite, not negative, some above 0 and some not", AGAIN)
-USERS = Check("list_users", "a list's user is one of its bucket", AGAIN)
-ONCE = Check("list_repeated", "a user has one list in a part", AGAIN)
-ORDER = Check("list_order", "all validation lists by user, then all test lists by user", AGAIN)
-POSITIONS = Check("list_position", "the positive is where the protocol says, with a history before it", AGAIN)
-MISSING = Check("list_missing", "every user for whom the protocol names a positive has a list", AGAIN)
-POSITIVES = Check("list_positive", "the held-out positives are relevant, by their labels, and nothing else is", AGAIN)
+ITEMS = Check("list_items", "candidates are in the catalog, ascending and without repeats", AGAIN)
+LABELS = Check("list_labels", "labels are finite and not negative; some are positive and some are 0", AGAIN)
+USERS = Check("list_users", "a list's user belongs to the list's bucket", AGAIN)
+ONCE = Check("list_repeated", "a user has at most one validation list and one test list", AGAIN)
+ORDER = Check("list_order", "validation lists come before test lists, and each part is sorted by user", AGAIN)
+POSITIONS = Check("list_position", "the positive is at the protocol's position, with a history before it", AGAIN)
+MISSING = Check("list_missing", "every user for whom the protocol selects a positive has a list", AGAIN)
+POSITIVES = Check("list_positive", "the labels mark the held-out positives as relevant, and nothing else", AGAIN)
 NEGATIVES = Check("list_negative_known", "no negative is an item that the user interacted with at any time", AGAIN)
-HISTORY = Check("list_history", "no held-out item is in the history that is shown before it", AGAIN)
+HISTORY = Check("list_history", "no held-out item is in the history that precedes it", AGAIN)
 TIMES = Check("list_time", "under global_time a positive lies between the cuts, or after both", AGAIN)
 PARTS = Check("list_parts", "a user's validation positive comes before the test positive", AGAIN)
 
@@ -34,50 +34,50 @@ _LIMIT = 2**31  # every id and position fits into 32 bits
 
 
 @dataclass(frozen=True)
-class Table:
-    """The lists of one file that could be read; a ragged one never gets here."""
+class ListTable:
+    """The readable lists of one file, all of the same size."""
 
     file: str  # relative to the folder
-    line: Array  # int64 [L]  from 1
-    test: Array  # bool [L]  else validation
+    line: Array  # int64 [L]  line numbers, from 1
+    test: Array  # bool [L]  True: test list; False: validation list
     user: Array  # int64 [L]  dense
     position: Array  # int64 [L]
     items: Array  # int64 [L, N]
     labels: Array  # float64 [L, N]
 
-    def where(self, rows: Array) -> Table:
-        """The lists at these rows."""
+    def where(self, rows: Array) -> ListTable:
+        """Return the lists at these rows."""
         columns = (self.line, self.test, self.user, self.position, self.items, self.labels)
-        return Table(self.file, *(column[rows] for column in columns))
+        return ListTable(self.file, *(column[rows] for column in columns))
 
     def part(self, row: int) -> str:
-        """ "valid" or "test"."""
+        """The part that the list belongs to, "valid" or "test"."""
         return "test" if self.test[row] else "valid"
 
-    def note(self, found: Findings, check: Check, bad: Array, wrong: Callable[[int], str]) -> None:
-        """Add a finding for every list of `bad` [L]; `wrong` takes its row in this table."""
+    def note(self, findings: Findings, check: Check, bad: Array, wrong: Callable[[int], str]) -> None:
+        """Add a finding for every list in the mask `bad` [L]; `wrong` describes a list, given its row."""
         rows = np.flatnonzero(bad)
         row_of = dict(zip(self.line[rows].tolist(), rows.tolist()))
-        found.add_rows(check, self.file, self.line[rows], lambda line: wrong(row_of[line]), place="line")
+        findings.add_rows(check, self.file, self.line[rows], lambda line: wrong(row_of[line]), place="line")
 
 
-def read_lists(file: str, content: bytes, size: int, found: Findings) -> Table:
-    """Parse a candidate file, noting and leaving out what is no list of `size` candidates."""
+def read_lists(file: str, content: bytes, size: int, findings: Findings) -> ListTable:
+    """Parse a candidate file. Lines that are not a list of `size` candidates become findings and are left out."""
     kept: list[tuple[int, dict[str, Any]]] = []
     for line, text in enumerate(content.decode("utf-8", "replace").removesuffix("\n").split("\n"), start=1):
         if not content:
             break
         record = _record(text)
         if record is None:
-            found.add(LINES, f"{file}, line {line}", f"got {text[:120]!r}")
+            findings.add(LINES, f"{file}, line {line}", f"got {text[:120]!r}")
         elif {len(record["items"]), len(record["labels"])} != {size}:
             got = f"{len(record['items'])} candidates and {len(record['labels'])} labels"
-            found.add(SIZES, f"{file}, line {line}", f"user {record['user']}: expected {size} of each, got {got}")
+            findings.add(SIZES, f"{file}, line {line}", f"user {record['user']}: expected {size} of each, got {got}")
         else:
             kept.append((line, record))
     records = [record for _, record in kept]
     shape = (len(records), size)
-    return Table(
+    return ListTable(
         file,
         np.array([line for line, _ in kept], np.int64),
         np.array([record["split"] == "test" for record in records], bool),
@@ -88,32 +88,34 @@ def read_lists(file: str, content: bytes, size: int, found: Findings) -> Table:
     )
 
 
-def check_lists(table: Table, bucket: Bucket, items: int, parts: Split, settings: Settings, found: Findings) -> None:
-    """Every check of one file.
+def check_lists(
+    table: ListTable, bucket: Bucket, items: int, parts: Split, settings: Settings, findings: Findings
+) -> None:
+    """Run every check on the lists of one file.
 
     Args:
         table: lists of the bucket's users.
-        bucket: whose ids and order hold.
-        items: size of the catalogue.
-        parts: the protocol's positions, worked out again, for the users of this bucket.
-        settings: which interactions are positives, and with which labels.
-        found: added to.
+        bucket: bucket whose ids and order have been checked.
+        items: size of the catalog.
+        parts: the protocol's positions for the users of this bucket, recomputed.
+        settings: determines which interactions are positives, and their labels.
+        findings: updated with what is wrong.
     """
-    _check_entries(table, items, found)
-    table = _of_bucket(table, bucket, found)
-    _check_turns(table, found)
-    _check_positions(table, bucket, parts, found)
-    _check_labels(table, bucket, parts, settings, found)
-    _check_known(table, bucket, items, found)
-    _check_parts(table, found)
+    _check_entries(table, items, findings)
+    table = _of_bucket(table, bucket, findings)
+    _check_order(table, findings)
+    _check_positions(table, bucket, parts, findings)
+    _check_labels(table, bucket, parts, settings, findings)
+    _check_known(table, bucket, items, findings)
+    _check_parts(table, findings)
 
 
 def _record(text: str) -> dict[str, Any] | None:
-    """The line as a record of the right types; None where it is none."""
+    """The line as a record, or None if it is not one or has values of the wrong type."""
     try:
         record = json.loads(text)
         numbers = [record["user"], record["position"], *record["items"]]
-        good = (
+        valid = (
             set(map(type, numbers)) == {int}
             and max(numbers) < _LIMIT
             and min(numbers) > -_LIMIT
@@ -122,15 +124,15 @@ def _record(text: str) -> dict[str, Any] | None:
         )
     except (ValueError, KeyError, TypeError):
         return None
-    return record if good else None
+    return record if valid else None
 
 
-def _check_entries(table: Table, items: int, found: Findings) -> None:
-    """What a list must be whoever it belongs to."""
+def _check_entries(table: ListTable, items: int, findings: Findings) -> None:
+    """Checks that do not depend on the list's user."""
     outside = np.any((table.items < 0) | (table.items >= items), axis=1)
     falling = np.any(np.diff(table.items, axis=1) <= 0, axis=1)
     table.note(
-        found,
+        findings,
         ITEMS,
         outside | falling,
         lambda row: f"user {table.user[row]}: candidates {_brief(table.items[row])} of {items} items",
@@ -139,19 +141,19 @@ def _check_entries(table: Table, items: int, found: Findings) -> None:
     broken = ~np.isfinite(table.labels) | (table.labels < 0)
     one_kind = np.all(relevant, axis=1) | np.all(~relevant, axis=1)
     table.note(
-        found,
+        findings,
         LABELS,
         one_kind | np.any(broken, axis=1),
         lambda row: f"user {table.user[row]}: labels {_brief(table.labels[row])}",
     )
 
 
-def _of_bucket(table: Table, bucket: Bucket, found: Findings) -> Table:
-    """The lists whose user is one of the bucket's."""
+def _of_bucket(table: ListTable, bucket: Bucket, findings: Findings) -> ListTable:
+    """The lists whose user belongs to the bucket."""
     last = bucket.first_user + bucket.users - 1
     outside = (table.user < bucket.first_user) | (table.user > last)
     table.note(
-        found,
+        findings,
         USERS,
         outside,
         lambda row: f"user must be in {bucket.first_user} .. {last}, got {table.user[row]}",
@@ -159,18 +161,18 @@ def _of_bucket(table: Table, bucket: Bucket, found: Findings) -> Table:
     return table.where(~outside)
 
 
-def _check_turns(table: Table, found: Findings) -> None:
-    """One list per user and part, validation first, by user."""
+def _check_order(table: ListTable, findings: Findings) -> None:
+    """Each user has one list per part, validation lists come first, and each part is sorted by user."""
     by = np.lexsort((table.line, table.user, table.test))
     same = (np.diff(table.user[by]) == 0) & (table.test[by][1:] == table.test[by][:-1])
     again = np.zeros(len(by), bool)
     again[by[1:][same]] = True
-    table.note(found, ONCE, again, lambda row: f"user {table.user[row]} has a {table.part(row)} list already")
+    table.note(findings, ONCE, again, lambda row: f"user {table.user[row]} already has a {table.part(row)} list")
     early = np.zeros(len(by), bool)
     place = table.test.astype(np.int64) * (table.user.max(initial=0) + 1) + table.user
     early[1:] = np.diff(place) < 0
     table.note(
-        found,
+        findings,
         ORDER,
         early,
         lambda row: (
@@ -180,27 +182,28 @@ def _check_turns(table: Table, found: Findings) -> None:
     )
 
 
-def _check_positions(table: Table, bucket: Bucket, parts: Split, found: Findings) -> None:
-    """The lists are those that the protocol names, no more and no fewer."""
-    wanted = np.where(
+def _check_positions(table: ListTable, bucket: Bucket, parts: Split, findings: Findings) -> None:
+    """The lists are exactly those that the protocol selects."""
+    expected = np.where(
         table.test, parts.test[table.user - bucket.first_user], parts.valid[table.user - bucket.first_user]
     )
 
     def wrong(row: int) -> str:
-        named = f"at {wanted[row]}" if wanted[row] != NONE else "no positive"
+        selected = f"position {expected[row]}" if expected[row] != NONE else "no positive"
         return (
-            f"the protocol names {named} for user {table.user[row]}'s {table.part(row)} list, got {table.position[row]}"
+            f"the protocol selects {selected} for user {table.user[row]}'s {table.part(row)} list, got position "
+            f"{table.position[row]}"
         )
 
-    table.note(found, POSITIONS, (table.position != wanted) | (table.position < 1), wrong)
+    table.note(findings, POSITIONS, (table.position != expected) | (table.position < 1), wrong)
     for name in HELD_OUT:
         due = bucket.first_user + np.flatnonzero(parts.position(name) != NONE)
         listed = table.user[table.test == (name == "test")]
         for user in np.setdiff1d(due, listed).tolist():
-            found.add(MISSING, table.file, f"user {user} must have a {name} list, and has none")
+            findings.add(MISSING, table.file, f"user {user} must have a {name} list, but has none")
 
 
-def _check_labels(table: Table, bucket: Bucket, parts: Split, settings: Settings, found: Findings) -> None:
+def _check_labels(table: ListTable, bucket: Bucket, parts: Split, settings: Settings, findings: Findings) -> None:
     """The relevant candidates are the positives from the list's position on, with their labels."""
     places = np.append(np.flatnonzero(settings.positive(bucket.rating)), len(bucket.user))
     first = np.searchsorted(places, bucket.offsets[table.user - bucket.first_user] + table.position)
@@ -216,66 +219,71 @@ def _check_labels(table: Table, bucket: Bucket, parts: Split, settings: Settings
     def wrong(row: int) -> str:
         relevant = table.labels[row] > 0
         return (
-            f"user {table.user[row]}: held out from {table.position[row]} on are {_brief(items[row][inside[row]])}, "
-            f"labels {_brief(labels[row][inside[row]])}; the list has {_brief(table.items[row][relevant])}, labels "
-            f"{_brief(table.labels[row][relevant])}"
+            f"user {table.user[row]}: items {_brief(items[row][inside[row]])} with labels "
+            f"{_brief(labels[row][inside[row]])} are held out from position {table.position[row]} on; the list marks "
+            f"items {_brief(table.items[row][relevant])} with labels {_brief(table.labels[row][relevant])}"
         )
 
-    table.note(found, POSITIVES, bad, wrong)
+    table.note(findings, POSITIVES, bad, wrong)
 
 
-def _check_known(table: Table, bucket: Bucket, items: int, found: Findings) -> None:
-    """Negatives and positives against everything the user ever interacted with."""
-    # One sorted key per (user, item): a list's items are found among all of the bucket's by bisection.
+def _check_known(table: ListTable, bucket: Bucket, items: int, findings: Findings) -> None:
+    """Compare negatives and positives with everything that the user ever interacted with."""
+    # Each (user, item) pair is one sorted key, so that bisection finds a list's items among the bucket's interactions.
     key = (bucket.user.astype(np.int64) - bucket.first_user) * items + bucket.item
     by = np.argsort(key, kind="stable")
-    wanted = (table.user[:, None] - bucket.first_user) * items + table.items
-    place = np.minimum(np.searchsorted(key[by], wanted), len(by) - 1)
-    known = (key[by][place] == wanted) & (table.items >= 0) & (table.items < items)
-    position = by[place] - bucket.offsets[table.user - bucket.first_user][:, None]  # the earliest, where it repeats
+    list_key = (table.user[:, None] - bucket.first_user) * items + table.items
+    place = np.minimum(np.searchsorted(key[by], list_key), len(by) - 1)
+    interacted = (key[by][place] == list_key) & (table.items >= 0) & (table.items < items)
+    position = by[place] - bucket.offsets[table.user - bucket.first_user][:, None]  # the first, if the item repeats
     relevant = table.labels > 0
 
-    def said(row: int, chosen: Array) -> str:
-        return f"item {_brief(table.items[row][chosen[row]])}, interaction {_brief(position[row][chosen[row]])}"
+    def described(row: int, chosen: Array) -> str:
+        return f"items {_brief(table.items[row][chosen[row]])} at positions {_brief(position[row][chosen[row]])}"
 
-    wrong = known & ~relevant
+    wrong = interacted & ~relevant
     table.note(
-        found,
+        findings,
         NEGATIVES,
         np.any(wrong, axis=1),
-        lambda row: f"user {table.user[row]} has negatives from the own sequence: {said(row, wrong)}",
+        lambda row: f"user {table.user[row]} interacted with negatives of the list: {described(row, wrong)}",
     )
-    seen = known & relevant & (position < table.position[:, None])
+    seen = interacted & relevant & (position < table.position[:, None])
     table.note(
-        found,
+        findings,
         HISTORY,
         np.any(seen, axis=1),
-        lambda row: f"user {table.user[row]} is shown what is to be found: {said(row, seen)} of {table.position[row]}",
+        lambda row: (
+            f"user {table.user[row]}'s history shows relevant items: {described(row, seen)}, before the list's "
+            f"position {table.position[row]}"
+        ),
     )
 
 
-def check_times_of_lists(table: Table, bucket: Bucket, cuts: Sequence[int], found: Findings) -> None:
-    """Under global_time, what is held out happened between the cuts (validation), or after the second (test)."""
+def check_times_of_lists(table: ListTable, bucket: Bucket, cuts: Sequence[int], findings: Findings) -> None:
+    """Under global_time, validation positives lie between the two cuts, and test positives after the second."""
     table = table.where(np.isin(table.user - bucket.first_user, np.arange(bucket.users)))
     start = bucket.offsets[table.user - bucket.first_user]
     stop = bucket.offsets[table.user - bucket.first_user + 1]
     stamp = bucket.timestamp[np.clip(start + table.position, start, stop - 1)]
-    sound = np.where(table.test, stamp >= cuts[1], (stamp >= cuts[0]) & (stamp < cuts[1]))
+    valid = np.where(table.test, stamp >= cuts[1], (stamp >= cuts[0]) & (stamp < cuts[1]))
     table.note(
-        found,
+        findings,
         TIMES,
-        ~sound,
-        lambda row: f"user {table.user[row]}'s {table.part(row)} positive is of {stamp[row]}, the cuts are {cuts}",
+        ~valid,
+        lambda row: (
+            f"user {table.user[row]}'s {table.part(row)} positive has timestamp {stamp[row]}, but the cuts are {cuts}"
+        ),
     )
 
 
-def _check_parts(table: Table, found: Findings) -> None:
-    """Validation before test."""
+def _check_parts(table: ListTable, findings: Findings) -> None:
+    """A user's validation positive precedes the test positive."""
     valid, test = table.where(~table.test), table.where(table.test)
     last = dict(zip(valid.user.tolist(), valid.position.tolist()))
     bad = np.array([last.get(u, NONE) >= p for u, p in zip(test.user.tolist(), test.position.tolist())], bool)
     test.note(
-        found,
+        findings,
         PARTS,
         bad,
         lambda row: (

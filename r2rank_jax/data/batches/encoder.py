@@ -1,4 +1,4 @@
-"""The encoder that turns lists into the arrays of `types.ListBatch`."""
+"""Encode lists as the arrays of `types.ListBatch`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from r2rank_jax.config import DataConfig
-from r2rank_jax.data.prepared.dataset import Dataset, Lists
+from r2rank_jax.data.prepared.dataset import CandidateLists, Dataset
 from r2rank_jax.data.prepared.tables import Array
 from r2rank_jax.data.prompts import prompts
 from r2rank_jax.data.prompts.fitting import count_prefix, fit_prefix, fit_suffix
@@ -24,15 +24,15 @@ from r2rank_jax.types import ListBatch
 
 
 class Encoder:
-    """Lists and rationales as token arrays. `counts` tells how often something had to be cut to fit.
+    """Encodes lists and rationales as token arrays. `counts` records how often a part had to be cut to fit.
 
     Args:
         tokenizer: any `TextTokenizer`.
-        dataset: whose items and histories are written out.
-        config: which template, and how many interactions and tokens each part may take.
+        dataset: provides the items and histories.
+        config: sets the template, and the number of interactions and tokens that each part may take.
 
     Raises:
-        DataError: a tokenizer that cannot write the end of a line, on which a prompt's structure rests.
+        DataError: the tokenizer cannot encode line ends, which separate the parts of a prompt.
     """
 
     def __init__(self, tokenizer: TextTokenizer, dataset: Dataset, config: DataConfig):
@@ -40,7 +40,7 @@ class Encoder:
         self.template = find_template(config.template)
         self.counts: Counter[str] = Counter()
         _require_line_ends(tokenizer)
-        self._lines: dict[tuple[int, float | None, str], Ids] = {}  # the same item, rating and time: the same line
+        self._lines: dict[tuple[int, float | None, str], Ids] = {}  # by (item, rating, time words)
         self._instruction = tokenizer.opening + tokenizer.encode([self.template.instruction])[0]
         self._by_line = _splits_at_lines(tokenizer, dataset, self.template)
         self._suffix, self._suffix_length = self._encode_suffixes()
@@ -50,20 +50,20 @@ class Encoder:
 
         Args:
             users: [U] dense ids.
-            positions: [U]; the history is what lies strictly before.
+            positions: [U]; the history is everything strictly before this position.
             items: [U, N] dense ids.
-            labels: [U, N]; they pass through and never meet the text.
+            labels: [U, N]; copied to the batch and not used for the text.
 
         Returns:
-            A `ListBatch` of numpy arrays, every item real.
+            A `ListBatch` of NumPy arrays in which every item is real.
 
         Raises:
-            DataError: a user without history, or a last interaction that alone exceeds `prefix_tokens`.
+            DataError: a user has no history, or a last interaction does not fit into `prefix_tokens`.
         """
         prefixes = [self.prefix(int(user), int(position)) for user, position in zip(users, positions)]
         prefix, prefix_length = padded(prefixes, self.config.prefix_tokens, self.tokenizer.pad)
         items = np.asarray(items, np.int32)
-        arrays: dict[str, Any] = dict(  # numpy, until a mesh takes them
+        arrays: dict[str, Any] = dict(  # NumPy arrays, until they are placed on a mesh
             user=np.asarray(users, np.int32),
             items=items,
             prefix=prefix,
@@ -75,28 +75,28 @@ class Encoder:
         )
         return ListBatch(**arrays)
 
-    def encode_lists(self, lists: Lists) -> ListBatch:
-        """`encode` for a `Lists`."""
+    def encode_lists(self, lists: CandidateLists) -> ListBatch:
+        """`encode` for `CandidateLists`."""
         return self.encode(lists.user, lists.position, lists.items, lists.labels)
 
     def encode_rationales(self, texts: Sequence[Sequence[str]]) -> tuple[Array, Array, Array]:
-        """Encode one rationale per item, each with a stop token at its end.
+        """Encode one rationale per item, each followed by a stop token.
 
         Args:
             texts: [U, N] rationales.
 
         Returns:
-            tokens int32 [U, N, 1, T]; length int32 [U, N, 1], the stop token included; stopped bool [U, N,
-            1], False where the rationale was cut off at T tokens (it then has no stop token). With T = 0, where nothing
-            is to be said, nothing counts as cut off.
+            tokens int32 [U, N, 1, T]; length int32 [U, N, 1], including the stop token; stopped bool [U, N, 1], False
+            where the rationale was truncated at T tokens and so has no stop token. With T = 0 there are no rationales,
+            and none counts as truncated.
         """
         limit = self.config.rationale_tokens
         flat = [text for row in texts for text in row]
-        ids = [(*found, self.tokenizer.stop) for found in self.tokenizer.encode(flat)]
-        stopped = np.array([len(found) <= limit or not limit for found in ids], bool)
+        ids = [(*rationale, self.tokenizer.stop) for rationale in self.tokenizer.encode(flat)]
+        stopped = np.array([len(rationale) <= limit or not limit for rationale in ids], bool)
         self.counts["rationales"] += len(ids)
         self.counts["rationales_truncated"] += int(np.sum(~stopped))
-        tokens, length = padded([found[:limit] for found in ids], limit, self.tokenizer.pad)
+        tokens, length = padded([rationale[:limit] for rationale in ids], limit, self.tokenizer.pad)
         shape = (len(texts), len(texts[0]), 1)
         return tokens.reshape(*shape, limit), length.reshape(shape), stopped.reshape(shape)
 
@@ -110,7 +110,7 @@ class Encoder:
         """Ids of a prefix; the oldest interactions are dropped until it fits.
 
         Raises:
-            DataError: a user without history, or a last interaction of which not even a letter fits.
+            DataError: the user has no history, or the last interaction does not fit even with a title of one letter.
         """
         seen = seen_before(self.dataset, user, position, self.config.history_items, self.template)
         prompts.require_history(len(seen))
@@ -127,7 +127,7 @@ class Encoder:
         return fit_prefix(self.tokenizer, shown, self.config.prefix_tokens, self.counts, self.template)
 
     def suffix_lengths(self, items: Array) -> Array:
-        """int32, like `items`: true tokens of each item's suffix."""
+        """int32, same shape as `items`: number of tokens in each item's suffix, without padding."""
         return self._suffix_length[items]
 
     def _line(self, item: int, rating: float | None, before: str) -> Ids:
@@ -138,13 +138,13 @@ class Encoder:
         return self._lines[key]
 
     def _encode_suffixes(self) -> tuple[Array, Array]:
-        """int32 [items, S] and [items]; where a suffix is too long, `fit_suffix` cuts it."""
+        """Tokens int32 [items, S] and lengths int32 [items]; `fit_suffix` shortens suffixes that are too long."""
         limit, words = self.config.suffix_tokens, self._words
         rows = [candidate_fields(self.dataset, item) for item in range(len(self.dataset.items))]
         texts = self.tokenizer.encode([prompts.suffix_text(*row, **words) for row in rows])
-        ids = [found + self.tokenizer.closing for found in texts]
-        for item, found in enumerate(ids):
-            if len(found) > limit:
+        ids = [text + self.tokenizer.closing for text in texts]
+        for item, suffix in enumerate(ids):
+            if len(suffix) > limit:
                 title, year, genres, details = rows[item]
                 ids[item] = fit_suffix(
                     self.tokenizer, title, year, genres, limit, self.counts, details=details, **words
@@ -160,17 +160,17 @@ def _require_line_ends(tokenizer: TextTokenizer) -> None:
     text = tokenizer.decode(tokenizer.encode(["one\ntwo\n"])[0])
     if text.count("\n") < 1:
         raise DataError(
-            f"the tokenizer must keep the ends of lines, which hold a prompt's parts apart, but it reads "
-            f"'one\\ntwo\\n' back as {text!r}; choose a model whose tokenizer has a token for them (Llama, Qwen)"
+            f"the tokenizer must keep line ends, which separate the parts of a prompt, but it decodes "
+            f"'one\\ntwo\\n' as {text!r}; choose a model whose tokenizer has a token for line ends (Llama, Qwen)"
         )
 
 
 def _splits_at_lines(tokenizer: TextTokenizer, dataset: Dataset, template: Template) -> bool:
-    """Whether encoding line by line gives what encoding the whole prefix gives; tried, not assumed.
+    """Test whether encoding a prefix line by line gives the same ids as encoding it whole.
 
-    It holds for the tokenizers of `train_tokenizer` and for byte-level BPEs that end a word at a line end
-    (Qwen, GPT); it fails where a text's first word is special (SentencePiece). Caching lines is what makes
-    encoding fast.
+    If it does, encoded lines can be cached, which makes encoding fast. It holds for the tokenizers of `train_tokenizer`
+    and for byte-level BPEs that end a word at a line end (Qwen, GPT). It fails if the first word of a text is encoded
+    differently (SentencePiece).
     """
     step = max(1, len(dataset.items) // 64)
     shown = [
@@ -183,7 +183,7 @@ def _splits_at_lines(tokenizer: TextTokenizer, dataset: Dataset, template: Templ
 
 
 def padded(rows: Sequence[Ids], width: int, pad: int) -> tuple[Array, Array]:
-    """int32 [len(rows), width] right-padded, and int32 lengths."""
+    """Right-padded tokens int32 [len(rows), width], and lengths int32 [len(rows)]."""
     length = np.fromiter((len(row) for row in rows), np.int32, len(rows))
     tokens = np.full((len(rows), width), pad, np.int32)
     tokens[np.arange(width) < length[:, None]] = [token for row in rows for token in row]

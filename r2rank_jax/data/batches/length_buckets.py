@@ -1,7 +1,8 @@
-"""Batches of lists that are alike in length, padded to one of few widths each: fewer padding tokens are computed.
+"""Group lists of similar length into batches, each padded to one of a few widths, to compute fewer padding tokens.
 
-The lists of `WINDOW` batches are sorted by what they cost and cut into batches again, whose order is then shuffled. All
-of it follows from the number of the window, so every process and worker finds the same, and a run can start anywhere.
+The lists of `WINDOW` batches are sorted by cost and cut into batches again, and the order of these batches is shuffled.
+The result depends only on the number of the window, so every process and worker computes the same batches, and a run
+can start at any batch.
 """
 
 from __future__ import annotations
@@ -13,23 +14,23 @@ from typing import Any, TypeVar
 import numpy as np
 
 from r2rank_jax.data.batches.encoder import Encoder
-from r2rank_jax.data.prepared.dataset import Lists
+from r2rank_jax.data.prepared.dataset import CandidateLists
 from r2rank_jax.data.prepared.tables import Array
 from r2rank_jax.types import ListBatch, Rationales
 
-WINDOW = 32  # batches; more sort finer, and every process has to measure all of their lists
+WINDOW = 32  # batches; a larger window sorts more finely, but every process has to measure all lists of a window
 
 T = TypeVar("T")
 Order = tuple[Array, Array]  # rows and epochs of a batch's lists, both [U]
-Widths = tuple[int, int, int]  # of prefixes, suffixes and rationales
+Widths = tuple[int, int, int]  # widths of prefixes, suffixes and rationales
 
 
 class Lengths:
-    """The widths that each list needs of its prefix, its suffixes and its rationales.
+    """The widths that each list needs for its prefix, its suffixes and its rationales.
 
     Args:
-        encoder: of the lists; `data.length_buckets` of its configuration says how many widths there are.
-        rationales: [lists] tokens of each list's longest one, by row; None where they are not written yet.
+        encoder: encodes the lists; `data.length_buckets` of its configuration sets the number of widths.
+        rationales: [lists] number of tokens in each list's longest rationale, by row; None if they are not written yet.
     """
 
     def __init__(self, encoder: Encoder, rationales: Array | None = None):
@@ -41,31 +42,31 @@ class Lengths:
             for limit in (config.prefix_tokens, config.suffix_tokens, config.rationale_tokens)
         ]
 
-    def of(self, lists: Lists, rows: Array) -> Array:
+    def of(self, lists: CandidateLists, rows: Array) -> Array:
         """int64 [L, 3]: widths of the prefix, the suffixes and the rationales."""
         pairs = zip(lists.user.tolist(), lists.position.tolist())
-        found = (
+        lengths = (
             np.array([len(self._encoder.prefix(user, position)) for user, position in pairs]),
             self._encoder.suffix_lengths(lists.items).max(axis=1),
             np.full(len(rows), self._choices[2][-1]) if self._rationales is None else self._rationales[rows],
         )
-        return np.stack([widths[np.searchsorted(widths, size)] for widths, size in zip(self._choices, found)], axis=1)
+        return np.stack([widths[np.searchsorted(widths, size)] for widths, size in zip(self._choices, lengths)], axis=1)
 
 
 class Bucketed:
-    """From a batch's number to its lists and their widths, the lists of one window being sorted by cost.
+    """Maps a batch's number to its lists and their widths, after sorting the lists of each window by cost.
 
     Args:
-        plain: from a batch's number to its lists as they were shuffled.
-        draw: rows and epochs to lists.
-        lengths: of the lists.
-        seed: of the order of a window's batches.
+        plain: maps a batch's number to its lists in shuffled order.
+        draw: maps rows and epochs to lists.
+        lengths: gives the widths that the lists need.
+        seed: seed of the order of a window's batches.
     """
 
     def __init__(
         self,
         plain: Callable[[int], Order],
-        draw: Callable[[Array, Array], Lists],
+        draw: Callable[[Array, Array], CandidateLists],
         lengths: Lengths,
         seed: int,
     ):
@@ -74,8 +75,8 @@ class Bucketed:
 
     def __call__(self, number: int) -> tuple[Order, Widths]:
         window, place = divmod(number, WINDOW)
-        held, batches = self._window  # read at once: a thread and its successor may both be here
-        if held != window:
+        cached, batches = self._window  # read in one step: a thread and its successor may both run this
+        if cached != window:
             batches = self._sorted(window)
             self._window = (window, batches)
         return batches[place]
@@ -92,7 +93,7 @@ class Bucketed:
 
 
 def bucket_widths(limit: int, buckets: int) -> Array:
-    """At most `buckets` widths up to `limit`, evenly spaced.
+    """At most `buckets` evenly spaced widths up to `limit`.
 
     >>> bucket_widths(48, 3).tolist()
     [16, 32, 48]
@@ -101,7 +102,7 @@ def bucket_widths(limit: int, buckets: int) -> Array:
 
 
 def narrowed(batch: T, widths: Widths) -> T:
-    """A ListBatch, or one with its rationales, without the padding behind `widths`."""
+    """A ListBatch, or a (ListBatch, Rationales) pair, without the padding beyond `widths`."""
     prefix, suffix, rationale = widths
 
     def narrow(part: Any) -> Any:

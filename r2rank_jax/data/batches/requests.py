@@ -1,12 +1,12 @@
-"""Lists that a user of the trained model brings: histories and candidates as JSON lines, in any domain's words.
+"""Read and encode a user's own lists: histories and candidates as JSON lines, for any template.
 
     {"id": "ada",
      "history": [{"title": "Alien", "year": "1979", "rating": 5}, ...],          oldest first
      "candidates": [{"id": "m1", "title": "Heat", "year": "1995", "genres": ["Action"]}, ...]}
 
-`year`, `genres` and the ids are optional, and a rating may be null. So are a candidate's `details`
-({"brand": "LEGO", "price": "12.99"}, whatever the template shows) and, for templates that tell times, a `timestamp` in
-seconds for each interaction and for the list itself, which is else the latest interaction's.
+`year`, `genres` and the ids are optional, and a rating may be null. A candidate may have `details`
+({"brand": "LEGO", "price": "12.99"}), of which the template shows those it knows. For templates that show times, each
+interaction and the list itself may have a `timestamp` in seconds; the list's defaults to the latest interaction's.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from r2rank_jax.types import ListBatch
 
 
 @dataclass(frozen=True)
-class Candidate:
+class RankingCandidate:
     """One item to rank."""
 
     id: str
@@ -44,53 +44,53 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Request:
+class RankingRequest:
     """One list to rank."""
 
     id: str
     history: tuple[Shown, ...]  # oldest first
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[RankingCandidate, ...]
 
 
-def read_requests(path: Path) -> list[Request]:
+def read_requests(path: Path) -> list[RankingRequest]:
     """Read and check a JSONL file of requests.
 
     Raises:
-        DataError: no such file, or a line that is not a request; names the line and what is wrong with it.
+        DataError: there is no such file, or a line is not a request; the message gives the line and the reason.
     """
     if not path.is_file():
-        raise DataError(f"--input must name a JSONL file of lists to rank, got {path}, which is not there")
-    found = []
-    # Not splitlines(): a title may hold one of the other line ends that Unicode knows.
+        raise DataError(f"--input must name a JSONL file of lists to rank, got {path}, which does not exist")
+    requests = []
+    # Not splitlines(): a title may contain one of Unicode's other line ends.
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if line.strip():
             try:
-                found.append(_request(json.loads(line), str(number)))
+                requests.append(_request(json.loads(line), str(number)))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
                 raise DataError(
                     f'{path}, line {number}: expected {{"history": [{{"title", "rating"}}, ...], "candidates": '
                     f'[{{"title"}}, ...]}}, but it {reason}'
                 ) from error
-    if not found:
-        raise DataError(f"{path} must hold at least one list to rank, and holds none")
-    return found
+    if not requests:
+        raise DataError(f"{path} must hold at least one list to rank, but it holds none")
+    return requests
 
 
 def request_batches(
-    tokenizer: TextTokenizer, config: DataConfig, requests: list[Request], batch_users: int
+    tokenizer: TextTokenizer, config: DataConfig, requests: list[RankingRequest], batch_users: int
 ) -> Iterator[ListBatch]:
-    """Encode requests in order; N is the longest list's, and shorter lists are masked.
+    """Encode requests in order. N is the length of the longest list; shorter lists are masked.
 
     Args:
-        tokenizer: of the trained model.
-        config: how many interactions and tokens each part may take.
-        requests: at least one.
+        tokenizer: tokenizer of the trained model.
+        config: sets the template, and the number of interactions and tokens that each part may take.
+        requests: at least one request.
         batch_users: U; the last batch is filled with rows whose user is -1.
 
     Yields:
-        ListBatch of NumPy arrays with all labels 0. Item ids are places in the sorted order of the candidates'
-        suffixes, so that they do not depend on the order of the candidates.
+        ListBatch of NumPy arrays with all labels 0. An item's id is its rank in the sorted order of the candidates'
+        suffixes, so that ids do not depend on the order of the candidates.
     """
     width = max(len(request.candidates) for request in requests)
     for start in range(0, len(requests), batch_users):
@@ -107,7 +107,7 @@ def request_batches(
         yield ListBatch(**arrays)
 
 
-def _encode(tokenizer: TextTokenizer, config: DataConfig, request: Request, width: int) -> dict[str, Any]:
+def _encode(tokenizer: TextTokenizer, config: DataConfig, request: RankingRequest, width: int) -> dict[str, Any]:
     counts: Counter[str] = Counter()
     history, template = request.history[-config.history_items :], find_template(config.template)
     prefix, prefix_length = padded(
@@ -143,9 +143,9 @@ def _encode(tokenizer: TextTokenizer, config: DataConfig, request: Request, widt
     }
 
 
-def _request(record: dict[str, Any], number: str) -> Request:
+def _request(record: dict[str, Any], number: str) -> RankingRequest:
     candidates = tuple(
-        Candidate(
+        RankingCandidate(
             _text(c.get("id", place)),
             _text(c["title"]),
             _text(c.get("year")),
@@ -158,15 +158,15 @@ def _request(record: dict[str, Any], number: str) -> Request:
         raise ValueError("has an empty history: the model reasons from at least 1 interaction")
     if not candidates:
         raise ValueError("has no candidates")
-    return Request(_text(record.get("id", number)), _history(record), candidates)
+    return RankingRequest(_text(record.get("id", number)), _history(record), candidates)
 
 
 def _history(record: dict[str, Any]) -> tuple[Shown, ...]:
     times = [None if h.get("timestamp") is None else int(h["timestamp"]) for h in record["history"]]
-    known = [time for time in [*times, record.get("timestamp")] if time is not None]
-    if known != sorted(known):
-        raise ValueError(f"has timestamps that are not in order, oldest first and the list's own last: {known[:8]}")
-    before = ["" if time is None else time_words(int(known[-1]) - time) for time in times]
+    ordered = [time for time in [*times, record.get("timestamp")] if time is not None]
+    if ordered != sorted(ordered):
+        raise ValueError(f"has timestamps that are not in order, oldest first and the list's own last: {ordered[:8]}")
+    before = ["" if time is None else time_words(int(ordered[-1]) - time) for time in times]
     return tuple(
         Shown(_text(h["title"]), _text(h.get("year")), _rating(h["rating"]), words)
         for h, words in zip(record["history"], before)

@@ -1,4 +1,5 @@
-"""What a prepared folder holds and how it was made.
+"""The data card: what a prepared folder holds and how it was made.
 
-In comes a prepared folder that passes its audit. Out come numbers as JSON, figures, and a page of both for people.
+The input is a prepared folder that passes its audit. The output is statistics as JSON, figures, and a page for people
+that shows both.
 """

@@ -1,4 +1,4 @@
-"""Figures of a data card as SVG files: the same bytes for the same numbers, readable on light and dark pages."""
+"""Figures of a data card as SVG files. The same numbers give the same bytes. Readable on light and dark pages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from r2rank_jax.data.prepared.tables import Array
 BLUE, ORANGE, INK, MUTED, GRID = "#2b6cb0", "#c05621", "#1a202c", "#5a6673", "#e2e8f0"
 _STYLE: Any = {
     "svg.fonttype": "none",  # real text: sharp and searchable
-    "svg.hashsalt": "r2rank",  # ids inside the file, otherwise random
+    "svg.hashsalt": "r2rank",  # makes ids inside the file deterministic
     "font.family": "sans-serif",
     "font.size": 10,
     "text.parse_math": False,
@@ -34,7 +34,7 @@ _STYLE: Any = {
     "axes.titlelocation": "left",
     "grid.color": GRID,
     "grid.linewidth": 0.7,
-    "figure.facecolor": "white",  # a picture in a page cannot know whether the page is dark
+    "figure.facecolor": "white",  # a figure cannot detect whether the page around it is dark
     "xtick.color": MUTED,
     "ytick.color": MUTED,
     "xtick.labelcolor": INK,
@@ -44,11 +44,11 @@ _STYLE: Any = {
 
 
 def history_lengths(lengths: Array) -> bytes:
-    """Users by their number of interactions [users], on a logarithmic axis."""
+    """Histogram of users by number of interactions [users], on a logarithmic axis."""
     with _style():
         figure, axes = _figure()
         low, high = max(int(lengths.min()), 1), int(lengths.max()) + 1
-        # Whole numbers, so that no bin is empty for want of a number in it.
+        # The edges are integers, so that every bin contains an integer and none is empty by construction.
         edges = np.unique(np.geomspace(low, high, 37).round().astype(np.int64))
         counts, edges = np.histogram(lengths, edges if len(edges) > 1 else np.array([low, low + 1]))
         axes.stairs(counts, edges, fill=True, color=BLUE, alpha=0.85)
@@ -61,23 +61,23 @@ def history_lengths(lengths: Array) -> bytes:
 
 
 def popularity(per_item: Array) -> bytes:
-    """Share of all interactions that the most popular part of the catalogue holds; per_item [items]."""
+    """Share of all interactions that belongs to the most popular items; per_item [items]."""
     with _style():
         figure, axes = _figure()
-        held = np.concatenate([[0], np.cumsum(np.sort(per_item)[::-1])]) / max(per_item.sum(), 1)
-        part = np.arange(len(held)) / max(len(per_item), 1)
-        keep = np.unique(np.linspace(0, len(held) - 1, 401).round().astype(np.int64))
-        axes.plot(100 * part[keep], 100 * held[keep], color=BLUE, linewidth=2)
-        axes.plot([0, 100], [0, 100], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="if all items had as many")
+        share = np.concatenate([[0], np.cumsum(np.sort(per_item)[::-1])]) / max(per_item.sum(), 1)
+        part = np.arange(len(share)) / max(len(per_item), 1)
+        keep = np.unique(np.linspace(0, len(share) - 1, 401).round().astype(np.int64))
+        axes.plot(100 * part[keep], 100 * share[keep], color=BLUE, linewidth=2)
+        axes.plot([0, 100], [0, 100], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="equally popular items")
         for percent, marker in ((1, "o"), (10, "s")):
             at = int(np.ceil(percent / 100 * len(per_item)))
             axes.plot(
                 [100 * part[at]],
-                [100 * held[at]],
+                [100 * share[at]],
                 marker,
                 color=ORANGE,
                 markersize=6,
-                label=f"the top {percent}% of items have {100 * held[at]:.0f}% of interactions",
+                label=f"the top {percent}% of items have {100 * share[at]:.0f}% of interactions",
             )
         axes.legend(loc="lower right", handletextpad=0.3)
         axes.set(xlabel="items, most popular first, %", ylabel="interactions, %", xlim=(0, 100), ylim=(0, 101))
@@ -88,11 +88,11 @@ def over_time(days: Counter[int], cuts: Mapping[str, int]) -> bytes | None:
     """Interactions over calendar time.
 
     Args:
-        days: interactions by day since 1970.
+        days: number of interactions by day since 1970.
         cuts: name -> day, drawn as lines.
 
     Returns:
-        None where everything lies within one day, so that there is nothing to see.
+        The SVG, or None if all interactions are on one day.
     """
     first, last = min(days), max(days)
     if first == last:
@@ -110,12 +110,12 @@ def over_time(days: Counter[int], cuts: Mapping[str, int]) -> bytes | None:
         axes.xaxis.set_major_formatter(matplotlib.dates.ConciseDateFormatter(locator, show_offset=True))
         for name, day in cuts.items():
             _mark(axes, day, name, left=day == min(cuts.values()))
-        axes.set(ylabel=f"interactions in a {word}", ylim=(0, float(np.max(counts)) * 1.18))
+        axes.set(ylabel=f"interactions per {word}", ylim=(0, float(np.max(counts)) * 1.18))
         return _svg(figure)
 
 
 def ratings(counts: Mapping[str, int]) -> bytes | None:
-    """Interactions by rating; None where there are no ratings or more than 12 different ones."""
+    """Interactions by rating, or None if there are fewer than 2 or more than 12 different ratings."""
     if not 1 < len(counts) <= 12:
         return None
     with _style():
@@ -129,28 +129,28 @@ def ratings(counts: Mapping[str, int]) -> bytes | None:
 
 
 def candidates(relevant: Array, negative: Array) -> bytes | None:
-    """How popular relevant items and negatives are: what a ranking by popularity alone can exploit.
+    """Popularity of relevant items and of negatives, a difference that a ranking by popularity can exploit.
 
     Args:
-        relevant: [bins] candidates by popularity percentile.
-        negative: [bins] the same.
+        relevant: [bins] number of relevant candidates by popularity percentile.
+        negative: [bins] number of negatives by popularity percentile.
 
     Returns:
-        None without lists.
+        The SVG, or None if there are no lists.
     """
     if not relevant.sum() or not negative.sum():
         return None
     with _style():
         figure, axes = _figure()
         percentile = 100 * np.arange(len(relevant) + 1) / len(relevant)
-        for histogram, colour, name in ((relevant, ORANGE, "relevant items"), (negative, BLUE, "negatives")):
+        for histogram, color, name in ((relevant, ORANGE, "relevant items"), (negative, BLUE, "negatives")):
             below = 100 * np.concatenate([[0], np.cumsum(histogram)]) / histogram.sum()
-            axes.plot(percentile, below, color=colour, linewidth=2, label=name)
-            axes.fill_between(percentile, below, color=colour, alpha=0.08)
+            axes.plot(percentile, below, color=color, linewidth=2, label=name)
+            axes.fill_between(percentile, below, color=color, alpha=0.08)
         axes.legend(loc="upper left")
         axes.set(
-            xlabel="popularity percentile in the catalogue",
-            ylabel="candidates up to it, %",
+            xlabel="popularity percentile in the catalog",
+            ylabel="candidates up to this percentile, %",
             xlim=(0, 100),
             ylim=(0, 101),
         )
@@ -158,7 +158,7 @@ def candidates(relevant: Array, negative: Array) -> bytes | None:
 
 
 def _mark(axes: Axes, at: float, text: str, *, left: bool = False) -> None:
-    """A dashed vertical line with its name beside its upper end."""
+    """Draw a dashed vertical line with its name next to its upper end."""
     axes.axvline(at, color=ORANGE, linewidth=1.2, linestyle=(0, (4, 3)))
     axes.annotate(
         text,
@@ -174,7 +174,7 @@ def _mark(axes: Axes, at: float, text: str, *, left: bool = False) -> None:
 
 
 def _plain_ticks(axes: Axes, low: int, high: int) -> None:
-    """1, 2, 5, 10, 20, 50 ... instead of powers of ten."""
+    """Use the ticks 1, 2, 5, 10, 20, 50 ... written out, instead of powers of ten."""
     ticks = [m * 10**e for e in range(10) for m in (1, 2, 5) if low <= m * 10**e <= high]
     if len(ticks) > 9:
         ticks = [tick for tick in ticks if str(tick)[0] == "1"]
@@ -187,7 +187,7 @@ def _style() -> AbstractContextManager[None]:
 
 
 def _figure() -> tuple[Figure, Axes]:
-    # No pyplot: it keeps global state and may look for a window system.
+    # pyplot is avoided because it keeps global state and may look for a window system.
     figure = Figure(figsize=(6.4, 2.9), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""`card.md`: what a prepared folder holds and how it was made, for people."""
+"""`card.md`: the page that tells people what a prepared folder holds and how it was made."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 FIGURES = {
-    "history_lengths.svg": "Users by their number of interactions",
+    "history_lengths.svg": "Users by number of interactions",
     "time.svg": "Interactions over calendar time",
-    "popularity.svg": "Share of all interactions that the most popular items hold",
+    "popularity.svg": "Share of all interactions that belongs to the most popular items",
     "ratings.svg": "Interactions by rating",
     "candidates.svg": "Popularity of the relevant items and of the negatives",
 }
 NEGATIVES = {
     "uniform": "negatives drawn uniformly from the items",
     "popularity": "negatives drawn in proportion to 1 + their training interactions from the items",
-    "run": "a retriever's best items",
+    "run": "a retriever's top items",
 }
-READING = """\
-- *Positives among negatives*, *seen in history*: must be 0; counted against all that a user ever did, also later.
-- *Tied in time*: the first positive happened at the same time as the interaction before it, so that only the order of
-  the source tells which came first.
-- *Left out*: users whose positive has nothing before it, so that there is nothing to reason from."""
+LEGEND = """\
+- *Positives among negatives* and *seen in history* must be 0. They are counted against all interactions of a user,
+  including later ones.
+- *Tied in time*: the first positive has the same timestamp as the interaction before it, so only the order in the
+  source shows which came first.
+- *Left out*: users who have no interaction before their positive, and so no history to reason from."""
 PARTS = {"valid": "validation", "test": "test"}
 
 
@@ -30,8 +31,8 @@ def page(card: dict[str, Any], figures: Iterable[str]) -> str:
     """The card as Markdown.
 
     Args:
-        card: as it stands in `card.json`.
-        figures: names of those that were drawn, out of `FIGURES`.
+        card: content of `card.json`.
+        figures: names of the figures that were drawn, out of `FIGURES`.
     """
     drawn = set(figures)
     blocks = [
@@ -65,12 +66,12 @@ def page(card: dict[str, Any], figures: Iterable[str]) -> str:
 def _summary(card: dict[str, Any]) -> str:
     density = card["interactions"] / max(card["users"] * card["items"], 1)
     span = card["time_span"]
-    when = "without times" if span is None else f"{span['first']} to {span['last']}"
+    period = "without times" if span is None else f"{span['first']} to {span['last']}"
     return (
         f"{_number(card['interactions'])} interactions of {_number(card['users'])} users with "
-        f"{_number(card['items'])} {card['domain']}, {when}. "
-        f"{100 * density:.3g}% of all pairs of a user and an item are known. The figures below were counted from the "
-        f"files of this folder; `r2rank data audit` checks them again."
+        f"{_number(card['items'])} {card['domain']}, {period}. "
+        f"{100 * density:.3g}% of all user-item pairs have an interaction. The numbers below were counted from the "
+        f"files of this folder. Run `r2rank data audit` to check the folder again."
     )
 
 
@@ -84,12 +85,12 @@ def _steps(steps: Sequence[dict[str, Any]]) -> str:
 
 
 def _cleaned(card: dict[str, Any]) -> str:
-    found = {what: count for what, count in card["cleaned"].items() if count}
-    found |= {f"rows of {file} set aside in quarantine.jsonl": n for file, n in card["quarantined"].items()}
-    if not found:
+    counts = {name: count for name, count in card["cleaned"].items() if count}
+    counts |= {f"rows of {file} set aside in quarantine.jsonl": n for file, n in card["quarantined"].items()}
+    if not counts:
         return ""
-    rows = [[_text(what), _number(count)] for what, count in found.items()]
-    return "What the reader met on the way:\n\n" + _table(["", "number"], rows, numbers=(1,))
+    rows = [[_text(name), _number(count)] for name, count in counts.items()]
+    return "Irregularities found while reading the source:\n\n" + _table(["", "number"], rows, numbers=(1,))
 
 
 def _lists(card: dict[str, Any]) -> str:
@@ -116,16 +117,16 @@ def _lists(card: dict[str, Any]) -> str:
     settings = card["settings"]
     threshold = settings["positive_rating"]
     text = (
-        f"Each list has {settings['candidates']} candidates: what was held out"
-        f"{'' if threshold is None else f' and rated {threshold:g} or more'}, and {NEGATIVES[settings['negatives']]} "
-        f"that the user never interacted with. They are sorted by id, so that no place tells anything. A list's "
-        f"history is everything of its user before its first positive."
+        f"Each list has {settings['candidates']} candidates: the held-out items"
+        f"{'' if threshold is None else f' rated {threshold:g} or more'}, and {NEGATIVES[settings['negatives']]} "
+        f"that the user never interacted with. Candidates are sorted by id, so that their order reveals nothing. A "
+        f"list's history is all of its user's interactions before its first positive."
     )
-    return f"{text}\n\n{_table(head, rows, numbers=range(2, 8))}\n\n{READING}"
+    return f"{text}\n\n{_table(head, rows, numbers=range(2, 8))}\n\n{LEGEND}"
 
 
 def _runs(card: dict[str, Any]) -> str:
-    """What the run file gave; empty where the negatives are drawn."""
+    """Statistics of the run file; empty if the negatives were sampled."""
     runs = {name: parts["run"] for name, parts in card["protocols"].items() if "run" in parts}
     if not runs:
         return ""
@@ -142,20 +143,23 @@ def _candidates(card: dict[str, Any], drawn: set[str]) -> str:
     middle = card["protocols"][protocol]["test"]["median_popularity_percentile"]
     relevant, negative = (f"{100 * middle[name]:.0f}%" for name in ("relevant", "negatives"))
     return (
-        f"{_figure('candidates.svg', drawn)}\n\nOf the test lists of `{protocol}`: the median relevant item is more "
-        f"popular than {relevant} of the catalogue, the median negative than {negative}. The further apart, the more a "
-        f"ranking by popularity alone gets right."
+        f"{_figure('candidates.svg', drawn)}\n\nIn the test lists of `{protocol}`, the median relevant item is more "
+        f"popular than {relevant} of the catalog, and the median negative is more popular than {negative}. The larger "
+        f"the difference, the better a ranking by popularity alone."
     )
 
 
 def _span(card: dict[str, Any]) -> str:
     span, tied = card["time_span"], card["tied_with_the_interaction_before"]
     if span is None:
-        return "The source has no times: its order stands for them, and a split by calendar time means nothing."
+        return (
+            "The source has no times. The order in the source is used instead, and a split by calendar time is "
+            "meaningless."
+        )
     return (
         f"From {span['first']} to {span['last']}: {_number(span['days'])} days. {_number(tied['interactions'])} "
-        f"interactions ({100 * tied['share']:.1f}%) happened at the same time as the one before of the same user, so "
-        f"that only the order of the source tells which came first."
+        f"interactions ({100 * tied['share']:.1f}%) have the same timestamp as the same user's previous interaction, "
+        f"so only the order in the source shows which came first."
     )
 
 
@@ -167,28 +171,28 @@ def _items(card: dict[str, Any]) -> str:
         ["share of the most popular 10% of items", f"{100 * skew['share_of_top_10_percent']:.1f}%"],
         ["items without an interaction", _number(skew["items_without_interactions"])],
         ["items without a title", _number(items["titles_missing"])],
-        ["items whose title and year another item has, too", _number(items["titles_repeated"])],
+        ["items that share title and year with another item", _number(items["titles_repeated"])],
         ["items without genres or categories", _number(items["genres_missing"])],
     ]
     return _table(["", "value"], rows, numbers=(1,))
 
 
 def _lengths(text: dict[str, Any]) -> str:
-    return _quantile_table({f"{what}, {unit}": found for unit, rows in text.items() for what, found in rows.items()})
+    return _quantile_table({f"{name}, {unit}": row for unit, rows in text.items() for name, row in rows.items()})
 
 
 def _fingerprints(card: dict[str, Any]) -> str:
     rows = [["interactions", f"`{card['interactions_sha256']}`"], ["items", f"`{card['items_sha256']}`"]]
     rows += [[f"candidates of `{name}`", f"`{parts['sha256']}`"] for name, parts in card["protocols"].items()]
-    return "Results can be compared where these are equal:\n\n" + _table(["what", "SHA-256"], rows)
+    return "Results are comparable only if these hashes are equal:\n\n" + _table(["content", "SHA-256"], rows)
 
 
 def _quantile_table(rows: dict[str, dict[str, float]]) -> str:
-    shown = {name: found for name, found in rows.items() if found}
+    shown = {name: row for name, row in rows.items() if row}
     if not shown:
         return ""
     columns = list(next(iter(shown.values())))
-    body = [[name, *(_number(found[column]) for column in columns)] for name, found in shown.items()]
+    body = [[name, *(_number(row[column]) for column in columns)] for name, row in shown.items()]
     return _table(["", *columns], body, numbers=range(1, len(columns) + 1))
 
 
@@ -213,5 +217,5 @@ def _flagged(count: int) -> str:
 
 
 def _text(value: str) -> str:
-    """A name as text: it cannot end a cell of a table or start a tag."""
+    """Escape a name, so that it cannot end a table cell or start a tag."""
     return value.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

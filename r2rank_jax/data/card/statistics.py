@@ -1,4 +1,7 @@
-"""Numbers of a data card, gathered bucket by bucket: memory is one bucket's, and one number per user, item and day."""
+"""Statistics of a data card, counted bucket by bucket.
+
+Memory holds one bucket, and one number per user, item and day.
+"""
 
 from __future__ import annotations
 
@@ -14,26 +17,26 @@ from r2rank_jax.data.prepared.tables import Array
 
 QUANTILES = {"min": 0.0, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
 HISTORIES = (10, 20, 50)  # interactions shown, for the lengths of a history in tokens
-BINS = 100  # of the histograms of popularity percentiles
-_RATINGS = 100  # more different values than this are no scale, and are not listed one by one
+BINS = 100  # in the histograms of popularity percentiles
+_RATINGS = 100  # with more distinct values than this, ratings are not a scale and are not listed
 DAY = {"s": 86_400, "ms": 86_400_000}
 
 Measure = Callable[[Sequence[str]], Array]  # texts -> int [n], their lengths
 
 
 class InteractionCounts:
-    """What there is to count about interactions, one bucket at a time.
+    """Counts of interactions, updated one bucket at a time.
 
     Args:
-        items: size of the catalogue.
-        time_unit: of the timestamps, "s" or "ms".
+        items: size of the catalog.
+        time_unit: unit of the timestamps, "s" or "ms".
     """
 
     def __init__(self, items: int, time_unit: str):
         self.unit = time_unit
         self.per_item = np.zeros(items, np.int64)
-        self.days: Counter[int] = Counter()  # since 1970
-        self.tied = 0  # interactions at the same time as the one before, of the same user
+        self.days: Counter[int] = Counter()  # interactions by day since 1970
+        self.tied = 0  # interactions at the same time as the same user's previous one
         self._lengths: list[Array] = []
         self._ratings: Counter[float] = Counter()
         self._first, self._last = np.iinfo(np.int64).max, np.iinfo(np.int64).min
@@ -51,7 +54,7 @@ class InteractionCounts:
         self._lengths.append(lengths.astype(np.int32))
         self.per_item += np.bincount(item, minlength=len(self.per_item))
         same_user = np.ones(len(item), bool)
-        same_user[offsets[:-1][lengths > 0]] = False  # a user's first
+        same_user[offsets[:-1][lengths > 0]] = False  # a user's first interaction
         self.tied += int(np.sum(same_user[1:] & (np.diff(timestamp) == 0)))
         days, counts = np.unique(timestamp // DAY[self.unit], return_counts=True)
         self.days.update(dict(zip(days.tolist(), counts.tolist())))
@@ -67,15 +70,15 @@ class InteractionCounts:
         return np.concatenate([np.zeros(0, np.int32), *self._lengths])
 
     def ratings(self) -> dict[str, int]:
-        """Interactions by rating, lowest first; empty where there are none, or too many different ones."""
+        """Number of interactions by rating, lowest first; empty if there are none, or too many distinct ratings."""
         if len(self._ratings) > _RATINGS:
             return {}
         return {f"{value:g}": count for value, count in sorted(self._ratings.items())}
 
     def summary(self) -> dict[str, Any]:
-        """As it stands in `card.json`."""
+        """Values for `card.json`."""
         n = int(self.per_item.sum())
-        timeless = self._first == self._last == 0  # what a reader writes where the source has no times
+        timeless = self._first == self._last == 0  # readers write 0 if the source has no times
         return {
             "history_lengths": quantiles(self.lengths),
             "time_span": None
@@ -98,14 +101,14 @@ class InteractionCounts:
 
 
 class ListCounts:
-    """What there is to count about one part's lists of a protocol.
+    """Counts of a protocol's validation lists or test lists.
 
     Args:
-        per_item: [items] interactions of each, over all users.
+        per_item: [items] number of interactions of each item, over all users.
     """
 
     def __init__(self, per_item: Array):
-        # Place in the catalogue from the least popular, so that each part of the catalogue is as large as the next.
+        # Bins of rank in the catalog, least popular first, so that all bins hold the same number of items.
         self._bin = np.empty(len(per_item), np.int64)
         self._bin[np.argsort(per_item, kind="stable")] = np.arange(len(per_item)) * BINS // max(len(per_item), 1)
         self.lists = self.positives_among_negatives = self.seen_in_history = 0
@@ -119,23 +122,23 @@ class ListCounts:
 
         Args:
             first_user: dense id of the bucket's first user.
-            offsets: [users + 1], rows of the bucket's users.
+            offsets: [users + 1]; a user's rows are offsets[u]:offsets[u + 1].
             item: [n] items of those rows.
             user: [L] dense ids.
-            position: [L] of the positive in the user's sequence.
+            position: [L] position of the positive in the user's sequence.
             items: [L, N] dense ids.
             labels: [L, N].
         """
-        catalogue = len(self._bin)
+        catalog = len(self._bin)
         owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-        key = owner * catalogue + item
+        key = owner * catalog + item
         by = np.argsort(key, kind="stable")
-        wanted = (user[:, None] - first_user) * catalogue + items
-        place = np.minimum(np.searchsorted(key[by], wanted), len(by) - 1)
-        known = key[by][place] == wanted
-        earlier = known & (by[place] - offsets[user - first_user][:, None] < position[:, None])
+        list_key = (user[:, None] - first_user) * catalog + items
+        place = np.minimum(np.searchsorted(key[by], list_key), len(by) - 1)
+        interacted = key[by][place] == list_key
+        earlier = interacted & (by[place] - offsets[user - first_user][:, None] < position[:, None])
         self.lists += len(user)
-        self.positives_among_negatives += int(np.sum(known & (labels <= 0)))
+        self.positives_among_negatives += int(np.sum(interacted & (labels <= 0)))
         self.seen_in_history += int(np.sum(earlier & (labels > 0)))
         self.relevant += self._histogram(items[labels > 0])
         self.negative += self._histogram(items[labels <= 0])
@@ -145,7 +148,7 @@ class ListCounts:
         return np.bincount(self._bin[items], minlength=BINS)
 
     def summary(self) -> dict[str, Any]:
-        """As it stands in `card.json`."""
+        """Values for `card.json`."""
         return {
             "lists": self.lists,
             "positives_among_negatives": self.positives_among_negatives,
@@ -156,15 +159,15 @@ class ListCounts:
 
 
 def quantiles(values: Array) -> dict[str, float]:
-    """Mean and `QUANTILES`, each an observed value; empty where there are no values."""
+    """Mean and `QUANTILES`; every quantile is an observed value. Empty if there are no values."""
     if not len(values):
         return {}
-    found = np.quantile(values, list(QUANTILES.values()), method="inverted_cdf")
-    return {"mean": round(float(np.mean(values)), 2)} | dict(zip(QUANTILES, found.tolist()))
+    levels = np.quantile(values, list(QUANTILES.values()), method="inverted_cdf")
+    return {"mean": round(float(np.mean(values)), 2)} | dict(zip(QUANTILES, levels.tolist()))
 
 
 def gini(counts: Array) -> float:
-    """Gini coefficient of counts [n]: 0 where all are equal, near 1 where one has everything.
+    """Gini coefficient of counts [n]: 0 if all are equal, near 1 if one count has almost the whole sum.
 
     >>> gini(np.array([1, 1, 1, 1])), gini(np.array([0, 0, 0, 4]))
     (0.0, 0.75)
@@ -176,7 +179,7 @@ def gini(counts: Array) -> float:
 
 
 def share_of_top(counts: Array, part: float) -> float:
-    """Share of the sum of counts [n] that the largest `part` of them hold, rounded up to whole items.
+    """Share of the sum of counts [n] that belongs to the largest `part` of them, rounded up to whole items.
 
     >>> share_of_top(np.array([1, 1, 8]), 0.1)
     0.8
@@ -191,19 +194,19 @@ def characters(texts: Sequence[str]) -> Array:
 
 
 def words(texts: Sequence[str]) -> Array:
-    """int64 [n]: lengths in words, as spaces part them."""
+    """int64 [n]: lengths in words separated by white space."""
     return np.fromiter((len(re.findall(r"\S+", text)) for text in texts), np.int64, len(texts))
 
 
 def history_sums(offsets: Array, item: Array, first_user: int, user: Array, position: Array, each: Array) -> Array:
-    """Length of the text of the last interactions before a position, without the words around them.
+    """Total length of the item texts in a history, without the words of a template.
 
     Args:
-        offsets: [users + 1] of a bucket.
-        item: [n].
+        offsets: [users + 1]; a user's rows in the bucket are offsets[u]:offsets[u + 1].
+        item: [n] items of those rows.
         first_user: dense id of the bucket's first user.
-        user: [L].
-        position: [L].
+        user: [L] dense ids.
+        position: [L]; a history is everything before this position.
         each: [items] length of each item's text.
 
     Returns:

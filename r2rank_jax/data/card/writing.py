@@ -1,4 +1,4 @@
-"""`r2rank data card`: count what lies in a prepared folder and write card.json, card.md and figures/*.svg into it."""
+"""`r2rank data card`: compute the statistics of a prepared folder and write card.json, card.md and figures/*.svg."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from r2rank_jax.data.audit.findings import Check, Findings
-from r2rank_jax.data.audit.lists import Table, read_lists
+from r2rank_jax.data.audit.lists import ListTable, read_lists
 from r2rank_jax.data.audit.reading import read_bucket
 from r2rank_jax.data.audit.tables import AGAIN, Bucket
 from r2rank_jax.data.card import figures
@@ -36,27 +36,28 @@ from r2rank_jax.data.prompts.templates import TEMPLATE_OF_DOMAIN
 from r2rank_jax.errors import DataError
 from r2rank_jax.files.atomic import replacing_file
 
-IDS = Check("ids", "users and candidates are of this folder", AGAIN)
+IDS = Check("ids", "users and candidates belong to this folder", AGAIN)
 
-_TEXTS = 100_000  # items whose texts are measured at a time
-_OF_MANIFEST = (
+_TEXTS = 100_000  # number of item texts measured at a time
+_FROM_MANIFEST = (
     "source", "domain", "time_unit", "users", "items", "interactions", "interactions_sha256", "items_sha256", "steps",
     "settings", "cleaned", "quarantined",
 )  # fmt: skip
 
 
 def write_card(directory: Path, tokenizer: Path | None = None) -> None:
-    """Write the card of a prepared folder into it: card.json, card.md, figures/*.svg.
+    """Write the card of a prepared folder into the folder: card.json, card.md, figures/*.svg.
 
-    Two passes over the buckets, in the memory of one: interactions, then lists, which need every item's popularity.
+    This takes two passes over the buckets, in the memory of one bucket: the first counts interactions, the second
+    counts lists, which requires every item's popularity.
 
     Args:
         directory: the prepared folder.
-        tokenizer: a tokenizer.json (a run's, or a Hugging Face model's) to measure texts in tokens with; None:
-            characters and words.
+        tokenizer: a tokenizer.json (a run's, or a Hugging Face model's) with which texts are measured in tokens; None:
+            only characters and words.
 
     Raises:
-        DataError: no prepared folder, one that cannot be read, or no tokenizer there.
+        DataError: the directory is not a prepared folder or cannot be read, or the tokenizer does not exist.
     """
     manifest = manifest_of(directory)
     measures = _measures(tokenizer)
@@ -74,10 +75,10 @@ def write_card(directory: Path, tokenizer: Path | None = None) -> None:
             table = _lists(directory, protocol, number, manifest, bucket, len(items))
             _count_lists(parts, bucket, table)
             for unit, each in lengths.items():
-                found = history_sums(bucket.offsets, bucket.item, bucket.first_user, table.user, table.position, each)
-                histories[unit].append(found)
-    card: dict[str, Any] = {name: manifest[name] for name in _OF_MANIFEST} | counts.summary()
-    card["catalogue"] = _catalogue(items, manifest)
+                sums = history_sums(bucket.offsets, bucket.item, bucket.first_user, table.user, table.position, each)
+                histories[unit].append(sums)
+    card: dict[str, Any] = {name: manifest[name] for name in _FROM_MANIFEST} | counts.summary()
+    card["catalogue"] = _catalog(items, manifest)
     card["protocols"] = {name: _protocol(manifest["protocols"][name], parts) for name, parts in lists.items()}
     card["text"] = {unit: _text(each, np.concatenate(histories[unit])) for unit, each in lengths.items()}
     _write(directory, card, _draw(counts, manifest, lists))
@@ -87,11 +88,13 @@ def _measures(tokenizer: Path | None) -> dict[str, Measure]:
     if tokenizer is None:
         return {"characters": characters, "words": words}
     if not tokenizer.is_file():
-        raise DataError(f"--tokenizer must name a tokenizer.json, got {tokenizer}, which is not there")
+        raise DataError(f"--tokenizer must name a tokenizer.json, got {tokenizer}, which does not exist")
     try:
         backend = Tokenizer.from_file(str(tokenizer))
-    except Exception as error:  # the tokenizers library raises nothing narrower
-        raise DataError(f"--tokenizer must name a tokenizer.json, got {tokenizer}, which is none: {error}") from error
+    except Exception as error:  # the tokenizers library raises nothing more specific
+        raise DataError(
+            f"--tokenizer must name a tokenizer.json, got {tokenizer}, which cannot be read: {error}"
+        ) from error
 
     def tokens(texts: Sequence[str]) -> Array:
         encoded = backend.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -106,32 +109,34 @@ def _measured(measure: Measure, texts: list[str]) -> Array:
 
 
 def _buckets(directory: Path, manifest: dict[str, Any]) -> Iterator[Bucket]:
-    first_user, found = 0, Findings()
+    first_user, findings = 0, Findings()
     for number in range(manifest["buckets"]):
-        bucket, _ = read_bucket(directory, number, first_user, found)
-        if bucket is None or found.faults:
-            raise DataError(_cannot_read(directory, found))
+        bucket, _ = read_bucket(directory, number, first_user, findings)
+        if bucket is None or findings.faults:
+            raise DataError(_cannot_read(directory, findings))
         first_user += bucket.users
         yield bucket
 
 
-def _lists(directory: Path, protocol: str, number: int, manifest: dict[str, Any], bucket: Bucket, items: int) -> Table:
-    file, found = candidate_file(protocol, number), Findings()
+def _lists(
+    directory: Path, protocol: str, number: int, manifest: dict[str, Any], bucket: Bucket, items: int
+) -> ListTable:
+    file, findings = candidate_file(protocol, number), Findings()
     content = (directory / file).read_bytes() if (directory / file).is_file() else b""
-    table = read_lists(file, content, Settings(**manifest["settings"]).candidates, found)
+    table = read_lists(file, content, Settings(**manifest["settings"]).candidates, findings)
     place = table.user - bucket.first_user
-    known = (place >= 0) & (place < bucket.users) & np.all((table.items >= 0) & (table.items < items), axis=1)
-    table.note(found, IDS, ~known, lambda row: f"user {table.user[row]} or a candidate is unknown")
-    if found.faults:
-        raise DataError(_cannot_read(directory, found))
+    valid = (place >= 0) & (place < bucket.users) & np.all((table.items >= 0) & (table.items < items), axis=1)
+    table.note(findings, IDS, ~valid, lambda row: f"user {table.user[row]} or a candidate is unknown")
+    if findings.faults:
+        raise DataError(_cannot_read(directory, findings))
     return table
 
 
-def _cannot_read(directory: Path, found: Findings) -> str:
-    return f"{directory} must be a folder that `r2rank data audit` finds no fault with, got\n{found.text()}"
+def _cannot_read(directory: Path, findings: Findings) -> str:
+    return f"{directory} must be a folder in which `r2rank data audit` finds no fault, got\n{findings.text()}"
 
 
-def _count_lists(parts: dict[str, ListCounts], bucket: Bucket, table: Table) -> None:
+def _count_lists(parts: dict[str, ListCounts], bucket: Bucket, table: ListTable) -> None:
     for name, counts in parts.items():
         chosen = table.where(table.test == (name == "test"))
         counts.add(
@@ -145,7 +150,7 @@ def _count_lists(parts: dict[str, ListCounts], bucket: Bucket, table: Table) -> 
         )
 
 
-def _catalogue(items: Items, manifest: dict[str, Any]) -> dict[str, Any]:
+def _catalog(items: Items, manifest: dict[str, Any]) -> dict[str, Any]:
     titled = Counter(zip(items.title, items.year))
     del titled["", ""]
     return {
@@ -157,21 +162,21 @@ def _catalogue(items: Items, manifest: dict[str, Any]) -> dict[str, Any]:
 
 def _protocol(part: dict[str, Any], parts: dict[str, ListCounts]) -> dict[str, Any]:
     tied = part["positives_tied_in_time_with_the_interaction_before"]
-    found: dict[str, Any] = {"sha256": part["sha256"], "train_interactions": part["train_interactions"]}
+    summary: dict[str, Any] = {"sha256": part["sha256"], "train_interactions": part["train_interactions"]}
     for name, counts in parts.items():
-        found[name] = counts.summary() | {
+        summary[name] = counts.summary() | {
             "tied_with_the_interaction_before": tied[name],
             "left_out_without_history": part["left_out_without_history"][name],
         }
-    return found | {name: part[name] for name in ("cuts", "run") if name in part}
+    return summary | {name: part[name] for name in ("cuts", "run") if name in part}
 
 
 def _text(each: Array, histories: Array) -> dict[str, dict[str, float]]:
-    """Lengths in one unit: of items as they are shown, and of the histories before the lists' positives."""
-    found = {"title and year of an item": quantiles(each)}
+    """Lengths, in one unit, of the items' texts and of the histories before the lists' positives."""
+    lengths = {"title and year of an item": quantiles(each)}
     for column, interactions in enumerate(HISTORIES):
-        found[f"history of at most {interactions} titles"] = quantiles(histories[:, column])
-    return found
+        lengths[f"history of at most {interactions} titles"] = quantiles(histories[:, column])
+    return lengths
 
 
 def _draw(

@@ -20,20 +20,20 @@ from r2rank_jax.errors import DataError
 
 
 @dataclass(frozen=True)
-class Lists:
-    """L lists to rank. A list's history is everything of its user before `position`."""
+class CandidateLists:
+    """L lists of candidates to rank. A list's history is all of its user's interactions before `position`."""
 
     user: Array  # int32 [L]
-    position: Array  # int32 [L]     of the first positive in the user's sorted sequence
+    position: Array  # int32 [L]  position of the first positive in the user's sorted sequence
     items: Array  # int32 [L, N]  ascending within a list
     labels: Array  # float32 [L, N]
 
     def __len__(self) -> int:
         return len(self.user)
 
-    def take(self, rows: Array) -> Lists:
-        """The lists at these rows, in this order."""
-        return Lists(self.user[rows], self.position[rows], self.items[rows], self.labels[rows])
+    def take(self, rows: Array) -> CandidateLists:
+        """Return the lists at these rows, in this order."""
+        return CandidateLists(self.user[rows], self.position[rows], self.items[rows], self.labels[rows])
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,12 @@ class Dataset:
     item: Array  # int32 [n]
     rating: Array  # float32 [n]
     timestamp: Array  # int64 [n]  in `time_unit`
-    train_end: Array  # int32 [users]  number of leading interactions that train
-    settings: Settings  # of the preparation
-    data_hash: str  # of the interactions
-    candidate_hash: str  # of the frozen candidate file
-    held_out: dict[str, Lists]
-    time_unit: str = "s"  # of the timestamps: "s" or "ms"
+    train_end: Array  # int32 [users]  a user's first `train_end` interactions are the training data
+    settings: Settings  # with which the folder was prepared
+    data_hash: str  # hash of the interactions
+    candidate_hash: str  # hash of the frozen candidate files
+    held_out: dict[str, CandidateLists]
+    time_unit: str = "s"  # unit of the timestamps: "s" or "ms"
 
     @property
     def users(self) -> int:
@@ -60,11 +60,11 @@ class Dataset:
 
     @property
     def seed(self) -> int:
-        """Of the preparation."""
+        """Seed with which the folder was prepared."""
         return self.settings.seed
 
     def history(self, user: int, position: int, limit: int | None = None) -> slice:
-        """Rows strictly before `position` of a user's sequence, the last `limit` of them."""
+        """Rows strictly before `position` in a user's sequence; only the last `limit` of them if `limit` is given."""
         start = int(self.offsets[user])
         first = start if limit is None else max(start, start + position - limit)
         return slice(first, start + position)
@@ -74,10 +74,10 @@ class Dataset:
         return self.history(user, int(self.train_end[user]))
 
     def train_lists(self, min_history: int) -> Array:
-        """Every training positive with at least `min_history` interactions of any rating before it.
+        """Every training positive that has at least `min_history` interactions, of any rating, before it.
 
         Returns:
-            int32 [n, 2] of (user, position), by user, then position.
+            int32 [n, 2] of (user, position), sorted by user, then by position.
 
         Raises:
             DataError: `min_history` < 1, or no user has that many training interactions.
@@ -87,44 +87,45 @@ class Dataset:
         lengths = np.diff(self.offsets)
         user = np.repeat(np.arange(self.users), lengths)
         position = np.arange(len(self.item)) - self.offsets[user]
-        wanted = self.positive & (position >= min_history) & (position < self.train_end[user])
-        if not wanted.any():
+        eligible = self.positive & (position >= min_history) & (position < self.train_end[user])
+        if not eligible.any():
             raise DataError(
                 f"training lists need a user with more than data.min_history={min_history} training "
                 f"interactions, the longest has {int(self.train_end.max(initial=0))}; lower data.min_history"
             )
-        return np.stack([user[wanted], position[wanted]], axis=1).astype(np.int32)
+        return np.stack([user[eligible], position[eligible]], axis=1).astype(np.int32)
 
-    def candidate_lists(self, name: str) -> Lists:
-        """The frozen lists of "valid" or "test", by user.
+    def candidate_lists(self, name: str) -> CandidateLists:
+        """The frozen lists of "valid" or "test", sorted by user.
 
         Raises:
-            DataError: another name.
+            DataError: `name` is neither.
         """
         if name not in self.held_out:
             raise DataError(f"candidate lists must be one of {HELD_OUT}, got {name!r}")
         return self.held_out[name]
 
     def training_list(self, user: int, position: int, *, key: int, n: int, positives: int = 1) -> tuple[Array, Array]:
-        """The next positives from a training position on, and uniform negatives, by id.
+        """A training list: the positives from `position` on, and uniform negatives, sorted by item id.
 
-        Negatives lie outside the user's TRAINING interactions, not outside the whole history: keeping out
-        what the user chooses later would tell the model, by its absence, which items those are. Now and then
-        a held-out positive is therefore a training negative, as it would be in production.
+        Negatives exclude only the user's training interactions, not the whole history. If items that the user chooses
+        later were excluded as well, their absence would tell the model which items those are. Occasionally a held-out
+        positive is therefore a training negative, as it would be in production.
 
         Args:
             user: dense id.
-            position: of the first positive; 1 <= position < train_end[user].
-            key: another key, other negatives; the draw depends on (dataset seed, key, user, position) only.
-            n: items of the list.
-            positives: at most so many are relevant; where training ends sooner, negatives take their places.
+            position: position of the first positive; 1 <= position < train_end[user].
+            key: varies the negatives; the draw depends only on (dataset seed, key, user, position).
+            n: number of items in the list.
+            positives: maximum number of relevant items. If the training data hold fewer from `position` on, negatives
+                fill the list.
 
         Returns:
             items int32 [n] ascending, labels float32 [n].
 
         Raises:
-            DataError: the position is not a training one with a history, a list without positives or without
-                negatives, or too few items are left.
+            DataError: the position is not a training position with a history, the list would have no positives or no
+                negatives, or too few items are left to draw from.
         """
         if not 1 <= positives < n:
             raise DataError(
@@ -152,14 +153,14 @@ class Dataset:
         by_id = np.argsort(items)
         return items[by_id], labels[by_id]
 
-    def training_lists(self, pairs: Array, *, key: int | Sequence[int], n: int, positives: int = 1) -> Lists:
-        """`training_list` for every (user, position) of `pairs` [L, 2], with one key for all or one each."""
+    def training_lists(self, pairs: Array, *, key: int | Sequence[int], n: int, positives: int = 1) -> CandidateLists:
+        """`training_list` for every (user, position) of `pairs` [L, 2], with one key for all or one key each."""
         keys = [key] * len(pairs) if isinstance(key, int) else key
         drawn = [
             self.training_list(u, p, key=k, n=n, positives=positives)
             for (u, p), k in zip(pairs.tolist(), keys, strict=True)
         ]
-        return Lists(
+        return CandidateLists(
             np.asarray(pairs[:, 0], np.int32),
             np.asarray(pairs[:, 1], np.int32),
             np.stack([items for items, _ in drawn]),
@@ -168,12 +169,12 @@ class Dataset:
 
     @cached_property
     def positive(self) -> Array:
-        """bool [n]: interactions that count as positives; all of them, but for a threshold of the preparation."""
+        """bool [n]: interactions that count as positives; all of them unless a rating threshold was set."""
         return self.settings.positive(self.rating)
 
     @cached_property
     def train_counts(self) -> Array:
-        """int64 [items]: training interactions of each item; the popularity baseline."""
+        """int64 [items]: number of training interactions of each item; used by the popularity baseline."""
         rows = np.concatenate([np.arange(*self.train_rows(u).indices(len(self.item))) for u in range(self.users)])
         return np.bincount(self.item[rows], minlength=len(self.items))
 
@@ -183,11 +184,11 @@ def load(directory: Path, split_name: str) -> Dataset:
 
     Args:
         directory: folder that `r2rank data prepare` wrote.
-        split_name: one of the protocols that it was prepared for.
+        split_name: one of the protocols that the folder was prepared for.
 
     Raises:
-        DataError: not a prepared folder, a split that it was not prepared for, or a file whose hash does not match the
-            manifest.
+        DataError: the directory is not a prepared folder, it was not prepared for this split, or a file's hash does not
+            match the manifest.
     """
     if split_name not in PROTOCOLS:
         raise DataError(f"split must be one of {PROTOCOLS}, got {split_name!r}; set data.split")
@@ -198,20 +199,25 @@ def load(directory: Path, split_name: str) -> Dataset:
             f"{split_name!r}; set data.split, or run `r2rank data prepare --protocols {split_name}` into a new folder"
         )
     buckets = range(manifest["buckets"])
-    paths = [directory / interactions_file(bucket) for bucket in buckets]
-    lists = [directory / candidate_file(split_name, bucket) for bucket in buckets]
-    _require_hash("data file", paths[0].parent, manifest["interactions_sha256"], hash_of_interactions(paths))
+    interaction_paths = [directory / interactions_file(bucket) for bucket in buckets]
+    candidate_paths = [directory / candidate_file(split_name, bucket) for bucket in buckets]
+    _require_hash(
+        "data file",
+        interaction_paths[0].parent,
+        manifest["interactions_sha256"],
+        hash_of_interactions(interaction_paths),
+    )
     items_path = directory / "items.parquet"
     _require_hash("data file", items_path, manifest["items_sha256"], hash_of_items(items_path))
-    part = manifest["protocols"][split_name]
-    candidate_hash = hash_of_files(lists)
-    where = lists[0] if len(lists) == 1 else lists[0].parent
-    _require_hash("candidate file", where, part["sha256"], candidate_hash)
+    protocol = manifest["protocols"][split_name]
+    candidate_hash = hash_of_files(candidate_paths)
+    hashed_path = candidate_paths[0] if len(candidate_paths) == 1 else candidate_paths[0].parent
+    _require_hash("candidate file", hashed_path, protocol["sha256"], candidate_hash)
     settings = Settings(**manifest["settings"])
-    interactions = Interactions.read(paths)
+    interactions = Interactions.read(interaction_paths)
     offsets = np.append(0, np.cumsum(np.bincount(interactions.user, minlength=manifest["users"])))
     positive = settings.positive(interactions.rating)
-    parts = split(split_name, offsets, interactions.timestamp, positive, settings, cuts=part.get("cuts"))
+    parts = split(split_name, offsets, interactions.timestamp, positive, settings, cuts=protocol.get("cuts"))
     return Dataset(
         split=split_name,
         items=Items.read(items_path),
@@ -223,21 +229,21 @@ def load(directory: Path, split_name: str) -> Dataset:
         settings=settings,
         data_hash=manifest["interactions_sha256"],
         candidate_hash=candidate_hash,
-        held_out=_read_candidates(lists, settings.candidates),
+        held_out=_read_candidates(candidate_paths, settings.candidates),
         time_unit=manifest["time_unit"],
     )
 
 
-def _require_hash(kind: str, path: Path, expected: str, found: str) -> None:
-    if found != expected:
+def _require_hash(kind: str, path: Path, expected: str, actual: str) -> None:
+    if actual != expected:
         raise DataError(
             f"{kind} whose hash does not match its manifest: {path} must have SHA-256 {expected}, got "
-            f"{found}; results on other lists cannot be compared: restore the file, or prepare the data "
+            f"{actual}; results on different lists cannot be compared: restore the file, or prepare the data "
             f"again in a new folder"
         )
 
 
-def _read_candidates(paths: Sequence[Path], candidates: int) -> dict[str, Lists]:
+def _read_candidates(paths: Sequence[Path], candidates: int) -> dict[str, CandidateLists]:
     columns: dict[str, list[list[Any]]] = {name: [[], [], [], []] for name in HELD_OUT}
     for path in paths:
         with path.open(encoding="utf-8") as file:
@@ -246,7 +252,7 @@ def _read_candidates(paths: Sequence[Path], candidates: int) -> dict[str, Lists]
                 for column, name in zip(columns[record["split"]], ("user", "position", "items", "labels")):
                     column.append(record[name])
     return {
-        name: Lists(
+        name: CandidateLists(
             np.array(user, np.int32),
             np.array(position, np.int32),
             np.array(items, np.int32).reshape(len(user), candidates),

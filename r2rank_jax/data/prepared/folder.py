@@ -1,4 +1,4 @@
-"""Names and hashes of a prepared folder: what `data prepare` writes and everything else reads."""
+"""File names and hashes of a prepared folder, which `data prepare` writes and everything else reads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from r2rank_jax.data.prepared.tables import hash_of_interactions, hash_of_items
 from r2rank_jax.errors import DataError
 
-FORMAT = 2  # of the folder; raised when a reader of the old form would go wrong
+FORMAT = 2  # version of the folder's format; increased when a reader of the old version would misread the folder
 
 
 def interactions_file(bucket: int) -> str:
@@ -42,45 +42,45 @@ def hash_of_files(paths: Iterable[Path]) -> str:
 
 
 def manifest_of(directory: Path) -> dict[str, Any]:
-    """The folder's `manifest.json`.
+    """Read the folder's `manifest.json`.
 
     Raises:
-        DataError: there is none, or it is of another format.
+        DataError: the file is missing, or its format is not `FORMAT`.
     """
     path = directory / "manifest.json"
     if not path.is_file():
         raise DataError(
-            f"{directory} must be a folder that `r2rank data prepare` wrote, but has no manifest.json; run "
+            f"{directory} must be a folder that `r2rank data prepare` wrote, but it has no manifest.json; run "
             f"`r2rank data prepare --source SOURCE --out {directory}` or set data.directory"
         )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(
-            f"{path} must be JSON, and is not ({error}); run `r2rank data prepare` into a new folder"
+            f"{path} must be JSON, but it cannot be parsed ({error}); run `r2rank data prepare` into a new folder"
         ) from error
     if manifest.get("format") != FORMAT:
         raise DataError(
-            f"{path}: format must be {FORMAT}, got {manifest.get('format')}; another version wrote it: remove "
+            f"{path}: format must be {FORMAT}, got {manifest.get('format')}, which another version wrote; remove "
             f"the folder and run `r2rank data prepare` and `r2rank data synthesize` again"
         )
     return manifest
 
 
 def verify(directory: Path, manifest: dict[str, Any]) -> list[str]:
-    """Names of what is not as the manifest says, by hash; empty where all is well."""
+    """Names of the parts whose hash differs from the manifest's; empty if all match."""
     buckets = range(manifest["buckets"])
     interactions = [directory / interactions_file(bucket) for bucket in buckets]
-    found = {}
-    for name, hash_now, wanted in (
+    matches = {}
+    for name, compute_hash, expected in (
         ("interactions", partial(hash_of_interactions, interactions), manifest["interactions_sha256"]),
         ("items.parquet", partial(hash_of_items, directory / "items.parquet"), manifest["items_sha256"]),
     ):
         try:
-            found[name] = hash_now() == wanted
-        except DataError:  # it cannot be read
-            found[name] = False
+            matches[name] = compute_hash() == expected
+        except DataError:  # the file cannot be read
+            matches[name] = False
     for protocol, part in manifest["protocols"].items():
         files = [directory / candidate_file(protocol, bucket) for bucket in buckets]
-        found[f"candidates/{protocol}"] = hash_of_files(files) == part["sha256"]
-    return [name for name, same in found.items() if not same]
+        matches[f"candidates/{protocol}"] = hash_of_files(files) == part["sha256"]
+    return [name for name, same in matches.items() if not same]

@@ -1,4 +1,4 @@
-"""Every choice that preparation depends on; written into the manifest, and read back with the folder."""
+"""All settings that the preparation of data depends on. They are stored in the manifest of the prepared folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from r2rank_jax.errors import DataError
 
 Array = np.ndarray
 
-PROTOCOLS = ("leave_one_out", "global_time", "last_n", "cold_users")  # a protocol's place is part of its seeds
+PROTOCOLS = ("leave_one_out", "global_time", "last_n", "cold_users")  # a protocol's index is part of its seeds
 DEFAULT_PROTOCOLS = PROTOCOLS[:2]
 LABELS = ("binary", "graded")
 NEGATIVES = ("uniform", "popularity", "run")
@@ -23,35 +23,38 @@ ON_ERROR = ("fatal", "quarantine")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The arguments of `data prepare` that change what is written. Defaults give the plain benchmark form."""
+    """The arguments of `data prepare` that affect its output. The defaults give the usual benchmark protocol."""
 
     seed: int = 0
-    """Of the negatives and of the choice of cold users."""
+    """Seed of the negatives and of the choice of cold users."""
     candidates: int = 20
-    """Items of a list, the positives included."""
+    """Number of items in a list, positives included."""
     protocols: tuple[str, ...] = DEFAULT_PROTOCOLS
     k_core: int = 0
-    """Only users and items with at least so many interactions with each other stay; 0 or 1: all stay, and so do items
-    of the catalogue that nobody touched."""
+    """Keep only users and items that have at least this many interactions with each other. 0 or 1 keeps all of them,
+    including catalog items without any interaction."""
     positive_rating: float | None = None
-    """Least rating of a positive, held out or trained on; None: every interaction is one. Histories show all."""
+    """Lowest rating of a positive, in training and in held-out lists. None: every interaction is a positive. Histories
+    show all interactions."""
     labels: str = "binary"
     """"graded": a positive's label is 1 + floor(rating - positive_rating)."""
     negatives: str = "uniform"
-    """"popularity": in proportion to 1 + training interactions. "run": the best of a retriever's run file."""
+    """"popularity": in proportion to 1 + training interactions. "run": the top items of a retriever's run file."""
     run: str | None = None
     """The run file: TREC's six columns, or JSONL with user and items."""
     last_n: int = 3
-    """Of protocol `last_n`: so many of a user's last positives make one test list, those before them one validation
-    list."""
+    """For the protocol `last_n`: a user's last `last_n` positives form one test list, and the `last_n` before them one
+    validation list."""
     cold_fraction: float = 0.1
-    """Of protocol `cold_users`: this share of the users is held out for test, and as many for validation."""
+    """For the protocol `cold_users`: the share of users held out for test; the same share is held out for
+    validation."""
     bucket_rows: int = 1_000_000
-    """A bucket of users holds at most about so many interactions; memory grows with it. Dense ids depend on it."""
+    """Approximate maximum number of interactions in a bucket of users. Memory grows with it, and dense ids depend on
+    it."""
     kind: str | None = None
-    """Form of the source; None: told by its files."""
+    """Format of the source; None: detected from its files."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Our name -> the source's, for plain files."""
+    """Our column name -> the source's column name, for plain files."""
     on_error: str = "fatal"
     """"quarantine": malformed rows are set aside and counted."""
 
@@ -62,21 +65,21 @@ class Settings:
             self.positive_rating is None or math.isfinite(self.positive_rating),
             f"positive_rating must be a number, got {self.positive_rating}; leave it out to count every interaction",
         )
-        for name, known in (("labels", LABELS), ("negatives", NEGATIVES), ("on_error", ON_ERROR)):
-            _require(getattr(self, name) in known, f"{name} must be one of {known}, got {getattr(self, name)!r}")
+        for name, choices in (("labels", LABELS), ("negatives", NEGATIVES), ("on_error", ON_ERROR)):
+            _require(getattr(self, name) in choices, f"{name} must be one of {choices}, got {getattr(self, name)!r}")
         _require(
             0 < len(set(self.protocols)) == len(self.protocols) and set(self.protocols) <= set(PROTOCOLS),
-            f"protocols must be some of {PROTOCOLS}, each once, got {self.protocols}",
+            f"protocols must be one or more of {PROTOCOLS}, each at most once, got {self.protocols}",
         )
         object.__setattr__(self, "protocols", tuple(name for name in PROTOCOLS if name in self.protocols))
         _require(0 < self.cold_fraction <= 0.5, f"cold_fraction must lie in (0, 0.5], got {self.cold_fraction}")
         _require(
             self.labels == "binary" or self.positive_rating is not None,
-            "graded labels count from positive_rating, got none; set --positive-rating",
+            "graded labels need a positive_rating to count from, got none; set --positive-rating",
         )
         _require(
             (self.negatives == "run") == (self.run is not None),
-            f"negatives must be 'run' exactly if a run file is given, got negatives={self.negatives!r} and "
+            f"negatives must be 'run' if and only if a run file is given, got negatives={self.negatives!r} and "
             f"run={self.run!r}; give both --negatives run and --run FILE, or neither",
         )
         _require(
@@ -85,7 +88,7 @@ class Settings:
         )
 
     def positive(self, rating: Array) -> Array:
-        """bool [n]: which interactions count as positives; one without a rating (NaN) does so without a threshold."""
+        """bool [n]: which interactions count as positives. Without a threshold, all do, even unrated ones (NaN)."""
         if self.positive_rating is None:
             return np.ones(len(rating), bool)
         return rating >= self.positive_rating
@@ -97,9 +100,9 @@ class Settings:
         return (1 + np.floor(rating - self.positive_rating)).astype(np.float32)
 
     def to_json(self) -> dict[str, Any]:
-        """For the manifest: of the run file its name only, so that the folder does not depend on where it lay."""
-        found = dataclasses.asdict(self) | {"protocols": list(self.protocols)}
-        return found | {"run": None if self.run is None else Path(self.run).name}
+        """Values for the manifest. Only the run file's name is kept, so that the folder does not depend on its path."""
+        values = dataclasses.asdict(self) | {"protocols": list(self.protocols)}
+        return values | {"run": None if self.run is None else Path(self.run).name}
 
 
 def _require(holds: bool, message: str) -> None:

@@ -1,14 +1,15 @@
-"""Which interactions train, and which are held out for validation and test, by four protocols. Pure.
+"""Four protocols that split interactions into training, validation and test. Pure functions.
 
-`leave_one_out`: a user's last positive is the test list's, the one before it the validation list's.
-`global_time`: two cuts in calendar time, at 80 % and 90 % of all interactions; a user's first positive after a cut is
-    the list's, and everything before the first cut trains, so nothing of the future is known to the model.
-`last_n`: a user's last n positives are relevant together in one test list, the n before them in one validation list;
-    the list's history ends before the first of them.
-`cold_users`: some users are held out whole. They never train; a list has the last positive of such a user, and its
-    history is what a model may reason from.
+`leave_one_out`: a user's last positive is in the test list, and the one before it in the validation list.
+`global_time`: two cuts in calendar time, at 80% and 90% of all interactions. A user's first positive after a cut is in
+    that cut's list. Everything before the first cut is training data, so the model never sees the future.
+`last_n`: a user's last n positives are the relevant items of one test list, and the n before them those of one
+    validation list. A list's history ends before its first positive.
+`cold_users`: some users are held out entirely and are never trained on. Such a user's list has the user's last
+    positive, and the model may reason from everything before it.
 
-A positive is an interaction that `Settings.positive` takes; the others are shown in histories and held out never.
+A positive is an interaction that `Settings.positive` selects. Other interactions appear in histories but are never held
+out.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ NONE = -1  # no held-out interaction
 
 @dataclass(frozen=True)
 class Split:
-    """Positions within each user's sequence, sorted by time; `NONE` where the user has no such list."""
+    """Positions in each user's sequence, which is sorted by time; `NONE` where the user has no such list."""
 
-    train_end: Array  # int32 [users]  the first `train_end` interactions train
+    train_end: Array  # int32 [users]  a user's first `train_end` interactions are the training data
     valid: Array  # int32 [users]  position of the list's first positive
     test: Array  # int32 [users]
-    without_history: dict[str, int]  # lists left out because nothing came before their first positive
-    positives: int = 1  # of a list: so many positives from its position on
+    without_history: dict[str, int]  # number of lists left out because nothing precedes their first positive
+    positives: int = 1  # number of positives in a list, counted from its position on
 
     def position(self, held_out: str) -> Array:
-        """`valid` or `test` by name.
+        """Return `valid` or `test` by name.
 
         Raises:
-            DataError: another name.
+            DataError: the name is neither.
         """
         if held_out not in HELD_OUT:
             raise DataError(f"held-out part must be one of {HELD_OUT}, got {held_out!r}")
@@ -55,15 +56,15 @@ def split(
     cuts: tuple[int, int] | None = None,
     first_user: int = 0,
 ) -> Split:
-    """Split by a protocol.
+    """Split the interactions of some users by a protocol.
 
     Args:
         protocol: one of `PROTOCOLS`.
         offsets: [users + 1], the u-th user's interactions are rows offsets[u]:offsets[u + 1].
         timestamp: [n], sorted within each user.
         positive: bool [n].
-        settings: for last_n, cold_fraction and seed.
-        cuts: of global_time, taken over all users.
+        settings: gives last_n, cold_fraction and seed.
+        cuts: the two cuts of global_time, computed over all users.
         first_user: dense id of the first of these users, who may be one bucket of many.
 
     Raises:
@@ -82,10 +83,10 @@ def split(
 
 
 def last_n(offsets: Array, positive: Array, n: int) -> Split:
-    """Last n positives = test, the n before them = valid, what comes before trains. n = 1 is leave-one-out.
+    """Test = the last n positives; valid = the n before them; train = everything earlier. n = 1 is leave-one-out.
 
-    A user without a validation list (too few positives, or nothing before them) trains up to the test list; one without
-    a test list trains whole.
+    If a user has no validation list (too few positives, or nothing before them), everything before the test list is
+    training data. If there is no test list either, all of the user's interactions are.
     """
     first_test, first_valid = (_from_the_end(offsets, positive, back) for back in (n, 2 * n))
     test, valid = (np.where(first > 0, first, NONE).astype(np.int32) for first in (first_test, first_valid))
@@ -100,25 +101,25 @@ def global_time(offsets: Array, timestamp: Array, positive: Array, cuts: tuple[i
     user = np.repeat(np.arange(len(lengths)), lengths)
     before = [np.bincount(user[timestamp < cut], minlength=len(lengths)) for cut in cuts]
     places = np.flatnonzero(positive)
-    found, without = {}, {}
+    first_positives, without = {}, {}
     for name, low, high in (("valid", before[0], before[1]), ("test", before[1], lengths)):
         next_positive = np.searchsorted(places, offsets[:-1] + low)
         row = np.append(places, len(positive))[next_positive]
         inside = row < offsets[:-1] + high
         position = row - offsets[:-1]
-        found[name] = np.where(inside & (position > 0), position, NONE).astype(np.int32)
+        first_positives[name] = np.where(inside & (position > 0), position, NONE).astype(np.int32)
         without[name] = int(np.sum(inside & (position == 0)))
-    return Split(before[0].astype(np.int32), found["valid"], found["test"], without)
+    return Split(before[0].astype(np.int32), first_positives["valid"], first_positives["test"], without)
 
 
 def cold_users(offsets: Array, positive: Array, chance: Array, fraction: float) -> Split:
-    """Users whose chance is below `fraction` are held out for test, those below twice of it for validation.
+    """Hold out users whose `chance` is below `fraction` for test, and those below twice `fraction` for validation.
 
     Args:
         offsets: [users + 1].
         positive: bool [n].
         chance: float64 [users] in [0, 1), see `chance_of_users`.
-        fraction: of the users, for each of the two parts.
+        fraction: share of the users that each of the two parts takes.
     """
     last = _from_the_end(offsets, positive, 1)
     parts = {"test": chance < fraction, "valid": (chance >= fraction) & (chance < 2 * fraction)}
@@ -129,9 +130,9 @@ def cold_users(offsets: Array, positive: Array, chance: Array, fraction: float) 
 
 
 def chance_of_users(seed: int, first_user: int, users: int) -> Array:
-    """float64 [users] in [0, 1): a number of (seed, dense id) alone, by SplitMix64's finalizer.
+    """float64 [users] in [0, 1): a hash of (seed, dense id), by SplitMix64's finalizer.
 
-    A generator per user would give the same, a hundred times slower.
+    It depends on nothing else. One generator per user would serve the same purpose but be a hundred times slower.
     """
     with np.errstate(over="ignore"):
         state = np.uint64(seed % 2**64) * np.uint64(0xD1342543DE82EF95) + np.arange(
@@ -144,9 +145,9 @@ def chance_of_users(seed: int, first_user: int, users: int) -> Array:
 
 
 def _from_the_end(offsets: Array, positive: Array, back: int) -> Array:
-    """int64 [users]: position of the user's `back`-th positive from the end; NONE where there are fewer."""
+    """int64 [users]: position of the user's `back`-th positive from the end; NONE where the user has fewer."""
     places = np.flatnonzero(positive)
     ends = np.searchsorted(places, offsets)  # positives before each user's first row
-    there = np.diff(ends) >= back
-    row = np.append(places, 0)[np.where(there, ends[1:] - back, 0)]
-    return np.where(there, row - offsets[:-1], NONE)
+    enough = np.diff(ends) >= back
+    row = np.append(places, 0)[np.where(enough, ends[1:] - back, 0)]
+    return np.where(enough, row - offsets[:-1], NONE)

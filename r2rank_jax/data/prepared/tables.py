@@ -1,4 +1,4 @@
-"""The two tables of a prepared folder in memory, with dense ids, and their hashes."""
+"""The interactions and items of a prepared folder in memory, with dense ids, and their hashes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _HASHED = {"user": "<i8", "item": "<i8", "rating": "<f8", "timestamp": "<i8", "o
 
 @dataclass(frozen=True)
 class Interactions:
-    """One row per (user, item) event, sorted by user, then time, then source order; n rows."""
+    """n rows, one per (user, item) event, sorted by user, then time, then order in the source."""
 
     user: Array  # int32 [n]    dense
     item: Array  # int32 [n]    dense
@@ -27,12 +27,12 @@ class Interactions:
 
     @classmethod
     def read(cls, paths: Sequence[Path]) -> Interactions:
-        """Read the files of all buckets, one after the other."""
+        """Read the files of all buckets in order and concatenate them."""
         return cls(*(np.concatenate([_column(path, name) for path in paths]) for name in cls.__dataclass_fields__))
 
 
 def hash_of_interactions(paths: Sequence[Path]) -> str:
-    """Hash of the values, column after column over all files: parquet's bytes change with the writer's version."""
+    """Hash of the values, column by column over all files. Parquet's bytes change with the version of its writer."""
     digest = hashlib.sha256()
     for name, kind in _HASHED.items():
         for path in paths:
@@ -41,7 +41,7 @@ def hash_of_interactions(paths: Sequence[Path]) -> str:
 
 
 def hash_of_items(path: Path) -> str:
-    """Hash of the values of a file of items."""
+    """Hash of the values in a file of items."""
     digest = hashlib.sha256()
     for row in _item_rows(path):
         digest.update(repr(row).encode())
@@ -50,19 +50,19 @@ def hash_of_items(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Items:
-    """The catalogue; the dense item id is the index into every tuple."""
+    """The catalog. The dense item id is the index into every tuple."""
 
     source_id: tuple[str, ...]
     title: tuple[str, ...]  # "" where missing; a prompt's template has words for it
     year: tuple[str, ...]  # "" where unknown
     genres: tuple[tuple[str, ...], ...]
-    details: tuple[tuple[tuple[str, str], ...], ...] = ()  # (name, value) pairs: brand, author, ...; () = none at all
+    details: tuple[tuple[tuple[str, str], ...], ...] = ()  # (name, value) pairs: brand, author, ...; () = no details
 
     def __len__(self) -> int:
         return len(self.title)
 
     def shown(self, item: int, missing: str) -> str:
-        """Title with its year: titles alone repeat (22 of them in MovieLens-100K).
+        """Title and year. Titles alone are not unique (22 of them repeat in MovieLens-100K).
 
         Args:
             item: dense id.
@@ -96,6 +96,6 @@ def _read(path: Path, columns: list[str]) -> pl.DataFrame:
         return pl.read_parquet(path, columns=columns)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise DataError(
-            f"{path} must be a table that `r2rank data prepare` wrote, with {', '.join(columns)}, and cannot be read: "
-            f"{str(error).splitlines()[0]}; restore it, or prepare the data again in a new folder"
+            f"{path} must be a table that `r2rank data prepare` wrote, with columns {', '.join(columns)}, but it "
+            f"cannot be read: {str(error).splitlines()[0]}; restore it, or prepare the data again in a new folder"
         ) from error

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from r2rank_jax.data.prepared.dataset import Dataset, Lists
+from r2rank_jax.data.prepared.dataset import CandidateLists, Dataset
 from r2rank_jax.errors import DataError
 from r2rank_jax.files.atomic import replacing_file
 
@@ -26,7 +26,7 @@ class Traces:
 
     header: dict[str, Any]  # teacher, data_hash, split, lists, seed and what else the file records
     template: str  # name of the data.template that the rationales were written for
-    lists: Lists
+    lists: CandidateLists
     rationales: tuple[tuple[str, ...], ...]  # [L][N]
     digest: str  # SHA-256 of the file, header included
 
@@ -34,7 +34,7 @@ class Traces:
         return len(self.rationales)
 
 
-def write_traces(out: Path, header: dict[str, Any], lists: Lists, rationales: Sequence[Sequence[str]]) -> None:
+def write_traces(out: Path, header: dict[str, Any], lists: CandidateLists, rationales: Sequence[Sequence[str]]) -> None:
     """Write a trace file atomically.
 
     Args:
@@ -89,7 +89,7 @@ def read_traces(path: Path, dataset: Dataset, template: str | None) -> Traces:
     records = [_object(path, number, text, _FIELDS) for number, text in enumerate(lines[1:], start=2)]
     for number, record in enumerate(records, start=2):
         _require_training_list(path, number, record, len(records[0]["items"]), dataset)
-    lists = Lists(
+    lists = CandidateLists(
         np.array([r["user"] for r in records], np.int32),
         np.array([r["position"] for r in records], np.int32),
         np.array([r["items"] for r in records], np.int32),

@@ -1,5 +1,6 @@
-"""The words that a model reads, and the tokens they become.
+"""The text that a model reads, and its token ids.
 
-In come the titles, ratings and times of a user's history and of a candidate. Out comes the text of a prompt in the
-words of one template, safe whatever a title says, and the ids of a tokenizer, with the frame of its chat template.
+The input is the titles, ratings and times of a user's history and of a candidate. The output is the text of a prompt in
+the words of one template, with its structure intact whatever a title contains, and the ids of a tokenizer, framed by
+its chat template if it has one.
 """

@@ -1,7 +1,7 @@
 """The tokenizer of an imported model, and the frame that its chat template puts around a prompt.
 
-A template is rendered once, around a mark. What it puts before the mark opens every prefix, what it puts after the mark
-closes every item; both may hold special tokens. The words between, which come from data, may not.
+The chat template is rendered once, around a marker. The text before the marker opens every prefix, and the text after
+it closes every item. Both may contain special tokens. The text in between comes from data and may not.
 """
 
 from __future__ import annotations
@@ -19,20 +19,18 @@ MARK = "⟪the prompt stands here⟫"
 
 
 def read_chat_tokenizer(folder: Path, *, pad: int, stop: int) -> FastTokenizer:
-    """Read a tokenizer of `transformers`, with the frame of its chat template; a base model without one has no frame.
+    """Read a `transformers` tokenizer with the frame of its chat template; without a template there is no frame.
 
     Args:
-        folder: with `tokenizer.json`, `tokenizer_config.json` and what belongs to them.
+        folder: contains `tokenizer.json`, `tokenizer_config.json` and their companion files.
         pad: id of the padding token.
         stop: id of the token that ends a rationale.
 
     Raises:
-        DataError: no fast tokenizer there, or a template that does not pass a message on as it is.
+        DataError: the folder has no fast tokenizer, or its chat template does not show a message once and unchanged.
     """
     if not (folder / "tokenizer.json").is_file():
-        raise DataError(
-            f"a tokenizer must be at {folder}, got no tokenizer.json there; `r2rank model import` copies it"
-        )
+        raise DataError(f"{folder} must hold a tokenizer, got no tokenizer.json; `r2rank model import` copies it there")
     tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     opening: Ids = ()
     closing: Ids = ()
@@ -41,12 +39,12 @@ def read_chat_tokenizer(folder: Path, *, pad: int, stop: int) -> FastTokenizer:
             [{"role": "user", "content": MARK}],
             tokenize=False,
             add_generation_prompt=True,
-            enable_thinking=False,  # Qwen3: the rationale is the answer; templates without such a switch ignore it
+            enable_thinking=False,  # Qwen3: the rationale is the answer itself; other templates ignore this argument
         )
         if rendered.count(MARK) != 1:
             raise DataError(
                 f"the chat template in {folder} must show a user's message once and unchanged, got it "
-                f"{rendered.count(MARK)} times; remove the template to write prompts without one"
+                f"{rendered.count(MARK)} times; remove the template to use prompts without a frame"
             )
         before, after = rendered.split(MARK)
         template_tokenizer = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())

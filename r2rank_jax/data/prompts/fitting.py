@@ -1,4 +1,4 @@
-"""Prompts cut to a number of tokens: what is dropped first, and what is never dropped."""
+"""Shorten prompts to a token limit: which parts are dropped first, and which are never dropped."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ def fit_prefix(
     counts: Counter[str],
     template: Template = FILMS_1,
 ) -> Ids:
-    """Ids of a prefix of at most `limit` tokens; the oldest interactions are dropped, then the last title's end is.
+    """Ids of a prefix of at most `limit` tokens.
+
+    The oldest interactions are dropped first. If the last interaction alone is too long, its title is cut at the end.
 
     Args:
-        tokenizer: any.
+        tokenizer: any tokenizer.
         shown: (title, year, rating[, time words]), oldest first.
-        limit: tokens.
-        counts: what was cut is added to it.
-        template: whose words.
+        limit: maximum number of tokens.
+        counts: updated with what was cut.
+        template: gives the words of the prompt.
 
     Raises:
-        DataError: no history, or one letter of the last interaction alone is too long.
+        DataError: the history is empty, or the last interaction does not fit even with a title of one letter.
     """
     prompts.require_history(len(shown))
 
@@ -42,7 +44,7 @@ def fit_prefix(
             count_prefix(counts, first)
             return ids
     last = Shown(*shown[-1])
-    for shorter in _shortened(template.title_or_missing(last.title)):  # one title, however long, stops no run
+    for shorter in _shortened(template.title_or_missing(last.title)):  # a single long title must not stop a run
         ids = ids_of([last._replace(title=shorter)])
         if len(ids) <= limit:
             count_prefix(counts, len(shown) - 1)
@@ -66,10 +68,12 @@ def fit_suffix(
     template: Template = FILMS_1,
     reasoning: bool = True,
 ) -> Ids:
-    """Ids of a suffix of at most `limit` tokens; details, genres, then the title's end are dropped until it fits.
+    """Ids of a suffix of at most `limit` tokens.
+
+    Details are dropped first, the last one first; then genres; then the title is cut at the end.
 
     Raises:
-        DataError: even one letter of the title is too long.
+        DataError: the suffix does not fit even with a title of one letter.
     """
 
     def ids_of(title: str, genres: Sequence[str], details: Details) -> Ids:
@@ -101,13 +105,13 @@ def fit_suffix(
 
 
 def _shortened(title: str) -> Iterator[str]:
-    """A title without its last letter, without its last two, ... down to its first."""
+    """The title without its last letter, without its last two, and so on, down to its first letter."""
     shown = prompts.as_data(title)
     for characters in range(max(len(shown) - 1, 1), 0, -1):
         yield shown[:characters]
 
 
 def count_prefix(counts: Counter[str], dropped: int) -> None:
-    """Count one prefix that shows all interactions but `dropped`."""
+    """Count one prefix from which `dropped` interactions were dropped."""
     counts["prefixes"] += 1
     counts["prefix_interactions_dropped"] += dropped

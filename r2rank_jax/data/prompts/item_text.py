@@ -1,8 +1,8 @@
-r"""Item text as data: what of a title, a genre or a brand may reach a prompt.
+r"""Sanitize item text: which characters of a title, a genre or a brand may reach a prompt.
 
-Such text comes from strangers. In a prompt it must stay one field of one line: it may not end the line, start a field
-or a mark of the template, look like a role of a chat, or show a person another text than the model reads.
-docs/prompts.md has the reason for each class of characters.
+Item text is untrusted. In a prompt it must stay within one field of one line: it must not end the line, start a field
+or a mark of the template, imitate a chat role, or look different to a person than to the model. docs/prompts.md gives
+the reason for each class of characters.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from __future__ import annotations
 import re
 import unicodedata
 
-TITLE_CHARACTERS = 120  # catalogues hold titles of 600 and more
+TITLE_CHARACTERS = 120  # some catalogs hold titles of 600 characters and more
 REASON, SCORE = "Reason:", "Score:"  # the marks that end a prompt
 
-_READ_CHARACTERS = 40 * TITLE_CHARACTERS  # nothing behind is looked at: 1 MB costs no more than a page
-_MARKS_ON_A_LETTER = 6  # combining marks; Hebrew, Vietnamese and Thai write up to three, Tibetan up to five
+_READ_CHARACTERS = 40 * TITLE_CHARACTERS  # the rest is ignored, so that a title of 1 MB costs no more than a page
+_MARKS_ON_A_LETTER = 6  # combining marks; Hebrew, Vietnamese and Thai use up to three, Tibetan up to five
 
-# Line ends, tabs, escapes, NUL, and what separates lines or paragraphs.
+# Line ends, tabs, escapes, NUL, and separators of lines or paragraphs.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
-# What Unicode calls ignorable by default (bidi controls, zero-width spaces, byte order marks, tags, fillers) without
-# joiners and a letter's variants; interlinear annotations; code points that are no characters.
+# Unicode's default-ignorable code points (bidi controls, zero-width spaces, byte order marks, tags, fillers), except
+# joiners and variation selectors; interlinear annotations; noncharacters.
 _HIDDEN = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\u3164"
     "\ufdd0-\ufdef\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
@@ -28,9 +28,9 @@ _HIDDEN = re.compile(
 )
 _VARIANTS, _JOINERS = "\ufe00-\ufe0f", "\u200c\u200d"
 _JOINER_RUN = re.compile(f"[{_VARIANTS}{_JOINERS}]{{2,}}")
-# They make emoji, Persian and Indic words. Beside ASCII they only hide a word from a reader.
+# Joiners and variation selectors form emoji, Persian and Indic words. Next to ASCII they only hide a word from people.
 _NEEDLESS_JOINER = re.compile(rf"(?<![^\x00-\x7f])[{_VARIANTS}{_JOINERS}]+|[{_JOINERS}](?![^\x00-\x7f])")
-_SEMICOLON = re.compile("[;\u037e\u061b\u204f\ufe14\ufe54\uff1b]")  # all that reads as one, or that NFKC makes one
+_SEMICOLON = re.compile("[;\u037e\u061b\u204f\ufe14\ufe54\uff1b]")  # all look-alikes, and what NFKC maps to one
 _MARK = re.compile("(\\b(?i:reason|score)|Reason|Score)\\s?[:\u2236\ua789\ufe13\ufe55\uff1a]")
 _ROLE = re.compile(
     "([<\\[\uff1c\uff3b])(?=[|\uff5c\u2502]|<SYS>|<?/SYS>|0x[0-9a-f]{2}>|/?(?:s|bos|eos|think|tool_call|tool_response|"
@@ -40,13 +40,13 @@ _ROLE = re.compile(
 
 
 def as_data(text: str) -> str:
-    """Item text as data: one line, nothing hidden, no delimiter or mark of a template, of bounded length.
+    """Sanitized item text: one line of bounded length without hidden characters, delimiters or marks of a template.
 
     Args:
-        text: anything, unpaired surrogates included.
+        text: any string; it may contain unpaired surrogates.
 
     Returns:
-        At most `TITLE_CHARACTERS` visible characters in NFC, one space at a time. Applied again, it changes nothing.
+        At most `TITLE_CHARACTERS` visible characters in NFC, separated by single spaces. The function is idempotent.
 
     >>> as_data("Heat; 1995")
     'Heat, 1995'
@@ -61,20 +61,20 @@ def as_data(text: str) -> str:
 
 
 def whole_characters(text: str) -> str:
-    """Surrogate pairs as the characters they stand for; a half, which nothing can encode, as U+FFFD."""
+    """Replace surrogate pairs by their characters, and unpaired surrogates, which cannot be encoded, by U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _visible(text: str) -> str:
-    """One line of characters that a reader sees, in NFC; in NFKC where that spells a mark of the template."""
+    """One line of visible characters in NFC, or in NFKC if that form spells a mark of the template."""
     text = _HIDDEN.sub("", _CONTROL.sub(" ", whole_characters(text)))
     text = unicodedata.normalize("NFC", _joined(_with_few_marks(" ".join(text.split()))))
-    folded = unicodedata.normalize("NFKC", text)  # as some tokenizers do: full-width letters become plain ones
+    folded = unicodedata.normalize("NFKC", text)  # as in some tokenizers: full-width letters become plain ones
     return folded if _MARK.search(folded) else text
 
 
 def _with_few_marks(text: str) -> str:
-    """Without marks that have no letter before them, and without floods of them on one."""
+    """Remove combining marks without a letter before them, and all but the first few marks on a letter."""
     kept, marks = [], _MARKS_ON_A_LETTER
     for character in text:
         if unicodedata.category(character).startswith("M"):
@@ -87,7 +87,7 @@ def _with_few_marks(text: str) -> str:
 
 
 def _joined(text: str) -> str:
-    """With joiners and variants only where they join or vary something."""
+    """Keep joiners and variation selectors only where they join or vary something."""
 
     def one_of_each(run: re.Match[str]) -> str:
         variants = [c for c in run[0] if c not in _JOINERS]

@@ -1,11 +1,12 @@
-"""The words of a prompt. Pure text: no ids, and no labels, which are not an argument of anything here.
+"""The text of a prompt. Functions here take and return plain text. No function takes labels, so none can leak them.
 
-A prompt is three segments, tokenised apart: a prefix per user, a suffix per candidate, then the rationale.
-Titles stand at the start of a line or after ": ", so that a tokenizer trained on these texts writes a title
-the same way in the history, as a candidate, and in a rationale.
+A prompt has three segments, which are tokenized separately: a prefix per user, a suffix per candidate, and the
+rationale. Titles appear at the start of a line or after ": ", so that a tokenizer trained on these texts encodes a
+title the same way in the history, as a candidate, and in a rationale.
 
-Whatever an item's text says, a prompt is one line of instruction, one line per interaction, one line of a candidate and
-one mark. Fields come in a fixed order behind the title, which no field can imitate: see `item_text.as_data`.
+Whatever an item's text contains, a prompt is one line of instruction, one line per interaction, one line for the
+candidate, and one mark. Fields follow the title in a fixed order, and no item text can imitate a field: see
+`item_text.as_data`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from r2rank_jax.errors import DataError
 
 INSTRUCTION, REASON = FILMS_1.instruction, FILMS_1.mark
 UNRATED = "-"
-GENRES = 16  # of a candidate; no more are shown
+GENRES = 16  # maximum number of genres shown for a candidate
 
 _UNITS = (("hour", 3600, 24), ("day", 86_400, 14), ("week", 604_800, 9), ("month", 2_629_746, 24))
 _YEAR = ("year", 31_556_952)
@@ -34,16 +35,16 @@ class Shown(NamedTuple):
 
     title: str
     year: str  # "" where unknown
-    rating: float | None  # None where the source has none
-    before: str = ""  # words of `time_words`; "" where the time is unknown
+    rating: float | None  # None if the source has none
+    before: str = ""  # as returned by `time_words`; "" if the time is unknown
 
 
 def prefix_text(history: Sequence[tuple[str, str, float | None] | Shown], template: Template = FILMS_1) -> str:
-    """Instructions and history, the part that all candidates of a user share.
+    """Instruction and history: the part that all candidates of a user share.
 
     Args:
         history: (title, year or "", rating[, time words]) of each shown interaction, oldest first.
-        template: whose words.
+        template: gives the words of the prompt.
 
     Raises:
         DataError: the history is empty.
@@ -57,7 +58,7 @@ def prefix_text(history: Sequence[tuple[str, str, float | None] | Shown], templa
 
 
 def history_line(title: str, year: str, rating: float | None, before: str = "", template: Template = FILMS_1) -> str:
-    """One interaction; ends the line. The rating, or a dash, is always there: "Speed 2" must not read as a 2."""
+    """One interaction as one line, line end included. It always shows a rating or a dash: "Speed 2" is not rated 2."""
     unrated = rating is None or math.isnan(rating)
     time = f", {before}" if template.times and before else ""
     return f"{named(title, year, template)} {UNRATED if unrated else format(rating, 'g')}{time}\n"
@@ -72,7 +73,7 @@ def suffix_text(
     template: Template = FILMS_1,
     reasoning: bool = True,
 ) -> str:
-    """One candidate, ending where its rationale starts, or where the head reads if there is none.
+    """One candidate, up to where its rationale starts or, without reasoning, where the head reads.
 
     >>> suffix_text("Titanic", "1997", ("Drama", "Romance"))
     'Titanic (1997); Drama Romance\\nReason:'
@@ -89,7 +90,7 @@ def suffix_text(
 
 
 def shown_details(details: Details, template: Template) -> Details:
-    """The details that candidates show, in the template's order: of each name the first that says something."""
+    """The details that a candidate shows, in the template's order: for each name, the first value with visible text."""
     first: dict[str, str] = {}
     for name, value in details:
         if as_data(value):
@@ -98,16 +99,18 @@ def shown_details(details: Details, template: Template) -> Details:
 
 
 def time_words(seconds: int) -> str:
-    """How long before the list an interaction was, in coarse units: there are few such words to learn and to cache.
+    """How long before the list an interaction happened, in coarse units, so that few distinct phrases occur.
+
+    Few phrases are easier to learn and to cache.
 
     Raises:
-        DataError: it was after.
+        DataError: the interaction happened after the list.
 
     >>> time_words(3 * 86_400 + 7)
     '3 days before'
     """
     if seconds < 0:
-        raise DataError(f"a history must lie before its list, got an interaction {-seconds} s after; sort by time")
+        raise DataError(f"a history must precede its list, got an interaction {-seconds} s after it; sort by time")
     if seconds < _UNITS[0][1]:
         return "minutes before"
     name, size = next(((name, size) for name, size, limit in _UNITS if seconds < limit * size), _YEAR)
@@ -115,10 +118,10 @@ def time_words(seconds: int) -> str:
 
 
 def require_history(interactions: int) -> None:
-    """Raise unless a user has something to reason from.
+    """Require that a user has a history to reason from.
 
     Raises:
-        DataError: no interactions.
+        DataError: there are no interactions.
     """
     if interactions < 1:
         raise DataError(

@@ -1,7 +1,7 @@
-"""The templates: the words around item text, per domain, frozen once released.
+"""Prompt templates: the words around item text, one template per domain and version.
 
-A template's name ends in its version. Models were trained on its exact words, so a released template never changes;
-better words are a new template (tests/data/prompts/test_templates.py holds the digests).
+A template's name ends in its version. Models are trained on its exact words, so a released template never changes. To
+improve the words, add a new template (tests/data/prompts/test_templates.py holds a digest of each).
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from r2rank_jax.errors import DataError
 
 @dataclass(frozen=True, kw_only=True)
 class Template:
-    """The words of one domain's prompts. Delimiters: "; " between fields, a line end after each line."""
+    """The words of one domain's prompts. Fields are separated by "; ", and lines by a line end."""
 
     name: str
-    instruction: str  # one line, which holds "; ", so that no item text can spell it
+    instruction: str  # one line; it contains "; ", which item text cannot, so that no item text can imitate it
     missing: str  # shown in place of a title that is missing
-    kinds: str = ""  # in front of an item's genres
-    between_kinds: str = ", "
-    details: tuple[tuple[str, str], ...] = ()  # (name of a detail, words in front of it) that candidates show
-    times: bool = True  # whether an interaction says how long before the list it was
-    mark: str = REASON  # where the rationale starts
-    mark_without_reasoning: str = SCORE  # where the head reads, if there is no rationale
+    kinds: str = ""  # words before an item's genres
+    between_kinds: str = ", "  # separator of genres
+    details: tuple[tuple[str, str], ...] = ()  # (name of a detail, words before it), in the order of display
+    times: bool = True  # whether an interaction shows how long before the list it happened
+    mark: str = REASON  # the rationale starts after it
+    mark_without_reasoning: str = SCORE  # without a rationale, the head reads its last token
 
     def title_or_missing(self, title: str) -> str:
         """The title, or this template's words for a missing one. Prepared data keep missing titles empty.
@@ -41,7 +41,7 @@ FILMS_1 = Template(
     missing="Unknown film",
     between_kinds=" ",
     times=False,
-    mark_without_reasoning=REASON,  # as it was measured: with and without reasoning the same prompt
+    mark_without_reasoning=REASON,  # as in the measured runs: the same prompt with and without reasoning
 )
 FILMS_2 = Template(
     name="films-2",
@@ -88,10 +88,10 @@ TEMPLATE_OF_DOMAIN = {
 
 
 def find_template(name: str) -> Template:
-    """The template of that name.
+    """Look up a template by name.
 
     Raises:
-        DataError: there is none.
+        DataError: no template has this name.
     """
     if name not in TEMPLATES:
         raise DataError(f"data.template must be one of {', '.join(TEMPLATES)}, got {name!r}")

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from r2rank_jax.data.prepared.dataset import Dataset, Lists
+from r2rank_jax.data.prepared.dataset import CandidateLists, Dataset
 from r2rank_jax.data.prompts.templates import Template
 
 
@@ -19,7 +19,7 @@ class Lesson:
     """The lists that need rationales, and how the student's prompts show them."""
 
     dataset: Dataset
-    lists: Lists  # L training lists of N items
+    lists: CandidateLists  # L training lists of N items
     template: Template  # of the student's prompts
     history_items: int  # interactions that a prompt shows
     seed: int  # that the lists were drawn with

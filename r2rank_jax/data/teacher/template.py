@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from r2rank_jax.data.prepared.dataset import Dataset, Lists
+from r2rank_jax.data.prepared.dataset import CandidateLists, Dataset
 from r2rank_jax.data.prepared.tables import Array
 from r2rank_jax.data.prompts.prompts import named, require_history
 from r2rank_jax.data.prompts.templates import FILMS_1, Template
@@ -114,7 +114,7 @@ class TemplateStatistics:
         self._seen_inverse = self._seen @ self._inverse  # [users, items]
         self._calibrate(seed)
 
-    def evidence(self, lists: Lists) -> Evidence:
+    def evidence(self, lists: CandidateLists) -> Evidence:
         """Facts about every candidate. Of the list's own user, they use only the visible history."""
         by_list = [
             self._list_evidence(int(u), int(p), items) for u, p, items in zip(lists.user, lists.position, lists.items)
@@ -135,7 +135,7 @@ class TemplateStatistics:
             np.digitize(self.score(evidence), self._verdict_edges),
         )
 
-    def rationales(self, lists: Lists, template: Template = FILMS_1) -> list[list[str]]:
+    def rationales(self, lists: CandidateLists, template: Template = FILMS_1) -> list[list[str]]:
         """[L][N] rationales: the evidence, its strongest kind first, then the verdict.
 
         Args:

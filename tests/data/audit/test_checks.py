@@ -1,4 +1,4 @@
-"""Each check on small arrays made by hand: silent on sound ones, and exact about the offending row."""
+"""Each check on small hand-made arrays: no finding on valid arrays, and the offending row on invalid ones."""
 
 import json
 
@@ -24,7 +24,7 @@ LISTS = [
 
 
 def bucket(**changed):
-    """A sound bucket of two users, 4 and 3 interactions, with some columns replaced."""
+    """A valid bucket of two users with 4 and 3 interactions, with some columns replaced."""
     columns = {"user": USER, "item": ITEM, "rating": [3.0] * 7, "timestamp": TIME, "order": range(7)} | changed
     kinds = {"user": np.int32, "item": np.int32, "rating": np.float32, "timestamp": np.int64, "order": np.int64}
     return tables.Bucket(
@@ -35,10 +35,10 @@ def bucket(**changed):
     )
 
 
-def only(found):
+def only(findings):
     """The single finding, as (check, text)."""
-    ((check, texts),) = found.worded.items()
-    assert len(texts) == found.counts[check] == 1
+    ((check, texts),) = findings.descriptions.items()
+    assert len(texts) == findings.counts[check] == 1
     return check, texts[0]
 
 
@@ -46,16 +46,16 @@ def swapped(values, row, value):
     return [*values[:row], value, *values[row + 1 :]]
 
 
-def test_a_sound_bucket_gives_no_finding():
-    found, rows = Findings(), bucket()
-    assert tables.check_users(rows, found) and tables.check_items(rows, 10, found)
-    tables.check_duplicates(rows, found)
-    tables.check_ratings(rows, found)
-    tables.check_orders(rows, found)
-    tables.check_times(rows, "s", found)
-    tables.check_user_core(rows, 3, found)
-    audit_lists(LISTS, found)
-    assert found.text() == "" and found.faults == 0
+def test_a_valid_bucket_gives_no_finding():
+    findings, rows = Findings(), bucket()
+    assert tables.check_users(rows, findings) and tables.check_items(rows, 10, findings)
+    tables.check_duplicates(rows, findings)
+    tables.check_ratings(rows, findings)
+    tables.check_orders(rows, findings)
+    tables.check_times(rows, "s", findings)
+    tables.check_user_core(rows, 3, findings)
+    audit_lists(LISTS, findings)
+    assert findings.text() == "" and findings.faults == 0
 
 
 @pytest.mark.parametrize(
@@ -76,54 +76,54 @@ def test_a_sound_bucket_gives_no_finding():
     ],
 )
 def test_the_offending_row_is_named(check, run, changed, row):
-    found = Findings()
-    run(bucket(**changed), found)
-    got, text = only(found)
-    assert got is check and text.startswith(f"interactions/00001.parquet, row {row}: ")
+    findings = Findings()
+    run(bucket(**changed), findings)
+    failed, text = only(findings)
+    assert failed is check and text.startswith(f"interactions/00001.parquet, row {row}: ")
 
 
 def test_a_user_without_interactions_is_a_gap():
-    found = Findings()
-    assert not tables.check_users(bucket(user=[11, 11, 11, 11, 11, 11, 11]), found)
-    assert "user 10 must have an interaction" in found.text()
+    findings = Findings()
+    assert not tables.check_users(bucket(user=[11, 11, 11, 11, 11, 11, 11]), findings)
+    assert "user 10 must have an interaction" in findings.text()
 
 
 def test_ratings_may_be_missing_throughout():
-    found = Findings()
-    tables.check_ratings(bucket(rating=[np.nan] * 7), found)
-    assert not found.counts
+    findings = Findings()
+    tables.check_ratings(bucket(rating=[np.nan] * 7), findings)
+    assert not findings.counts
 
 
-def test_milliseconds_are_told_from_seconds():
-    found, stamps = Findings(), [t * 1000 for t in TIME]
-    tables.check_times(bucket(timestamp=stamps), "ms", found)
-    assert not found.counts
-    tables.check_times(bucket(timestamp=swapped(stamps, 3, TIME[3])), "ms", found)
-    assert "row 3: the unit is ms, but 900000003 looks like seconds" in only(found)[1]
+def test_seconds_are_not_taken_for_milliseconds():
+    findings, stamps = Findings(), [t * 1000 for t in TIME]
+    tables.check_times(bucket(timestamp=stamps), "ms", findings)
+    assert not findings.counts
+    tables.check_times(bucket(timestamp=swapped(stamps, 3, TIME[3])), "ms", findings)
+    assert "row 3: the unit is ms, but 900000003 looks like seconds" in only(findings)[1]
 
 
 def test_a_source_without_times_is_one_warning():
-    found = Findings()
-    tables.check_times(bucket(timestamp=[0] * 7), "s", found)
-    assert found.faults == 0 and only(found)[1].endswith(
-        "all timestamps are 0: the order of the source stands for time"
+    findings = Findings()
+    tables.check_times(bucket(timestamp=[0] * 7), "s", findings)
+    assert findings.faults == 0 and only(findings)[1].endswith(
+        "all timestamps are 0: the order in the source is used instead of time"
     )
 
 
-def test_the_future_begins_tomorrow():
+def test_times_may_be_at_most_a_day_ahead():
     for stamp, faults in ((1_000_000_000 + 86_400, 0), (1_000_000_000 + 86_401, 1)):
-        found = Findings()
-        tables.check_times(bucket(timestamp=swapped(TIME, 6, stamp)), "s", found, now_s=1_000_000_000)
-        assert found.faults == faults
+        findings = Findings()
+        tables.check_times(bucket(timestamp=swapped(TIME, 6, stamp)), "s", findings, now_s=1_000_000_000)
+        assert findings.faults == faults
 
 
-def check_catalogue(found, *titles, **changed):
+def check_catalog(findings, *titles, **changed):
     columns = {
         "item": range(len(titles)),
         "source_id": [f"s{i}" for i in range(len(titles))],
         "title": titles,
     } | changed
-    tables.check_catalogue(pl.DataFrame(columns), np.full(len(titles), 3), found)
+    tables.check_catalog(pl.DataFrame(columns), np.full(len(titles), 3), findings)
 
 
 @pytest.mark.parametrize(
@@ -140,45 +140,45 @@ def check_catalogue(found, *titles, **changed):
         (tables.MISSING_TITLES, "  "),
     ],
 )
-def test_text_that_no_prompt_should_show(check, title):
-    found = Findings()
-    check_catalogue(found, "Sound", title)
-    got, text = only(found)
-    assert got is check and text.startswith("items.parquet, row 1: ")
-    assert found.faults == (check in (tables.MARKUP, tables.CONTROL))
+def test_unsuitable_text_in_titles_is_found(check, title):
+    findings = Findings()
+    check_catalog(findings, "Sound", title)
+    failed, text = only(findings)
+    assert failed is check and text.startswith("items.parquet, row 1: ")
+    assert findings.faults == (check in (tables.MARKUP, tables.CONTROL))
 
 
 @pytest.mark.parametrize(
     "title",
     ["AT&T; the end", "Say <stop> and <pad>", "R&D", "1 < 2 > 0", "<3", "Tom & Jerry; Duo", "👩‍👧 émigré", "a>b"],
 )
-def test_unusual_titles_are_no_alarm(title):
-    found = Findings()
-    check_catalogue(found, title)
-    assert not found.counts
+def test_unusual_titles_cause_no_finding(title):
+    findings = Findings()
+    check_catalog(findings, title)
+    assert not findings.counts
 
 
-def test_catalogue_ids_are_dense_and_unique():
-    found = Findings()
-    check_catalogue(found, "A", "B", item=[0, 2])
-    assert only(found)[1] == "items.parquet, row 1: item must be 1, got 2"
-    found = Findings()
-    check_catalogue(found, "A", "B", source_id=["x", "x"])
-    assert only(found)[1] == "items.parquet, row 1: source id 'x' is empty or of another item too"
+def test_catalog_ids_are_dense_and_unique():
+    findings = Findings()
+    check_catalog(findings, "A", "B", item=[0, 2])
+    assert only(findings)[1] == "items.parquet, row 1: item must be 1, got 2"
+    findings = Findings()
+    check_catalog(findings, "A", "B", source_id=["x", "x"])
+    assert only(findings)[1] == "items.parquet, row 1: source id 'x' is empty or not unique"
 
 
-def test_items_nobody_has_are_outside_the_core():
-    found = Findings()
-    tables.check_item_core(np.array([0, 5, 2]), 3, found)
-    assert only(found)[1] == "items.parquet, row 2: item 2 must have at least 3 interactions, got 2"
+def test_the_core_ignores_items_without_interactions():
+    findings = Findings()
+    tables.check_item_core(np.array([0, 5, 2]), 3, findings)
+    assert only(findings)[1] == "items.parquet, row 2: item 2 must have at least 3 interactions, got 2"
 
 
-def audit_lists(records, found, *, n=1, rows=None, **settings):
+def audit_lists(records, findings, *, n=1, rows=None, **settings):
     content = "".join(r if isinstance(r, str) else json.dumps(r) + "\n" for r in records).encode()
     rows, settings = rows or bucket(), Settings(candidates=3, **settings)
-    table = lists.read_lists("candidates/x/00001.jsonl", content, settings.candidates, found)
+    table = lists.read_lists("candidates/x/00001.jsonl", content, settings.candidates, findings)
     parts = last_n(rows.offsets, settings.positive(rows.rating), n)
-    lists.check_lists(table, rows, 10, parts, settings, found)
+    lists.check_lists(table, rows, 10, parts, settings, findings)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def audit_lists(records, found, *, n=1, rows=None, **settings):
         (1, {"position": 1}, {lists.POSITIONS, lists.POSITIVES}),
         (3, {"position": 2}, {lists.POSITIONS, lists.POSITIVES, lists.PARTS}),
         (3, {"items": [1, 3, 9], "labels": [0, 1, 0]}, {lists.NEGATIVES}),
-        (1, {"items": [2, 3, 9]}, {lists.NEGATIVES}),  # of the future
+        (1, {"items": [2, 3, 9]}, {lists.NEGATIVES}),  # from the user's future
         (3, {"items": [1, 8, 9]}, {lists.POSITIVES, lists.HISTORY}),
         (1, {"split": "train"}, {lists.LINES, lists.MISSING}),
         (1, {"user": "10"}, {lists.LINES, lists.MISSING}),
@@ -206,88 +206,88 @@ def audit_lists(records, found, *, n=1, rows=None, **settings):
     ],
 )
 def test_a_fault_in_a_list_is_named(line, changed, checks):
-    found, records = Findings(), [dict(record) for record in LISTS]
+    findings, records = Findings(), [dict(record) for record in LISTS]
     records[line - 1] |= changed
-    audit_lists(records, found)
-    assert set(found.worded) == checks
+    audit_lists(records, findings)
+    assert set(findings.descriptions) == checks
     for check in checks - {lists.MISSING}:
-        assert found.worded[check][0].startswith(f"candidates/x/00001.jsonl, line {line}: ")
+        assert findings.descriptions[check][0].startswith(f"candidates/x/00001.jsonl, line {line}: ")
 
 
-def test_lists_that_lack_repeat_or_stand_elsewhere():
+def test_missing_repeated_and_misplaced_lists_are_named():
     for records, check, place in (
         (LISTS[1:], lists.MISSING, ": user 10 must have a valid list"),
-        ([LISTS[0], *LISTS], lists.ONCE, ", line 2: user 10 has a valid list already"),
+        ([LISTS[0], *LISTS], lists.ONCE, ", line 2: user 10 already has a valid list"),
         ([LISTS[1], LISTS[0], *LISTS[2:]], lists.ORDER, ", line 2: the valid list of user 10 comes after"),
         (["nonsense\n", *LISTS], lists.LINES, ", line 1: got 'nonsense'"),
     ):
-        found = Findings()
-        audit_lists(records, found)
-        got, text = only(found)
-        assert got is check and place in text
+        findings = Findings()
+        audit_lists(records, findings)
+        failed, text = only(findings)
+        assert failed is check and place in text
 
 
-def test_no_list_at_all_is_every_list_missing():
-    found = Findings()
-    audit_lists([], found)
-    assert found.counts == {lists.MISSING: 4}
+def test_an_empty_file_misses_every_list():
+    findings = Findings()
+    audit_lists([], findings)
+    assert findings.counts == {lists.MISSING: 4}
 
 
-def test_a_million_offences_are_counted_and_twenty_are_worded():
-    found, check, asked = Findings(), Check("some", "it holds", "mend it"), []
-    found.add(check, "first", "bad")
-    found.add_rows(check, "file", np.arange(1_000_000), lambda row: asked.append(row) or "bad")
-    assert found.faults == found.counts[check] == 1_000_001
-    assert len(found.worded[check]) == SHOWN == 20 and len(asked) == 19
-    assert "FAULT some (1000001): it holds" in found.text() and "... and 999981 more" in found.text()
-    found.add_rows(check, "file", np.arange(5), lambda row: "bad")
-    assert found.counts[check] == 1_000_006 and len(found.worded[check]) == 20
+def test_a_million_violations_are_counted_and_twenty_are_described():
+    findings, check, asked = Findings(), Check("some", "it holds", "fix it"), []
+    findings.add(check, "first", "bad")
+    findings.add_rows(check, "file", np.arange(1_000_000), lambda row: asked.append(row) or "bad")
+    assert findings.faults == findings.counts[check] == 1_000_001
+    assert len(findings.descriptions[check]) == SHOWN == 20 and len(asked) == 19
+    assert "FAULT some (1000001): it holds" in findings.text() and "... and 999981 more" in findings.text()
+    findings.add_rows(check, "file", np.arange(5), lambda row: "bad")
+    assert findings.counts[check] == 1_000_006 and len(findings.descriptions[check]) == 20
 
 
-def test_warnings_come_last_and_are_no_faults():
-    found = Findings()
-    found.add(Check("mild", "a", "b", fault=False), "x", "y")
-    found.add(Check("grave", "a", "b"), "x", "y")
-    assert found.faults == 1
-    assert [line.split()[:2] for line in found.text().splitlines() if line[0] != " "] == [
+def test_warnings_come_last_and_are_not_faults():
+    findings = Findings()
+    findings.add(Check("mild", "a", "b", fault=False), "x", "y")
+    findings.add(Check("grave", "a", "b"), "x", "y")
+    assert findings.faults == 1
+    assert [line.split()[:2] for line in findings.text().splitlines() if line[0] != " "] == [
         ["FAULT", "grave"],
         ["warning", "mild"],
     ]
 
 
-def test_several_positives_and_their_grades():
+def test_several_positives_with_graded_labels():
     # User 10 liked all but the third (rated 1); with n = 2 the test list has the second and the fourth.
     rows = bucket(rating=[5, 4, 1, 5, 1, 1, 1])
-    sound = {"split": "test", "user": 10, "position": 1, "items": [1, 3, 9], "labels": [1, 2, 0]}
+    valid = {"split": "test", "user": 10, "position": 1, "items": [1, 3, 9], "labels": [1, 2, 0]}
     for changed, checks in (
         ({}, set()),
         ({"labels": [2, 1, 0]}, {lists.POSITIVES}),
         ({"labels": [1, 0, 0]}, {lists.POSITIVES, lists.NEGATIVES}),
         ({"items": [1, 8, 9], "labels": [1, 0, 0]}, {lists.POSITIVES}),
-        ({"items": [1, 2, 3], "labels": [1, 0, 2]}, {lists.NEGATIVES}),  # seen, though not liked
+        ({"items": [1, 2, 3], "labels": [1, 0, 2]}, {lists.NEGATIVES}),  # item 2 was seen but not liked
     ):
-        found = Findings()
-        audit_lists([sound | changed], found, n=2, rows=rows, positive_rating=4.0, labels="graded")
-        assert set(found.worded) == checks
+        findings = Findings()
+        audit_lists([valid | changed], findings, n=2, rows=rows, positive_rating=4.0, labels="graded")
+        assert set(findings.descriptions) == checks
 
 
-def test_positives_outside_the_cuts_in_time():
-    found, rows = Findings(), bucket()
-    table = lists.read_lists("f", "".join(json.dumps(r) + "\n" for r in LISTS).encode(), 3, found)
-    lists.check_times_of_lists(table, rows, [TIME[2], TIME[3]], found)
-    # User 11's test positive is of TIME[6], before the second cut; the other three are where they should be.
-    assert only(found) == (
+def test_positives_outside_the_cuts_are_found():
+    findings, rows = Findings(), bucket()
+    table = lists.read_lists("f", "".join(json.dumps(r) + "\n" for r in LISTS).encode(), 3, findings)
+    lists.check_times_of_lists(table, rows, [TIME[2], TIME[3]], findings)
+    # User 11's test positive is at TIME[6], before the second cut. The other three positives are in place.
+    assert only(findings) == (
         lists.TIMES,
-        f"f, line 4: user 11's test positive is of {TIME[6]}, the cuts are [{TIME[2]}, {TIME[3]}]",
+        f"f, line 4: user 11's test positive has timestamp {TIME[6]}, but the cuts are [{TIME[2]}, {TIME[3]}]",
     )
 
 
-def test_users_are_where_their_hash_says():
+def test_users_must_be_in_the_bucket_of_their_hash():
     # The hash of "ada" is 0.0847 of its range: the first of eight buckets, the second of sixteen.
     for number, buckets, faults in ((0, 1, 0), (0, 8, 0), (1, 16, 0), (1, 8, 1), (0, 16, 1)):
-        found = Findings()
-        tables.check_user_buckets(["ada"], "users/00000.parquet", number, buckets, found)
-        assert found.faults == faults
+        findings = Findings()
+        tables.check_user_buckets(["ada"], "users/00000.parquet", number, buckets, findings)
+        assert findings.faults == faults
 
 
 def test_steps_account_for_every_interaction():
@@ -299,16 +299,16 @@ def test_steps_account_for_every_interaction():
     for changed, text in (
         ({}, ""),
         ({"dropped": {"duplicate": 3}}, "which leaves 27"),
-        ({"users": 6}, "leaves 6 users, the files hold 5"),
+        ({"users": 6}, "leaves 6 users, but the files hold 5"),
     ):
-        found = Findings()
-        totals.check_steps([steps[0], steps[1] | changed], last, found)
-        assert found.faults == bool(text) and text in found.text()
+        findings = Findings()
+        totals.check_steps([steps[0], steps[1] | changed], last, findings)
+        assert findings.faults == bool(text) and text in findings.text()
 
 
-def test_a_cut_is_an_order_statistic():
-    # Times 0 .. 9: the cut at 80% is 8, before which 8 interactions lie, and 9 up to it.
+def test_a_cut_must_be_an_order_statistic():
+    # Times 0 .. 9: the cut at 80% is 8, with 8 interactions before it and 9 up to and including it.
     for below, up_to, faults in ((8, 9, 0), (7, 8, 1), (9, 10, 1), (2, 10, 0)):
-        found = Findings()
-        totals.check_cut(8, 8, below, up_to, 10, found)
-        assert found.faults == faults
+        findings = Findings()
+        totals.check_cut(8, 8, below, up_to, 10, findings)
+        assert findings.faults == faults

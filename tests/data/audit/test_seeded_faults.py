@@ -1,6 +1,6 @@
-"""One fault at a time in a sound folder: the audit names it. And no alarm where there is none.
+"""Plant one fault at a time in a valid folder: the audit must name it. Valid folders must give no fault.
 
-The manifest's hashes are made to fit each time, so that it is the fault that is caught and not the tampering.
+The manifest's hashes are updated each time, so that the audit must find the fault itself and not the changed hash.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory) -> Path:
-    """A source with the usual traps, a user with one interaction, one with two, and a repeated interaction."""
+    """A source with the usual traps, a user with one interaction, a user with two, and a repeated interaction."""
     rows = tiny_rows()
     more = [(41, 5, 3, 880_000_000), (42, 6, 3, 880_000_000), (42, 7, 3, 880_000_001), (*rows[0][:3], rows[0][3] + 9)]
     return write_raw(tmp_path_factory.mktemp("raw"), rows + more)
@@ -49,7 +49,7 @@ def raw(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def sound(raw, tmp_path_factory) -> Path:
-    """Prepared with a 3-core and two protocols into several buckets, with traces; read only."""
+    """A folder prepared with a 3-core and two protocols into several buckets, with traces. Tests must not change it."""
     folder = tmp_path_factory.mktemp("sound") / "data"
     prepare(raw, folder, k_core=3, bucket_rows=200, describe=write_card)
     synthesize(folder, folder / "traces.jsonl", TemplateTeacher(), lists=5)
@@ -58,25 +58,25 @@ def sound(raw, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-def test_no_false_alarm(raw, tmp_path, settings):
+def test_valid_folders_give_no_fault(raw, tmp_path, settings):
     if settings.get("negatives") == "run":
         ranked = [{"user": str(user), "items": [str(1 + user * k % 60) for k in range(60)]} for user in range(1, 30)]
         (tmp_path / "run.jsonl").write_text("".join(json.dumps(record) + "\n" for record in ranked))
         settings = settings | {"run": str(tmp_path / "run.jsonl")}
     prepare(raw, tmp_path / "data", **settings)
-    found = audit(tmp_path / "data")
-    assert found.faults == 0, found.text()
+    findings = audit(tmp_path / "data")
+    assert findings.faults == 0, findings.text()
     # Items 2 ("unkonwn") and 6 ("") of the source have no title.
-    assert {check.name: count for check, count in found.counts.items()} == {"titles_missing": 2}
+    assert {check.name: count for check, count in findings.counts.items()} == {"titles_missing": 2}
 
 
-def test_a_sound_folder_with_traces(sound, capfd):
+def test_a_valid_folder_with_traces(sound, capfd):
     assert cli.main(["data", "audit", str(sound)]) == 0
     assert capfd.readouterr().out.endswith(f"{sound}: 0 faults, 2 warnings\n")
 
 
 def manifest(**changed: Any) -> Edit:
-    """Change values of the manifest; a dotted name goes deeper."""
+    """Change values of the manifest by functions; "a__b" names value b inside a."""
 
     def edit(folder: Path) -> None:
         path = folder / "manifest.json"
@@ -93,7 +93,7 @@ def manifest(**changed: Any) -> Edit:
 
 
 def column(name: str, change: Callable[[pl.DataFrame], Any], file: str = interactions_file(1)) -> Edit:
-    """Replace a column of a parquet file by what `change` makes of the frame."""
+    """Replace a column of a parquet file by `change(frame)`."""
 
     def edit(folder: Path) -> None:
         frame = pl.read_parquet(folder / file)
@@ -125,7 +125,7 @@ def lines(change: Callable[[list[str]], list[str]], protocol: str = "leave_one_o
 
 
 def record(change: Callable[[dict[str, Any], Any], None], place: int = 0, **where: Any) -> Edit:
-    """Change one list, given everything that its user interacted with."""
+    """Change one list by `change(list, sequence)`, where `sequence` has all items of the list's user in order."""
 
     def edit(folder: Path) -> None:
         protocol, bucket = where.get("protocol", "leave_one_out"), where.get("bucket", 1)
@@ -140,14 +140,14 @@ def record(change: Callable[[dict[str, Any], Any], None], place: int = 0, **wher
 
 
 def replaced(record: dict[str, Any], item: int, label: int = 0) -> None:
-    """Another item instead of the first negative, at its place in the order."""
+    """Replace the first negative by another item, keeping the candidates sorted."""
     pairs = list(zip(record["items"], record["labels"]))
     pairs.remove(next(pair for pair in pairs if not pair[1]))
     record["items"], record["labels"] = map(list, zip(*sorted([*pairs, (item, label)])))
 
 
 def swapped_rows(frame: pl.DataFrame) -> list[int]:
-    """Times of the first user with the first two different neighbours exchanged."""
+    """The timestamps with the first two neighbors that differ exchanged."""
     times = frame["timestamp"].to_list()
     row = next(i for i in range(1, len(times)) if times[i] > times[i - 1])
     times[row - 1], times[row] = times[row], times[row - 1]
@@ -155,7 +155,7 @@ def swapped_rows(frame: pl.DataFrame) -> list[int]:
 
 
 def moved_user(folder: Path) -> None:
-    """Two users of different buckets exchange their names."""
+    """Exchange the source ids of two users in different buckets."""
     frames = [pl.read_parquet(folder / users_file(bucket)) for bucket in (0, 1)]
     names = [frame["source_id"].to_list() for frame in frames]
     names[0][0], names[1][0] = names[1][0], names[0][0]
@@ -178,14 +178,14 @@ def held_out_trace(folder: Path) -> None:
 
 
 def to_first_of(frame: pl.DataFrame) -> int:
-    """The item of row 0, for another row of the same user."""
+    """The item of row 0, to be put into another row of the same user."""
     return int(frame["item"][0])
 
 
 FAULTS: dict[str, tuple[str, Edit]] = {
     "a user has an item twice": ("duplicate_interactions", cell("item", 3, to_first_of)),
     "rows out of the order of time": ("interactions_sorted", column("timestamp", swapped_rows)),
-    "an item beyond the catalogue": ("item_ids", cell("item", 5, 60)),
+    "an item outside the catalog": ("item_ids", cell("item", 5, 60)),
     "a user of another bucket": ("user_ids", cell("user", 0, 0)),
     "an infinite rating": ("ratings", cell("rating", 2, np.inf)),
     "a missing rating": ("ratings", cell("rating", 2, None)),
@@ -193,7 +193,7 @@ FAULTS: dict[str, tuple[str, Edit]] = {
     "a time in milliseconds": ("timestamps", cell("timestamp", -1, lambda f: f["timestamp"][-1] * 1000)),
     "a time in the future": ("timestamps", cell("timestamp", -1, 4_000_000_000)),
     "seconds read as milliseconds": ("timestamps", manifest(time_unit=lambda _: "ms")),
-    "a place in the source twice": ("source_order", cell("order", 4, lambda f: f["order"][9])),
+    "a position in the source twice": ("source_order", cell("order", 4, lambda f: f["order"][9])),
     "an entity in a title": ("text_markup", cell("title", 7, "Fast &amp; Loose", "items.parquet")),
     "a tag in a title": ("text_markup", cell("title", 7, 'Loose <span id="productTitle', "items.parquet")),
     "a control character in a title": ("text_control_characters", cell("title", 7, "A\x00B", "items.parquet")),
@@ -206,7 +206,7 @@ FAULTS: dict[str, tuple[str, Edit]] = {
     "a list cut short": ("list_size", record(lambda r, _: r["items"].pop())),
     "candidates out of order": ("list_items", record(lambda r, _: r["items"].reverse() or r["labels"].reverse())),
     "a candidate twice": ("list_items", record(lambda r, _: replaced(r, r["items"][-1]))),
-    "a candidate beyond the catalogue": ("list_items", record(lambda r, _: replaced(r, 77))),
+    "a candidate outside the catalog": ("list_items", record(lambda r, _: replaced(r, 77))),
     "the label on another item": ("list_positive", record(labels_moved)),
     "no relevant candidate": ("list_labels", record(lambda r, _: r.update(labels=[0] * 20))),
     "a negative from the history": ("list_negative_known", record(lambda r, s: replaced(r, s[0]))),
@@ -215,11 +215,11 @@ FAULTS: dict[str, tuple[str, Edit]] = {
     "a positive that the history shows": ("list_position", record(lambda r, _: r.update(position=r["position"] + 1))),
     "a list without a history": ("list_position", record(lambda r, _: r.update(position=0))),
     "validation and test exchanged": ("list_position", record(lambda r, _: r.update(split="test"))),
-    "a list that is gone": ("list_missing", lines(lambda found: found[1:])),
-    "a list twice": ("list_repeated", lines(lambda found: [found[0], *found])),
-    "lists out of order": ("list_order", lines(lambda found: [found[1], found[0], *found[2:]])),
+    "a list that is gone": ("list_missing", lines(lambda lists: lists[1:])),
+    "a list twice": ("list_repeated", lines(lambda lists: [lists[0], *lists])),
+    "lists out of order": ("list_order", lines(lambda lists: [lists[1], lists[0], *lists[2:]])),
     "a list of another bucket's user": ("list_users", record(lambda r, _: r.update(user=0))),
-    "a broken line": ("list_lines", lines(lambda found: [found[0][:40] + "\n", *found[1:]])),
+    "a broken line": ("list_lines", lines(lambda lists: [lists[0][:40] + "\n", *lists[1:]])),
     "a cut moved": ("time_cuts", manifest(protocols__global_time__cuts=lambda cuts: [cuts[0] - 40, cuts[1]])),
     "a positive before the cut": (
         "list_time", record(lambda r, _: r.update(position=r["position"] - 1), protocol="global_time", bucket=0),
@@ -234,13 +234,13 @@ FAULTS: dict[str, tuple[str, Edit]] = {
     "a file too many": (
         "files", lambda folder: shutil.copy(folder / interactions_file(2), folder / interactions_file(4)),
     ),
-    "a file that is no table": ("files", lambda folder: (folder / users_file(2)).write_text("nonsense")),
+    "a file that is not a table": ("files", lambda folder: (folder / users_file(2)).write_text("nonsense")),
     "a trace of a held-out position": ("traces", held_out_trace),
     "a manifest without its settings": ("manifest", manifest(settings__candidates=lambda _: 1)),
 }  # fmt: skip
 
 
-# What one fault may bring with it: a list that cannot be read is missing, a time that moved moves the splits, ...
+# Other checks that a fault may fail: a list that cannot be read is missing, a changed time changes the splits, ...
 LISTS = {"list_missing", "list_order", "list_position", "list_positive", "list_history", "list_negative_known"}
 FOLLOWS: dict[str, set[str]] = {
     "interactions_sorted": {"not_checked"},
@@ -260,7 +260,7 @@ FOLLOWS: dict[str, set[str]] = {
 
 
 def reseal(folder: Path) -> None:
-    """Make the manifest's hashes fit, as far as there are files to hash."""
+    """Update the manifest's hashes for all files that exist."""
     path = folder / "manifest.json"
     content = json.loads(path.read_text())
     buckets = range(content["buckets"])
@@ -283,11 +283,11 @@ def test_a_seeded_fault_is_caught(sound, tmp_path, check, plant):
     shutil.copytree(sound, folder)
     plant(folder)
     reseal(folder)
-    found = audit(folder)
-    names = {each.name for each in found.counts if each.fault}
-    assert check in names, found.text()
-    assert "hashes" not in names, "the fault shall be caught, not the tampering"
-    assert names - {check} <= FOLLOWS.get(check, set()), found.text()
+    findings = audit(folder)
+    names = {each.name for each in findings.counts if each.fault}
+    assert check in names, findings.text()
+    assert "hashes" not in names, "the audit must find the fault itself, not the changed hash"
+    assert names - {check} <= FOLLOWS.get(check, set()), findings.text()
 
 
 def test_tampering_alone_is_caught_by_the_hashes(sound, tmp_path):
@@ -295,12 +295,12 @@ def test_tampering_alone_is_caught_by_the_hashes(sound, tmp_path):
     shutil.copytree(sound, folder)
     cell("rating", 0, lambda frame: 6 - frame["rating"][0])(folder)
     cell("year", 0, "1900", "items.parquet")(folder)
-    lines(lambda found: [line.replace(",", ", ") for line in found])(folder)
-    found = audit(folder)
-    assert {check.name: count for check, count in found.counts.items() if check.fault} == {"hashes": 3, "traces": 1}
+    lines(lambda lists: [line.replace(",", ", ") for line in lists])(folder)
+    findings = audit(folder)
+    assert {check.name: count for check, count in findings.counts.items() if check.fault} == {"hashes": 3, "traces": 1}
 
 
-def test_the_command_ends_with_1_and_says_where(sound, tmp_path, capfd):
+def test_the_command_exits_with_1_and_names_the_rows(sound, tmp_path, capfd):
     folder = tmp_path / "data"
     shutil.copytree(sound, folder)
     column("timestamp", lambda frame: (-frame["timestamp"]).to_list())(folder)
@@ -310,7 +310,7 @@ def test_the_command_ends_with_1_and_says_where(sound, tmp_path, capfd):
     assert f"FAULT timestamps ({rows}): " in out and f"... and {rows - 20} more" in out
     assert "    interactions/00001.parquet, row 0: the timestamp is negative, -880" in out
     assert out.count("the timestamp is negative") == 20
-    assert "remedy: mend the source, or give the right unit, and prepare again" in out
+    assert "remedy: fix the source or set the right unit, and prepare again" in out
 
 
 def test_a_folder_without_a_manifest_cannot_be_audited(sound, tmp_path, capfd):
@@ -323,7 +323,7 @@ def test_a_folder_without_a_manifest_cannot_be_audited(sound, tmp_path, capfd):
 
 @pytest.mark.slow
 def test_movielens_100k(tmp_path):
-    """The real data: no alarm, and the numbers that all published results start from."""
+    """The real data give no fault, and the counts and hashes that all published results are based on."""
     try:
         fetch("ml-100k", tmp_path / "raw")
     except DataError as error:

@@ -43,14 +43,14 @@ def test_arrays_hold_exactly_the_texts(encoder, dataset):
             assert (batch.suffix[row, column, len(ids) :] == 0).all()
 
 
-def test_permuted_labels_change_no_prompt(encoder, dataset):
+def test_prompts_do_not_depend_on_labels(encoder, dataset):
     lists = dataset.candidate_lists("valid")
     labels = np.random.default_rng(0).permuted(lists.labels, axis=1)
     assert (labels != lists.labels).any()
-    one, two = (encoder.encode(lists.user, lists.position, lists.items, each) for each in (lists.labels, labels))
+    batch, permuted = (encoder.encode(lists.user, lists.position, lists.items, each) for each in (lists.labels, labels))
     for name in ("user", "items", "prefix", "prefix_length", "suffix", "suffix_length", "mask"):
-        assert (getattr(one, name) == getattr(two, name)).all()
-    assert (two.labels == labels).all()
+        assert (getattr(batch, name) == getattr(permuted, name)).all()
+    assert (permuted.labels == labels).all()
 
 
 def test_special_tokens_in_titles_stay_text(encoder, dataset):
@@ -82,7 +82,7 @@ def test_the_oldest_interactions_are_dropped_until_the_prefix_fits(make_encoder,
         assert text.startswith(prompts.INSTRUCTION) and whole.endswith(text.removeprefix(prompts.INSTRUCTION))
         kept, shown = text.count("\n") - 1, whole.count("\n") - 1
         assert kept >= 1
-        if kept < shown:  # one more would not have fitted
+        if kept < shown:  # one more interaction does not fit
             longer = prefix_of(dataset, int(lists.user[row]), int(lists.position[row]), kept + 1)
             assert len(encoder.tokenizer.encode([longer])[0]) > 40
         dropped += shown - kept
@@ -95,12 +95,12 @@ def test_a_prefix_that_cannot_fit_is_an_error(make_encoder, dataset):
         make_encoder(prefix_tokens=3).encode_lists(lists)
 
 
-def test_long_suffixes_lose_genres_then_the_titles_end(dataset):
-    """With bytes as tokens every length is known: 8 of words, 7 of year, the title, 8 for Comedy, 6 for Drama."""
+def test_long_suffixes_lose_genres_and_then_the_end_of_the_title(dataset):
+    """Tokens are bytes: 8 for the fixed words, 7 for the year, the title's own, 8 for Comedy and 6 for Drama."""
     tokenizer = as_text_tokenizer(train_tokenizer(["x"], 258))
-    catalogue = dataset.items
+    catalog = dataset.items
     item = 4
-    assert (catalogue.shown(item, "Unknown film"), catalogue.genres[item]) == ("Film E5 (1945)", ("Comedy", "Drama"))
+    assert (catalog.shown(item, "Unknown film"), catalog.genres[item]) == ("Film E5 (1945)", ("Comedy", "Drama"))
 
     def suffix(tokens):
         encoder = Encoder(tokenizer, dataset, DataConfig(suffix_tokens=tokens))
@@ -113,13 +113,13 @@ def test_long_suffixes_lose_genres_then_the_titles_end(dataset):
     assert suffix(21)[0] == "Film E (1945)\nReason:"
     assert suffix(16)[0] == "F (1945)\nReason:"
     assert not suffix(69)[1]
-    long_titles = sum(len(title.encode()) > 7 or not title for title in catalogue.title)  # "Unknown film"
+    long_titles = sum(len(title.encode()) > 7 or not title for title in catalog.title)  # "Unknown film"
     assert suffix(22)[1] == {"suffixes_without_some_genres": 60 - long_titles, "suffixes_with_cut_title": long_titles}
     with pytest.raises(DataError, match=r"at least 16 tokens, got 15; raise data\.suffix_tokens"):
         suffix(15)
 
 
-def test_rationales_end_in_stop_or_are_truncated_and_say_so(make_encoder):
+def test_rationales_end_with_stop_or_are_marked_as_truncated(make_encoder):
     encoder = make_encoder(rationale_tokens=6)
     texts = [[" yes", ""], [" strong match; " * 8, " no"]]
     tokens, length, stopped = encoder.encode_rationales(texts)
@@ -130,10 +130,10 @@ def test_rationales_end_in_stop_or_are_truncated_and_say_so(make_encoder):
     assert length[1, 0, 0] == 6 and stop not in tokens[1, 0, 0]
     assert [encoder.decode(tokens[0, 0, 0]), encoder.decode(tokens[0, 1, 0])] == [" yes", ""]
     assert encoder.counts["rationales_truncated"] == 1
-    assert encoder.decode([*tokens[0, 0, 0].tolist(), 50, 51]) == " yes", "nothing after the stop token counts"
+    assert encoder.decode([*tokens[0, 0, 0].tolist(), 50, 51]) == " yes", "text after the stop token is ignored"
 
 
-def test_a_rationale_that_fits_to_the_last_token_is_stopped(make_encoder):
+def test_a_rationale_that_fits_exactly_is_not_truncated(make_encoder):
     text = " some match; known; verdict maybe"
     size = len(make_encoder().tokenizer.encode([text])[0])
     for limit, fits in ((size + 1, True), (size, False)):
@@ -147,20 +147,20 @@ def test_a_user_without_history_is_an_error(encoder):
         encoder.encode(np.array([0]), np.array([0]), np.array([[1, 2]]), np.array([[1, 0]]))
 
 
-def test_saved_and_read_again_encodes_alike(encoder, dataset, traces, tmp_path):
+def test_a_saved_tokenizer_encodes_the_same_after_reading(encoder, dataset, traces, tmp_path):
     train_tokenizer(corpus(dataset, traces, 10), 600).save(str(tmp_path / "tokenizer.json"))
     again = read_tokenizer(tmp_path / "tokenizer.json")
     texts = [*suffixes_of(dataset, range(len(dataset.items))), "a <stop> in the text"]
     assert again.encode(texts) == encoder.tokenizer.encode(texts)
     assert (again.pad, again.stop, again.vocabulary) == (0, 1, 600)
-    with pytest.raises(DataError, match="got nothing"):
+    with pytest.raises(DataError, match="got no such file"):
         read_tokenizer(tmp_path / "none.json")
     with pytest.raises(DataError, match="at least 258"):
         train_tokenizer(["text"], 100)
 
 
 def _general(pre_tokenizer, decoder) -> Tokenizer:
-    """A tokenizer of the kind other models bring: its own pre-tokenizer, end token and padding."""
+    """A tokenizer like those of other models, with its own pre-tokenizer, end token and padding token."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizer, decoder
     texts = ["Film A1 (1941) 4\nFilm B2 (1942) 5\n", "Film C3 (1943); Comedy Drama\nReason:"]
@@ -178,9 +178,9 @@ def _general(pre_tokenizer, decoder) -> Tokenizer:
 @pytest.mark.parametrize(
     ("pre_tokenizer", "decoder", "by_line"),
     [
-        # GPT-2's pattern joins a line end with what follows it only if that is white space: lines are separate.
+        # GPT-2's pattern joins a line end with the next character only if that is white space: lines are separate.
         (pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel(), True),
-        # SentencePiece's way marks the first word of a text: a line encoded alone would differ.
+        # SentencePiece marks the first word of a text, so a line encoded on its own has other ids.
         (pre_tokenizers.Metaspace(prepend_scheme="first"), decoders.Metaspace(), False),
     ],
 )
@@ -197,7 +197,7 @@ def test_general_tokenizers_encode_the_whole_prefix(dataset, pre_tokenizer, deco
         assert (batch.prefix[row, len(whole) :] == tokenizer.pad).all()
 
 
-def test_a_transformers_fast_tokenizer_lends_its_backend():
+def test_the_backend_of_a_transformers_tokenizer_can_be_wrapped():
     transformers = pytest.importorskip("transformers")
     backend = _general(pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel())
     outer = transformers.PreTrainedTokenizerFast(

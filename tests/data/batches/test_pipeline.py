@@ -25,7 +25,7 @@ LIMITS = {"prefix_tokens": 112, "suffix_tokens": 20, "rationale_tokens": 24}
 
 @pytest.fixture(params=["traces", "lists", "traces in buckets", "lists in buckets"])
 def iterator(request, dataset, traces, make_encoder):
-    """Function from settings to one of the two training iterators, plain or by length."""
+    """A function from settings to one of the two training iterators, with or without length buckets."""
     encoder = make_encoder(**LIMITS, length_buckets=4 if "buckets" in request.param else 1)
 
     def traced(**settings):
@@ -43,15 +43,15 @@ def test_resume_gives_the_exact_next_batches(iterator, steps):
     for _ in range(steps):
         next(walking)
     state = json.loads(json.dumps(walking.get_state()))
-    expected = list(islice(walking, 12))  # past the end of an epoch of the 50 traces
+    expected = list(islice(walking, 12))  # crosses the end of an epoch of 50 traces
     resumed = iterator(batch_users=8, seed=3)
     resumed.set_state(state)
     assert all(same(a, b) for a, b in zip(expected, islice(resumed, 12), strict=True))
     assert not same(expected[0], expected[1])
 
 
-def test_workers_and_their_number_change_no_batch(iterator):
-    """Two workers go on from a thread's state with what the thread gives, and a thread from theirs."""
+def test_batches_do_not_depend_on_the_number_of_workers(iterator):
+    """Two workers continue from a thread's state with the thread's batches, and a thread continues from theirs."""
     thread = iterator(batch_users=8, seed=3)
     expected = list(islice(thread, 45))[30:]
     state = {"next_index": 30}
@@ -65,7 +65,7 @@ def test_workers_and_their_number_change_no_batch(iterator):
     assert all(same(a, b) for a, b in zip(expected[6:], islice(thread, 9), strict=True))
 
 
-def test_workers_that_run_ahead_go_back_to_a_state(dataset, encoder):
+def test_workers_that_ran_ahead_return_to_a_restored_state(dataset, encoder):
     def batches(workers):
         return list_batches(dataset, encoder, batch_users=8, candidate_items=20, seed=3, workers=workers)
 
@@ -79,7 +79,7 @@ def test_workers_that_run_ahead_go_back_to_a_state(dataset, encoder):
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-def test_process_slices_make_up_the_one_global_batch(iterator, processes):
+def test_process_slices_form_the_global_batch(iterator, processes):
     whole = iterator(batch_users=8, seed=3)
     parts = [
         iterator(batch_users=8, seed=3, process_index=index, process_count=processes) for index in range(processes)
@@ -91,28 +91,29 @@ def test_process_slices_make_up_the_one_global_batch(iterator, processes):
             assert same(next(part), rows_of(batch, index * share, (index + 1) * share))
 
 
-def test_another_seed_another_order(iterator):
+def test_the_order_depends_on_the_seed(iterator):
     assert not same(next(iterator(batch_users=8, seed=3)), next(iterator(batch_users=8, seed=4)))
 
 
-def test_an_epoch_of_traces_has_each_once_with_its_own_rationales(traces, encoder):
+def test_an_epoch_has_every_trace_once_with_its_own_rationales(traces, encoder):
     batches = list(islice(trace_batches(traces, encoder, batch_users=10, seed=0), 10))
-    where = {(u, tuple(i)): row for row, (u, i) in enumerate(zip(traces.lists.user, traces.lists.items.tolist()))}
+    row_of = {(u, tuple(i)): row for row, (u, i) in enumerate(zip(traces.lists.user, traces.lists.items.tolist()))}
     epochs = []
-    for batch, said in batches:
-        assert said.tokens.shape == (10, 20, 1, 24)
+    for batch, rationales in batches:
+        assert rationales.tokens.shape == (10, 20, 1, 24)
         for row in range(10):
-            trace = where[(batch.user[row], tuple(batch.items[row].tolist()))]
+            trace = row_of[(batch.user[row], tuple(batch.items[row].tolist()))]
             epochs.append(trace)
             assert (batch.labels[row] == traces.lists.labels[trace]).all()
-            texts = [encoder.decode(tokens) for tokens in said.tokens[row, :, 0]]
-            for text, whole, stopped in zip(texts, traces.rationales[trace], said.stopped[row, :, 0], strict=True):
+            texts = [encoder.decode(tokens) for tokens in rationales.tokens[row, :, 0]]
+            stops = rationales.stopped[row, :, 0]
+            for text, whole, stopped in zip(texts, traces.rationales[trace], stops, strict=True):
                 assert text == whole if stopped else whole.startswith(text.rstrip("\ufffd"))
     assert sorted(epochs[:50]) == sorted(epochs[50:]) == list(range(50))
     assert epochs[:50] != epochs[50:]
 
 
-def test_an_epoch_of_lists_has_each_once_and_the_next_other_negatives(dataset, encoder):
+def test_an_epoch_has_every_list_once_and_the_next_epoch_has_other_negatives(dataset, encoder):
     pairs = dataset.train_lists(12)
     size = len(pairs)
     assert size > 20
@@ -132,7 +133,7 @@ def test_an_epoch_of_lists_has_each_once_and_the_next_other_negatives(dataset, e
 
 
 @pytest.mark.parametrize("positives", [1, 3])
-def test_lists_have_as_many_positives_as_asked(dataset, encoder, positives):
+def test_lists_have_up_to_the_requested_number_of_positives(dataset, encoder, positives):
     batches = list_batches(dataset, encoder, batch_users=8, candidate_items=20, seed=5, positives=positives)
     relevant = np.concatenate([next(batches).labels.sum(axis=1) for _ in range(8)])
     assert relevant.max() == positives and relevant.min() >= 1
@@ -152,7 +153,7 @@ def test_evaluation_has_every_list_once_in_order_and_marks_padding(dataset, enco
     assert min(batch.prefix_length.min() for batch in batches) >= 1
 
 
-def test_evaluation_of_some_users_and_by_processes(dataset, encoder):
+def test_evaluation_can_be_limited_to_users_and_split_by_process(dataset, encoder):
     some = list(evaluation_batches(dataset, encoder, "valid", batch_users=4, users=[3, 30, 7]))
     assert len(some) == 1 and some[0].user.tolist() == [3, 7, 30, -1]
     assert list(evaluation_batches(dataset, encoder, "valid", batch_users=4, users=[])) == []
@@ -167,36 +168,36 @@ def test_evaluation_of_some_users_and_by_processes(dataset, encoder):
 
 
 @pytest.mark.parametrize(("users", "index", "count"), [(6, 0, 4), (8, 4, 4), (0, 0, 1), (8, -1, 2)])
-def test_a_batch_that_cannot_be_shared_is_an_error(iterator, users, index, count):
+def test_a_batch_that_cannot_be_divided_is_an_error(iterator, users, index, count):
     with pytest.raises(DataError, match=f"batch_users={users} must be a positive multiple of process_count={count}"):
         iterator(batch_users=users, seed=0, process_index=index, process_count=count)
 
 
-def test_the_state_of_checkpoints_from_before_is_understood(iterator):
+def test_the_state_of_older_checkpoints_is_accepted(iterator):
     walking = iterator(batch_users=8, seed=3)
     expected = [next(walking) for _ in range(4)]
     resumed = iterator(batch_users=8, seed=3)
-    resumed.set_state({"next_index": 3})  # what grain's own iterator said after three batches
+    resumed.set_state({"next_index": 3})  # the state of Grain's own iterator after three batches
     assert same(next(resumed), expected[3])
 
 
-def test_an_error_in_a_worker_is_raised_here():
+def test_an_error_in_a_worker_is_raised_in_this_process():
     def batch(number):
         if number == 2:
-            raise DataError("the third batch cannot be")
+            raise DataError("the third batch is invalid")
         return np.array([number])
 
     for workers in (0, 1):
         with closing(Batches(batch, workers)) as batches:
             assert [int(x[0]) for x in islice(batches, 2)] == [0, 1]
-            with pytest.raises(DataError, match="the third batch cannot be"):
+            with pytest.raises(DataError, match="the third batch is invalid"):
                 next(batches)
     with pytest.raises(DataError, match=r"workers must be at least 0 .*, got -1; set compute\.data_workers to 0"):
         Batches(batch, -1)
 
 
-def test_a_special_token_stays_text_in_a_worker(dataset, encoder):
-    """Pickling a tokenizer loses how it treats special tokens; a worker must not find "<stop>" in a title."""
+def test_special_tokens_in_titles_stay_text_in_a_worker(dataset, encoder):
+    """Pickling loses a tokenizer's treatment of special tokens. A worker must still encode "<stop>" as text."""
     assert "<stop>" in dataset.items.title[3]
     with closing(list_batches(dataset, encoder, batch_users=8, candidate_items=20, seed=3, workers=1)) as workers:
         batches = list(islice(workers, 6))
@@ -208,25 +209,25 @@ def test_a_special_token_stays_text_in_a_worker(dataset, encoder):
 
 
 def rows_with_text(batches):
-    """Every list as (user, items, prefix, suffixes, labels), padding apart."""
-    found = []
+    """Every list as the repr of (user, items, prefix, suffixes, rationales), without padding."""
+    rows = []
     for each in batches:
         batch = each[0] if isinstance(each, tuple) else each
         for row in range(len(batch.user)):
             prefix = batch.prefix[row, : batch.prefix_length[row]].tolist()
             suffixes = [s[:n].tolist() for s, n in zip(batch.suffix[row], batch.suffix_length[row])]
-            said = (
+            rationales = (
                 [t[:n].tolist() for t, n in zip(each[1].tokens[row, :, 0], each[1].length[row, :, 0])]
                 if isinstance(each, tuple)
                 else []
             )
-            found.append(repr((int(batch.user[row]), batch.items[row].tolist(), prefix, suffixes, said)))
-    return found
+            rows.append(repr((int(batch.user[row]), batch.items[row].tolist(), prefix, suffixes, rationales)))
+    return rows
 
 
 @pytest.mark.parametrize("kind", ["traces", "lists"])
-def test_buckets_hold_the_same_whole_lists_with_less_padding(dataset, traces, make_encoder, kind):
-    """Over a window: every list once and unsplit, as without buckets; few widths, and each as narrow as can be."""
+def test_buckets_hold_the_same_lists_with_less_padding(dataset, traces, make_encoder, kind):
+    """A window has the same undivided lists as without buckets, in a few shapes, each as narrow as possible."""
 
     def batches(buckets):
         encoder = make_encoder(**LIMITS, length_buckets=buckets)
@@ -234,14 +235,14 @@ def test_buckets_hold_the_same_whole_lists_with_less_padding(dataset, traces, ma
             return list(islice(trace_batches(traces, encoder, batch_users=4, seed=3), 2 * WINDOW))
         return list(islice(list_batches(dataset, encoder, batch_users=4, candidate_items=20, seed=3), 2 * WINDOW))
 
-    plain, alike = batches(1), batches(4)
+    plain, bucketed = batches(1), batches(4)
     for start in (0, WINDOW):
         window = slice(start, start + WINDOW)
-        assert sorted(rows_with_text(plain[window])) == sorted(rows_with_text(alike[window]))
-    assert rows_with_text(plain) != rows_with_text(alike)
+        assert sorted(rows_with_text(plain[window])) == sorted(rows_with_text(bucketed[window]))
+    assert rows_with_text(plain) != rows_with_text(bucketed)
     prefixes, suffixes = bucket_widths(112, 4).tolist(), bucket_widths(20, 4).tolist()
     shapes = set()
-    for each in alike:
+    for each in bucketed:
         batch = each[0] if kind == "traces" else each
         assert batch.prefix.shape[1] == min(w for w in prefixes if w >= batch.prefix_length.max())
         assert batch.suffix.shape[2] == min(w for w in suffixes if w >= batch.suffix_length.max())
@@ -250,10 +251,10 @@ def test_buckets_hold_the_same_whole_lists_with_less_padding(dataset, traces, ma
         shapes.add(tuple(leaf.shape for leaf in jax.tree.leaves(each)))
     assert 1 < len(shapes) <= 16
 
-    def computed(found):
-        return sum(leaf.size for leaf in jax.tree.leaves(found) if leaf.ndim > 1)
+    def computed(batches):
+        return sum(leaf.size for leaf in jax.tree.leaves(batches) if leaf.ndim > 1)
 
-    assert computed(alike) < 0.9 * computed(plain)
+    assert computed(bucketed) < 0.9 * computed(plain)
 
 
 @pytest.mark.parametrize(

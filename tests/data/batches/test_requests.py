@@ -1,4 +1,4 @@
-"""Lists that a user brings: what a line may hold, and what is said where it cannot be used."""
+"""A user's own lists: what a line may contain, and the error if it cannot be used."""
 
 import json
 import re
@@ -34,9 +34,9 @@ def test_details_and_times_reach_the_prompt(tmp_path, make_encoder):
         {"title": "Azul", "rating": 3.5},
     ]
     candidate = {"title": "Go", "genres": ["Games"], "details": {"price": 9.5, "brand": "Nova", "color": None}}
-    known = {"history": history, "candidates": [candidate], "timestamp": 1_600_000_000 + 7 * DAY}
-    unknown = {"history": history[:2], "candidates": [{"title": "Go"}]}
-    requests = read_requests(write(tmp_path, known, unknown))
+    timed = {"history": history, "candidates": [candidate], "timestamp": 1_600_000_000 + 7 * DAY}
+    untimed = {"history": history[:2], "candidates": [{"title": "Go"}]}
+    requests = read_requests(write(tmp_path, timed, untimed))
     assert requests[0].history[1] == Shown("Dixit", "2008", None, "3 days before")
     tokenizer = make_encoder().tokenizer
     config = DataConfig(template="products-1", prefix_tokens=400, suffix_tokens=100)
@@ -55,8 +55,8 @@ def test_details_and_times_reach_the_prompt(tmp_path, make_encoder):
     assert "before" not in text and text.endswith("; Games\nReason:")
 
 
-def test_hostile_lists_are_ranked_like_any(tmp_path, make_encoder):
-    """Also line ends inside of a JSON string, halves of surrogate pairs as escapes, and a byte order mark in front."""
+def test_hostile_lists_are_encoded_like_any_other(tmp_path, make_encoder):
+    """Includes line ends inside a JSON string, escaped unpaired surrogates, and a leading byte order mark."""
     titles = [title for title in TITLES if len(title) < 10_000]
     records = [
         {"id": title, "history": [{"title": title, "rating": 4}], "candidates": [{"title": title, "genres": [title]}]}
@@ -86,7 +86,7 @@ def test_hostile_lists_are_ranked_like_any(tmp_path, make_encoder):
         ([], "empty history"),
     ],
 )  # fmt: skip
-def test_a_line_that_cannot_be_used_names_itself(tmp_path, history, reason):
+def test_an_unusable_line_is_named_in_the_error(tmp_path, history, reason):
     good = {"history": [{"title": "A", "rating": 4}], "candidates": [{"title": "B"}]}
     bad = {"history": history, "candidates": [{"title": "B"}], "timestamp": 10}
     with pytest.raises(DataError, match=rf"lists\.jsonl, line 2: .*{reason}"):

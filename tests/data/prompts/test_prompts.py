@@ -6,7 +6,7 @@ from r2rank_jax.data.prompts import prompts
 from r2rank_jax.errors import DataError
 
 
-def test_texts_by_hand():
+def test_texts_equal_those_written_by_hand():
     assert prompts.prefix_text([("Heat", "1995", 4.0), ("Fargo", "", 4.5)]) == (
         "Films seen, oldest first, rated 1 to 5; then a candidate:\nHeat (1995) 4\nFargo 4.5\n"
     )
@@ -32,7 +32,7 @@ def test_no_history_is_an_error():
         prompts.prefix_text([])
 
 
-def test_labels_are_no_argument_of_any_prompt():
+def test_no_prompt_function_takes_labels():
     functions = [f for _, f in inspect.getmembers(prompts, inspect.isfunction) if f.__module__ == prompts.__name__]
     assert len(functions) >= 5
     for function in functions:

@@ -1,4 +1,4 @@
-"""The templates: frozen words, fields by hand, times, and what a dataset shows through them."""
+"""The templates: frozen words, hand-written examples, times, and the prompts of a dataset."""
 
 import hashlib
 import re
@@ -16,7 +16,7 @@ from r2rank_jax.data.prompts.from_dataset import prefix_of, suffixes_of
 from r2rank_jax.data.prompts.templates import FILMS_1, TEMPLATES, find_template
 from r2rank_jax.errors import DataError
 
-# A released template never changes; better words are a new one, with a digest of its own.
+# A released template never changes. To improve the words, add a new template with its own digest.
 DIGESTS = {
     "films-1": "a61fa87c50ff89bc",
     "films-2": "44f91244f2399c71",
@@ -33,16 +33,16 @@ def test_released_templates_are_frozen(name):
     template = TEMPLATES[name]
     history = [("Emma", "1996", 4.5, "3 days before"), ("Heat", "", None, "1 year before")]
     details = [("price", "9.99"), ("brand", "B"), ("author", "A"), ("developer", "D"), ("city", "C")]
-    said = [prompts.prefix_text(history, template)]
+    texts = [prompts.prefix_text(history, template)]
     for reasoning in (True, False):
-        said.append(
+        texts.append(
             prompts.suffix_text("Alien", "1979", ("Crime", "War"), details, template=template, reasoning=reasoning)
         )
-        said.append(prompts.suffix_text("", "", (), (), template=template, reasoning=reasoning))
-    assert hashlib.sha256("\n".join(said).encode()).hexdigest()[:16] == DIGESTS[name], (name, said)
+        texts.append(prompts.suffix_text("", "", (), (), template=template, reasoning=reasoning))
+    assert hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16] == DIGESTS[name], (name, texts)
 
 
-def test_every_template_can_be_configured_and_no_other():
+def test_exactly_the_templates_can_be_configured():
     field = typing.get_type_hints(DataConfig)["template"]
     assert set(typing.get_args(field)) == set(TEMPLATES) and DataConfig().template == "films-1"
     assert all(re.fullmatch(r"[a-z]+-[1-9]\d*", name) and name == each.name for name, each in TEMPLATES.items())
@@ -51,16 +51,16 @@ def test_every_template_can_be_configured_and_no_other():
 
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
-def test_words_of_a_template_stay_apart_from_data(template):
+def test_item_text_cannot_imitate_a_template(template):
     assert template.instruction.count("\n") == 1 and template.instruction.endswith(":\n")
-    assert "; " in template.instruction, "no item text can spell it"
+    assert "; " in template.instruction, "item text never contains it"
     words = [text for text in astuple(template) if isinstance(text, str)] + [text for _, text in template.details]
     assert not any(";" in text for text in words if text != template.instruction)
     labels = [template.kinds, *(label for _, label in template.details)]
     assert len(set(labels)) == len(labels) and all(label.endswith(" ") for label in labels if label)
 
 
-def test_a_prompt_by_hand():
+def test_a_prompt_equals_one_written_by_hand():
     history = [("Catan", "", 5.0, "2 weeks before"), ("Speed 2", "1997", None, "minutes before")]
     template = TEMPLATES["products-1"]
     assert prompts.prefix_text(history, template) == (
@@ -76,7 +76,7 @@ def test_a_prompt_by_hand():
     assert prompts.suffix_text("", "", (), template=template) == "Unknown product\nReason:"
 
 
-def test_films_1_shows_no_times_and_tells_missing_ratings():
+def test_films_1_shows_missing_ratings_and_no_times():
     assert prompts.prefix_text([("Speed 2", "", None, "1 day before")]) == FILMS_1.instruction + "Speed 2 -\n"
     assert prompts.prefix_text([("Speed 2", "", float("nan"))]) == FILMS_1.instruction + "Speed 2 -\n"
 
@@ -98,7 +98,7 @@ SHOWN_DETAILS = {
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_the_page_shows_every_template_as_it_is(name):
+def test_the_docs_show_every_template_verbatim(name):
     page = (Path(__file__).parents[3] / "docs/prompts.md").read_text(encoding="utf-8")
     seen, candidate = SHOWN[name]
     text = prompts.prefix_text([seen], TEMPLATES[name])
@@ -119,28 +119,28 @@ def test_times_are_coarse(seconds, words):
     assert prompts.time_words(seconds) == words
 
 
-def test_there_are_few_time_words_and_none_for_the_future():
+def test_time_words_are_few_and_reject_the_future():
     assert len({prompts.time_words(seconds) for seconds in range(0, 20 * 366 * DAY, 1800)}) < 100
-    with pytest.raises(DataError, match="history must lie before its list, got an interaction 5 s after"):
+    with pytest.raises(DataError, match="history must precede its list, got an interaction 5 s after it"):
         prompts.time_words(-5)
 
 
 @pytest.fixture
 def two_users(dataset):
-    """The tiny dataset with known times: user 0 an interaction a day; the others as they were."""
+    """The tiny dataset in which user 0 has one interaction per day. The other users' times are unchanged."""
     timestamp = dataset.timestamp.copy()
     own = slice(0, int(dataset.offsets[1]))
     timestamp[own] = 880_000_000 + DAY * np.arange(own.stop)
     return replace(dataset, timestamp=timestamp)
 
 
-def test_times_are_told_from_when_the_list_was_shown(two_users, make_encoder):
+def test_times_are_relative_to_when_the_list_was_shown(two_users, make_encoder):
     template = TEMPLATES["films-2"]
     text = prefix_of(two_users, 0, 5, 3, template)
     assert re.findall(r", (\d+ days? before)\n", text) == ["3 days before", "2 days before", "1 day before"]
     text = prefix_of(two_users, 0, 6, 3, template)
     assert re.findall(r", (\d+ days? before)\n", text) == ["3 days before", "2 days before", "1 day before"]
-    # Behind the last interaction nobody knows the time; that of the last one must not be the next user's.
+    # After the last interaction the time is unknown. The next user's first time must not be used.
     end = int(two_users.offsets[1])
     assert re.findall(r"(\d+ days?|minutes) before\n", prefix_of(two_users, 0, end, 2, template)) == [
         "1 day",
@@ -151,8 +151,8 @@ def test_times_are_told_from_when_the_list_was_shown(two_users, make_encoder):
 
 
 @pytest.mark.parametrize("name", ["films-1", "films-2"])
-def test_cached_lines_are_the_lines_of_their_lists(two_users, make_encoder, name):
-    """The same item and rating at another time is another line, with films-2, and the same one with films-1."""
+def test_cached_lines_equal_the_lines_of_whole_prefixes(two_users, make_encoder, name):
+    """The same item and rating at a different time is a different line in films-2, but the same line in films-1."""
     tokenizer = make_encoder().tokenizer
     encoder = Encoder(tokenizer, two_users, DataConfig(template=name, prefix_tokens=400, suffix_tokens=40))
     assert encoder._by_line
@@ -163,7 +163,7 @@ def test_cached_lines_are_the_lines_of_their_lists(two_users, make_encoder, name
     assert (len(encoder._lines) == len(lines)) == (name == "films-1")
 
 
-def test_a_rating_that_is_missing_is_cached_once(two_users, make_encoder):
+def test_missing_ratings_are_cached_once(two_users, make_encoder):
     unrated = replace(two_users, rating=np.full_like(two_users.rating, np.nan))
     encoder = Encoder(make_encoder().tokenizer, unrated, DataConfig(prefix_tokens=400, suffix_tokens=40))
     for _ in range(3):
@@ -171,7 +171,7 @@ def test_a_rating_that_is_missing_is_cached_once(two_users, make_encoder):
     assert len(encoder._lines) == 4
 
 
-def test_details_come_from_the_catalogue_and_are_the_first_to_go(dataset, make_encoder):
+def test_details_come_from_the_catalog_and_are_dropped_first(dataset, make_encoder):
     details = tuple((("developer", f"Studio {i}"), ("price", "9.99")) for i in range(len(dataset.items)))
     games = replace(dataset, items=replace(dataset.items, details=details))
     template, tokenizer = TEMPLATES["games-1"], make_encoder().tokenizer
@@ -191,7 +191,7 @@ def test_details_come_from_the_catalogue_and_are_the_first_to_go(dataset, make_e
         assert encoder.counts["suffixes_without_some_details"] > 0
 
 
-def test_without_reasoning_the_prompt_ends_in_its_own_mark(dataset, make_encoder):
+def test_without_reasoning_the_prompt_ends_with_a_different_mark(dataset, make_encoder):
     tokenizer = make_encoder().tokenizer
     for name, tokens, mark in (("films-1", 0, "Reason:"), ("films-2", 0, "Score:"), ("films-2", 5, "Reason:")):
         config = DataConfig(template=name, rationale_tokens=tokens, suffix_tokens=60)
@@ -209,5 +209,5 @@ def test_a_tokenizer_that_loses_line_ends_is_refused(dataset):
     )
     backend.normalizer, backend.pre_tokenizer = normalizers.Replace("\n", " "), pre_tokenizers.Metaspace()
     backend.decoder = decoders.Metaspace()
-    with pytest.raises(DataError, match=r"must keep the ends of lines.* choose a model whose tokenizer has a token"):
+    with pytest.raises(DataError, match=r"must keep line ends.* choose a model whose tokenizer has a token"):
         Encoder(FastTokenizer(backend, pad=0, stop=0), dataset, DataConfig())

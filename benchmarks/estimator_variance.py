@@ -2,9 +2,9 @@
 
     python benchmarks/estimator_variance.py --out docs/estimator_variance.svg            about 4 minutes on 2 cores
 
-For each shape one list is drawn; for each estimator and M, 2,000 gradient estimates. The total variance, Σ_i of the
-variance of component i, is divided by |∇V|² (exact, by quadrature): at 1 the noise of one estimate is as long as the
-gradient. Prints a table, then one JSON line, and draws the figure of docs/ranking.md.
+For each shape one list is drawn, and for each estimator and M, 2,000 gradient estimates are computed. The total
+variance, the sum of the variances of all components, is divided by |∇V|² (exact, by quadrature). At 1 the noise of one
+estimate is as large as the gradient. Prints a table and then one JSON line, and draws the figure of docs/ranking.md.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ import numpy as np
 from r2rank_jax.ranking import expected_ndcg, surrogate
 
 NUM_ESTIMATES, NUM_RANKINGS = 2000, (2, 4, 8, 16, 32, 64)
-# Name in the figure → options of `surrogate`, colour, line style.
+# Name in the figure → options of `surrogate`, color, line style.
 ESTIMATORS: dict[str, tuple[dict, str, str]] = {
     "reinforce": ({"estimator": "reinforce"}, "#888888", "-"),
     "reward_to_go": ({"estimator": "reward_to_go"}, "#1f6fb4", "-"),
     "pl_rank, centred gains": ({"estimator": "pl_rank"}, "#c4541a", "-"),
-    "pl_rank, plain": ({"estimator": "pl_rank", "centred_gains": False}, "#c4541a", ":"),
+    "pl_rank, plain": ({"estimator": "pl_rank", "centered_gains": False}, "#c4541a", ":"),
 }
 
 
 def shapes() -> dict[str, tuple[np.ndarray, np.ndarray, int | None]]:
-    """Name → scores [N], labels [N], k. Scores are informed: relevant items stand a little higher."""
+    """Name → scores [N], labels [N], k. Relevant items have slightly higher scores on average."""
     rng = np.random.default_rng(0)
     out = {}
     for name, num_items, grades, k in (
@@ -60,13 +60,14 @@ def estimates(key, scores, labels, *, num_samples, k, options):
 
 
 def relative_variance(scores: np.ndarray, labels: np.ndarray, k: int | None, options: dict) -> list[float]:
-    """Total variance over |∇V|² for each number of rankings; NaN where the estimator needs more of them."""
+    """Total variance over |∇V|² for each number of rankings."""
     exact = np.asarray(jax.grad(lambda s: expected_ndcg(s, labels, k=k))(jnp.asarray(scores)), np.float64)
     out = []
     for num_samples in NUM_RANKINGS:
         settings = {"num_samples": num_samples, "k": k, "options": tuple(options.items())}
-        got = np.asarray(estimates(jax.random.key(1), jnp.asarray(scores), jnp.asarray(labels), **settings), np.float64)
-        out.append(float(got.var(axis=0, ddof=1).sum() / (exact**2).sum()))
+        gradients = estimates(jax.random.key(1), jnp.asarray(scores), jnp.asarray(labels), **settings)
+        total = np.asarray(gradients, np.float64).var(axis=0, ddof=1).sum()
+        out.append(float(total / (exact**2).sum()))
     return out
 
 
@@ -76,8 +77,8 @@ def draw(results: dict[str, dict[str, list[float]]], path: Path) -> None:
     figure, axes = plt.subplots(1, len(results), figsize=(3.0 * len(results), 3.2), sharey=True, layout="constrained")
     for axis, (shape, lines) in zip(axes, results.items()):
         for name, values in lines.items():
-            _, colour, style = ESTIMATORS[name]
-            axis.plot(NUM_RANKINGS, values, style, color=colour, label=name, marker="o", markersize=3)
+            _, color, style = ESTIMATORS[name]
+            axis.plot(NUM_RANKINGS, values, style, color=color, label=name, marker="o", markersize=3)
         axis.axhline(1.0, color="#cccccc", linewidth=0.8, zorder=0)
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
@@ -95,7 +96,7 @@ def draw(results: dict[str, dict[str, list[float]]], path: Path) -> None:
 def main() -> None:
     """Measures, prints and draws."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("docs/estimator_variance.svg"), help="where the figure goes")
+    parser.add_argument("--out", type=Path, default=Path("docs/estimator_variance.svg"), help="file for the figure")
     out = parser.parse_args().out
     print(f"{'list':32s} {'estimator':24s}" + "".join(f"{f'M={m}':>9s}" for m in NUM_RANKINGS))
     results: dict[str, dict[str, list[float]]] = {}

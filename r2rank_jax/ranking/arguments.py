@@ -1,10 +1,9 @@
-"""What every function of this package does with its arguments before it computes.
+"""Checks and conversions that every function of this package applies to its arguments.
 
-Shapes and options are checked where they are known: at once. Contents (an index out of range, a negative label) can
-only be checked where there are contents: on arrays that are not traced. Under `jit` they are not checked; to look into
-a jitted program, run it once `with jax.disable_jit():`. (Checks inside the program, by `checkify.debug_check`, were
-tried: even switched off they cost every call of a jitted function 100 µs, because JAX dispatches programs with effects
-in Python.)
+Shapes and options are always checked. Values (an index out of range, a negative label) can only be checked on arrays
+that are not traced, so they are not checked under `jit`; to check a jitted program, run it once
+`with jax.disable_jit():`. (We tried checks inside the program, with `checkify.debug_check`. Even when they are switched
+off they cost every call of a jitted function 100 µs, because JAX dispatches programs with effects in Python.)
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-# A finite stand-in for −inf. With true infinities (−inf) − (−inf) appears in logaddexp and in its gradient.
-# Scores are clipped far inside it, so that no real item ever looks like a masked one.
+# A finite substitute for −inf: with infinities, (−inf) − (−inf) appears in logaddexp and in its gradient.
+# Scores are clipped to a much smaller range, so that a real item can never be taken for a masked one.
 LOWEST = -3.0e38
 SCORE_LIMIT = 1.0e30
 
@@ -28,7 +27,7 @@ def real_scores(scores: ArrayLike, mask: ArrayLike | None) -> tuple[jax.Array, j
       mask: [..., N] True for a real item; broadcasts against `scores`. None: every item is real.
 
     Returns:
-      Scores [..., N] in float32 with 0 at masked items, and the mask [..., N], of one shape.
+      Scores [..., N] in float32 with 0 at masked items, and the mask [..., N], broadcast to the shape of the scores.
 
     Raises:
       ValueError: if `scores` has no item axis or `mask` does not fit it.
@@ -40,7 +39,7 @@ def real_scores(scores: ArrayLike, mask: ArrayLike | None) -> tuple[jax.Array, j
             "last axis"
         )
     real = broadcast_mask(mask, scores.shape, "scores")
-    # Replace before clipping: the gradient of `where` towards a masked NaN is an exact zero.
+    # Replace before clipping: then the gradient with respect to a masked NaN is exactly zero.
     return jnp.clip(jnp.where(real, scores, 0.0), -SCORE_LIMIT, SCORE_LIMIT), real
 
 
@@ -48,10 +47,10 @@ def real_labels(labels: ArrayLike, mask: ArrayLike | None = None) -> jax.Array:
     """Labels [..., N] in float32 with 0 at masked items.
 
     Raises:
-      ValueError: if there is no item axis, `mask` does not fit, or a real item's label is negative, infinite or NaN (if
-        the labels are not traced; traced ones count as 0 when negative).
+      ValueError: if there is no item axis, `mask` does not fit, or a real item's label is negative, infinite or NaN.
+        The values of traced labels are not checked; negative ones count as 0.
     """
-    known, known_mask = contents(labels), True if mask is None else contents(mask)
+    label_values, mask_values = contents(labels), True if mask is None else contents(mask)
     labels = jax.lax.stop_gradient(jnp.asarray(labels, jnp.float32))
     if labels.ndim == 0 or labels.shape[-1] == 0:
         raise ValueError(
@@ -59,15 +58,15 @@ def real_labels(labels: ArrayLike, mask: ArrayLike | None = None) -> jax.Array:
             "last axis"
         )
     real = broadcast_mask(mask, labels.shape, "labels")
-    if known is not None and known_mask is not None:
-        grades, counted = np.broadcast_arrays(np.asarray(known, np.float32), np.asarray(known_mask, bool))
+    if label_values is not None and mask_values is not None:
+        grades, counted = np.broadcast_arrays(np.asarray(label_values, np.float32), np.asarray(mask_values, bool))
         wrong = grades[counted & ~((grades >= 0) & (grades < np.inf))]
         if wrong.size:
             raise ValueError(
                 f"labels of real items must be finite and at least 0 (0 is not relevant); got {wrong[0]}; raise it to "
                 "0, or mark the item as False in mask"
             )
-    # Without the floor a negative label would make NDCG negative where nothing checks.
+    # Traced labels are not checked; without this bound a negative one would make NDCG negative.
     return jnp.maximum(jnp.where(real, labels, 0.0), 0.0)
 
 
@@ -75,10 +74,10 @@ def item_indices(ranking: ArrayLike, num_items: int) -> jax.Array:
     """The ranking [..., K] as an array of item indices.
 
     Raises:
-      ValueError: if it is not of integers, has more places than there are items, or (if it is not traced) holds an
-        index outside 0..N−1.
+      ValueError: if its dtype is not an integer, it has more places than there are items, or (if it is not traced) it
+        holds an index outside 0..N−1.
     """
-    known, ranking = contents(ranking), jnp.asarray(ranking)
+    indices, ranking = contents(ranking), jnp.asarray(ranking)
     if not jnp.issubdtype(ranking.dtype, jnp.integer) or ranking.ndim == 0:
         raise ValueError(
             f"ranking must hold item indices in shape [..., K]; got {ranking.dtype} of shape {ranking.shape}; pass "
@@ -88,10 +87,10 @@ def item_indices(ranking: ArrayLike, num_items: int) -> jax.Array:
         raise ValueError(
             f"ranking must have at most N={num_items} places; got {ranking.shape[-1]}; cut it to the first N places"
         )
-    if known is not None and known.size and (known.min() < 0 or known.max() >= num_items):
+    if indices is not None and indices.size and (indices.min() < 0 or indices.max() >= num_items):
         raise ValueError(
-            f"ranking must hold item indices from 0 to {num_items - 1}; got indices from {known.min()} to "
-            f"{known.max()}; rank the items of this list, with `sample` or `mode`"
+            f"ranking must hold item indices from 0 to {num_items - 1}; got indices from {indices.min()} to "
+            f"{indices.max()}; rank the items of this list, with `sample` or `mode`"
         )
     return ranking
 
@@ -106,7 +105,7 @@ def broadcast_mask(mask: ArrayLike | None, shape: tuple[int, ...], name: str) ->
 
 
 def same_items(name: str, shape: tuple[int, ...], other: str, other_shape: tuple[int, ...]) -> None:
-    """Raises ValueError unless both arrays have as many items on their last axis."""
+    """Raises ValueError unless both arrays have the same number of items on their last axis."""
     if not shape or shape[-1] != other_shape[-1]:
         raise ValueError(
             f"{name} must have as many items as {other}: {other_shape[-1]} on the last axis; got shape {shape}; pass "
@@ -115,19 +114,23 @@ def same_items(name: str, shape: tuple[int, ...], other: str, other_shape: tuple
 
 
 def leading(**shapes: tuple[int, ...]) -> tuple[int, ...]:
-    """The leading axes [...] that arrays of shapes [..., N or K] broadcast to, by name for the error."""
+    """The leading axes [...] to which arrays of the named shapes [..., N or K] broadcast.
+
+    Raises:
+      ValueError: if they do not broadcast; the message gives the names.
+    """
     try:
         return jnp.broadcast_shapes(*(shape[:-1] for shape in shapes.values()))
     except ValueError:
-        came = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        given = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ValueError(
-            f"the leading axes of {' and '.join(shapes)} must broadcast; got shapes {came}; give each the same leading "
-            "axes, or 1 where one list serves many (labels[..., None, :] for M rankings of each list)"
+            f"the leading axes of {' and '.join(shapes)} must broadcast; got shapes {given}; give each the same "
+            "leading axes, or 1 where one list serves many (labels[..., None, :] for M rankings of each list)"
         ) from None
 
 
 def places(k: int | None, num_items: int) -> int:
-    """The number of places K that a cut-off `k` leaves in a list of `num_items`: min(k, N), or N for None."""
+    """The number of places K that the cut-off `k` leaves in a list of N items: min(k, N), or N for None."""
     if k is None:
         return num_items
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
@@ -136,7 +139,7 @@ def places(k: int | None, num_items: int) -> int:
 
 
 def contents(values: ArrayLike) -> np.ndarray | None:
-    """The values where they can be read now: not traced, and on this process's devices. None elsewhere."""
+    """The values as a NumPy array; None if they are traced or not all on this process's devices."""
     if isinstance(values, jax.core.Tracer) or (isinstance(values, jax.Array) and not values.is_fully_addressable):
         return None
     try:

@@ -1,32 +1,32 @@
 """Credit assignment: from the value of whole lists to an advantage for every rationale.
 
-A user has N items and G rationales per item; rationale g of item i gave the score s_{i,g}, and the g-th
-rationales of all items make list g. The token-level policy gradient is Σ_{i,g} A_{i,g} ∇log π(rationale i,g). With
-V the expected reward of a list (`expectation`) and R(y) the reward of one ranking, NDCG@k or any `reward`, choices of
-A are:
+A user has N items and G rationales per item. Rationale g of item i has the score s_{i,g}, and the g-th rationales of
+all items form list g. The token-level policy gradient is Σ_{i,g} A_{i,g} ∇log π(rationale i,g). Let V be the expected
+reward of a list (`expectation`) and R(y) the reward of one ranking, NDCG@k or any `reward`. The rules for A are:
 
 | rule              | A_{i,g}                                                     | estimates, on-policy              |
 |-------------------|-------------------------------------------------------------|-----------------------------------|
 | "shared"          | V(list g) − mean of V over the user's other lists           | ∇E[V], unbiased, noisy            |
 | "counterfactual"  | V(list g) − mean over g' ≠ g of V(list g, s_i from g')      | ∇E[V], unbiased                   |
-| "first_order"     | ∂V/∂s_i (list g) · (s_{i,g} − mean_g' s_{i,g'})             | biased: linearises the one above  |
+| "first_order"     | ∂V/∂s_i (list g) · (s_{i,g} − mean_g' s_{i,g'})             | biased: linear approximation of   |
+|                   |                                                             | "counterfactual"                  |
 | "leave_item_out"  | R(y) − R(y without item i), y = items by score              | ∇E[R(y)], unbiased                |
 | "swap"            | mean over items j of R(y) − R(y with i and j exchanged)     | biased                            |
 
-A baseline b leaves an estimate unbiased, E[b ∇log π(o)] = 0, whenever it does not depend on the rationale o itself.
-"shared" subtracts other lists, and praises a rationale for the luck of the other N − 1. "counterfactual" replaces this
-rationale by others of the same item, and "leave_item_out" takes the item away, which leaves the order of the others as
-it is, whatever its score was: in both the luck of the other items cancels. "swap" has no such baseline: the exchanged
-ranking still depends on the item's own score, through its place.
+A baseline b leaves an estimate unbiased, E[b ∇log π(o)] = 0, if it does not depend on the rationale o itself. "shared"
+subtracts the values of other lists, so the advantage of a rationale also contains the random effects of the other N − 1
+rationales of its list. In "counterfactual" and "leave_item_out" these effects cancel: "counterfactual" replaces this
+rationale by others of the same item, and "leave_item_out" removes the item, which does not change the order of the
+others. "swap" has no such baseline: the exchanged ranking still depends on the item's own score, through its place.
 
 On-policy means that the rationales were sampled from the policy whose gradient is taken, and that the user's lists are
-independent. "leave_item_out" and "swap" look at the ranking by score, the one that inference returns, and so at the
-reward of serving, not at V; with G = 1 they need no second rationale, and on a given ranking they cost O(N).
+independent. "leave_item_out" and "swap" use the ranking by score, which inference returns. They therefore estimate the
+gradient of that ranking's reward, not of V. They work with G = 1 and cost O(N) for a given ranking.
 
 Sources: J. Foerster et al., "Counterfactual Multi-Agent Policy Gradients" (2018), for the counterfactual baseline; D.
-Wolpert, K. Tumer, "Optimal Payoff Functions for Members of Collectives" (2001), for the difference reward that
-leave-item-out is; C. Burges et al., "Learning to Rank with Nonsmooth Cost Functions" (2006), for the pair weights that
-swap averages.
+Wolpert, K. Tumer, "Optimal Payoff Functions for Members of Collectives" (2001), for the difference reward, of which
+"leave_item_out" is an instance; C. Burges et al., "Learning to Rank with Nonsmooth Cost Functions" (2006), for the pair
+weights that "swap" averages.
 
 Advantages are constants: no gradient flows through them.
 
@@ -72,14 +72,13 @@ def item_advantages(
       scores: [..., G, N] score of item i under its g-th rationale.
       labels: [..., N] graded relevance, shared by a user's G lists.
       mask: [..., N] True for a real item.
-      rule: see the top of this module, also for which are unbiased. "counterfactual" and "first_order" need G >= 2.
+      rule: see the table at the top of this module. "counterfactual" and "first_order" need G >= 2.
       k: cut-off of the NDCG; None takes all N places.
-      reward: instead of NDCG@k; its terms carry their own cut-offs.
-      method: how V is computed, see `expectation`; the last two rules do without V.
+      reward: used instead of NDCG@k; its terms have their own cut-offs.
+      method: how V is computed, see `expectation`; "leave_item_out" and "swap" do not use V.
 
     Returns:
-      float32 [..., G, N]; 0 at masked items and in lists without a relevant item. No gradient flows through
-      it.
+      float32 [..., G, N]; 0 at masked items and in lists without a relevant item. No gradient flows through it.
 
     Raises:
       ValueError: if shapes disagree, the rule is unknown, or it needs more rationales.
@@ -121,24 +120,25 @@ def leave_item_out(
     k: int | None = None,
     reward: Reward | None = None,
 ) -> jax.Array:
-    """What every item is worth to a ranking: its NDCG@k minus that of the ranking without it, the others moving up.
+    """The contribution of every item: NDCG@k of a ranking minus that of the ranking without the item.
 
-    gain_i w_{r_i} − Σ_{j below i} gain_j (w_{r_j − 1} − w_{r_j}), in O(N). The normaliser stays that of the whole list.
-    As an advantage it is unbiased for the expected reward of whatever made the ranking, a sort by score or a draw from
-    Plackett-Luce, because what is left after removal does not depend on the item's score.
+    The items below a removed one move up, and the normalizer stays that of the whole list. The contribution is
+    gain_i w_{r_i} − Σ_{j below i} gain_j (w_{r_j − 1} − w_{r_j}), computed in O(N). As an advantage it is unbiased for
+    the expected reward of the ranking, whether that was sorted by score or drawn from Plackett-Luce, because the
+    ranking of the other items does not depend on the removed item's score.
 
     Args:
       ranking: [..., N] all items, best first; leading axes broadcast with those of `labels`.
       labels: [..., N] graded relevance.
-      mask: [..., N] True for a real item; masked items stand last, as `mode` and `sample` put them.
-      k: cut-off of the NDCG; None takes all N places.
-      reward: instead of NDCG@k.
+      mask: [..., N] True for a real item; masked items must be last, where `mode` and `sample` put them.
+      k: cut-off of the NDCG; None takes all N places. The item at place k + 1 can move up into the first k.
+      reward: used instead of NDCG@k.
 
     Returns:
-      [..., N], by item, 0 for masked ones. The item at place k + 1 moves up into the cut-off.
+      [..., N], by item; 0 for masked items.
 
     Raises:
-      ValueError: if the ranking is not a full one, shapes do not broadcast, or labels of real items are negative.
+      ValueError: if the ranking does not hold all items, shapes do not broadcast, or labels of real items are negative.
     """
     return _on_ranking(_without_item, ranking, labels, mask, rewards.chosen(reward, k))
 
@@ -151,21 +151,21 @@ def swap(
     k: int | None = None,
     reward: Reward | None = None,
 ) -> jax.Array:
-    """What its place is worth to every item: NDCG@k minus that with the item exchanged with another, on average.
+    """The average change of NDCG@k over exchanges of each item with another one: the actual minus the exchanged NDCG@k.
 
-    mean over the other items j of (gain_i − gain_j)(w_{r_i} − w_{r_j}), in O(N) from four sums; in O(N²) for terms that
-    pay the first relevant item only. Biased as an advantage (see the top of this module), in the direction of
-    LambdaRank.
+    The mean over the other items j of (gain_i − gain_j)(w_{r_i} − w_{r_j}), in O(N) from four sums; in O(N²) for terms
+    that count only the first relevant item. As an advantage it is biased (see the top of this module) and points in the
+    direction of LambdaRank.
 
     Args:
       ranking: [..., N] all items, best first; leading axes broadcast with those of `labels`.
       labels: [..., N] graded relevance.
-      mask: [..., N] True for a real item; masked items stand last.
+      mask: [..., N] True for a real item; masked items must be last.
       k: cut-off of the NDCG; None takes all N places.
-      reward: instead of NDCG@k.
+      reward: used instead of NDCG@k.
 
     Returns:
-      [..., N], by item, 0 for masked ones.
+      [..., N], by item; 0 for masked items.
 
     Raises:
       ValueError: as `leave_item_out`.
@@ -180,7 +180,7 @@ _Credit = Callable[[Term, jax.Array, jax.Array, np.ndarray], jax.Array]
 def _on_ranking(
     credit: _Credit, ranking: ArrayLike, labels: ArrayLike, mask: ArrayLike | None, reward: Reward
 ) -> jax.Array:
-    """Σ over the terms of scale · credit, which is computed by place, brought back to items: [..., N]."""
+    """Σ over the terms of scale · credit, by item: [..., N]. `credit` computes it by place."""
     values = []
     for term in reward.terms:
         gains = term.gains(labels, mask)
@@ -200,7 +200,7 @@ def _on_ranking(
 
 
 def _without_item(term: Term, gains: jax.Array, real: jax.Array, weights: np.ndarray) -> jax.Array:
-    """What the ranking loses with each place's item, the items below it moving up."""
+    """The reward that the ranking loses if the item at each place is removed and the items below it move up."""
     if term.counts == "first":
         first, second, padded = *_first_two(gains), jnp.append(weights, 0.0)
         place = jnp.arange(gains.shape[-1])
@@ -209,14 +209,14 @@ def _without_item(term: Term, gains: jax.Array, real: jax.Array, weights: np.nda
         without = jnp.where(place == first, left, jnp.where(place < first, padded[first - 1], padded[first]))
         return jnp.where(none, 0.0, padded[first] - without)
     del real
-    above = jnp.concatenate([weights[:1], weights[:-1]])  # after moving up by one place; the first stays
+    above = jnp.concatenate([weights[:1], weights[:-1]])  # weights after moving up; the first place cannot
     lift = gains * (above - weights)
     below = jnp.flip(jnp.cumsum(jnp.flip(lift, axis=-1), axis=-1), axis=-1) - lift
     return gains * weights - below
 
 
 def _exchanged(term: Term, gains: jax.Array, real: jax.Array, weights: np.ndarray) -> jax.Array:
-    """What the ranking loses when each place's item is exchanged with another, on average."""
+    """The reward that the ranking loses on average if the item at each place is exchanged with another one."""
     count = jnp.sum(real, axis=-1, keepdims=True).astype(jnp.float32)
     others = jnp.maximum(count - 1.0, 1.0)
     if term.counts == "first":
@@ -239,7 +239,7 @@ def _exchanged(term: Term, gains: jax.Array, real: jax.Array, weights: np.ndarra
 
 
 def _first_two(gains: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Places, from 0, of the first and the second relevant item, N where there is none: int [..., 1] each."""
+    """Places of the first and the second relevant item, counted from 0, N if there is none: int [..., 1] each."""
     num_items = gains.shape[-1]
     rank = jnp.cumsum(gains > 0, axis=-1)
     first, second = (
@@ -268,7 +268,7 @@ def _counterfactual(scores: jax.Array, labels: jax.Array, real: jax.Array, rewar
 
 
 def _first_order(scores: jax.Array, labels: jax.Array, real: jax.Array, reward: Reward, method: Method) -> jax.Array:
-    """Slope of V at the list times the score's distance from the item's mean score: [..., G, N]."""
+    """The derivative of V in the score, times the score's distance from the item's mean score: [..., G, N]."""
 
     def total(scores: jax.Array) -> jax.Array:
         return jnp.sum(expected_reward(scores, labels, real, reward=reward, method=method))
@@ -277,7 +277,7 @@ def _first_order(scores: jax.Array, labels: jax.Array, real: jax.Array, reward: 
 
 
 def _by_score(credit: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """The rule that applies a credit of given rankings to the rankings by score."""
+    """A rule that applies `credit`, a function of rankings, to the rankings by score."""
 
     def rule(scores: jax.Array, labels: jax.Array, real: jax.Array, reward: Reward, method: Method) -> jax.Array:
         del method
@@ -287,7 +287,7 @@ def _by_score(credit: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
 
 def _others(num_rationales: int) -> np.ndarray:
-    """Row g lists all rationales but g: int [G, G-1]."""
+    """Row g holds the indices of all rationales except g: int [G, G-1]."""
     grid = np.arange(num_rationales)
     return np.stack([np.delete(grid, g) for g in grid])
 

@@ -1,23 +1,22 @@
-"""The value of a list: V(s) = E[R(y)] over rankings y ~ PL(s), exactly and differentiably, for any `reward`.
+"""The value of a list: V(s) = E[R(y)] over rankings y ~ PL(s), exact and differentiable, for any `reward`.
 
-A reward is linear in the items' gains, so V = Σ_i gain_i · E[weight of i's place]: relevance may be graded and
-any number of items relevant. Where only the first relevant item counts (reciprocal rank, hit rate), the relevant items
-are merged into one of score logsumexp(their scores), see `reward`. Four methods, one number:
+A reward is linear in the items' gains, so V = Σ_i gain_i · E[weight of i's place]. Relevance may be graded, and any
+number of items may be relevant. Where only the first relevant item counts (reciprocal rank, hit rate), the relevant
+items are merged into one with the score logsumexp(their scores), see `reward`. Four methods compute the same number:
 
-| method                    | cost per list  | for                                             |
+| method                    | cost per list  | use                                             |
 |---------------------------|----------------|-------------------------------------------------|
 | "enumerate"               | N! · N         | N <= 8; the definition itself, for tests        |
 | "subset_dp"               | 2^N · N        | N <= 14; an independent check of the quadrature |
 | "quadrature"              | nodes · N · K  | any N, graded labels; per relevant item         |
 | "quadrature_one_positive" | nodes · N · K  | any N, at most one relevant item per list       |
 
-"auto" is quadrature, and takes the one-positive route when no list of the batch has two relevant items.
-Outside of `jit` the labels decide at once; under it they decide at run time through `lax.cond`, so a jitted
-training step runs only the cheap branch. Under `vmap` over labels a `cond` becomes a `select` that runs both
-branches: prefer the leading axes, which every function here takes, or name the method.
+"auto" is "quadrature_one_positive" if no list of the batch has two relevant items, and "quadrature" otherwise.
+Outside of `jit` the choice is made in Python; under `jit` it is made at run time by `lax.cond`, so that a jitted
+training step runs only the branch it needs. Under `vmap` over labels the `cond` becomes a `select` that runs both
+branches; use leading axes instead, which every function here accepts, or name the method.
 
-With "quadrature_one_positive" a list that has two relevant items gets NaN: wrong use must not pass unseen
-under jit.
+With "quadrature_one_positive" a list that has two relevant items gets NaN, so that the mistake is visible under `jit`.
 """
 
 from __future__ import annotations
@@ -53,8 +52,8 @@ def expected_ndcg(
 ) -> jax.Array:
     """Expected NDCG@k of a ranking drawn from PL(scores), with exponential gains.
 
-    Differentiable in `scores` with finite gradients at any gap. Accuracy: about 1e-6 (float32 rounding; the
-    quadrature itself errs by at most 1e-7).
+    Differentiable in `scores`, with finite gradients at any gap. The error is about 1e-6, mostly float32 rounding; that
+    of the quadrature is at most 1e-7.
 
     Args:
       scores: [..., N] scores.
@@ -82,14 +81,14 @@ def expected_reward(
 ) -> jax.Array:
     """Expected reward of a ranking drawn from PL(scores).
 
-    Differentiable and accurate as `expected_ndcg`, which is this with `reward.ndcg(k)`; where gains are not normalised
-    (DCG), accuracy is relative to their size.
+    `expected_ndcg` is this function with `reward.ndcg(k)`; both have the same accuracy and are differentiable. If gains
+    are not normalized (DCG), the error is relative to their size.
 
     Args:
       scores: [..., N] scores.
       labels: [..., N] graded relevance; leading axes broadcast with those of `scores`.
       mask: [..., N] True for a real item.
-      reward: see `reward`; its terms carry their own cut-offs.
+      reward: see `reward`; its terms have their own cut-offs.
       method: see the table at the top of this module.
 
     Returns:
@@ -119,7 +118,7 @@ def value(
     *,
     term: Term = rewards.ndcg().terms[0],  # noqa: B008 - a frozen value
 ) -> jax.Array:
-    """The expectation of one term, before its scale, for prepared arguments of one shape [..., N], in their dtype."""
+    """The expectation of one term, without its scale, for prepared arguments of one shape [..., N], in their dtype."""
     weights = term.weights(num_places, scores.dtype)
     if method == "enumerate":
         return _enumerate(scores, gains, real, term, weights)
@@ -152,10 +151,10 @@ def swapped_expected_ndcg(
     reward: Reward | None = None,
     method: Method = "auto",
 ) -> jax.Array:
-    """Expected NDCG@k, or another reward, after one item's score, each in turn, is replaced: what-if values for credit.
+    """Expected NDCG@k, or another reward, of a list in which one item's score is replaced, for every item.
 
-    The quadrature methods price all N·A replacements for about the cost of 2 + A values; the others, and terms that pay
-    the first relevant item only, evaluate the N·A lists one by one.
+    Credit rules use these values. The quadrature methods compute all N·A of them for about the cost of 2 + A values.
+    The other methods, and terms that count only the first relevant item, evaluate N·A lists.
 
     Args:
       scores: [..., N] scores.
@@ -163,7 +162,7 @@ def swapped_expected_ndcg(
       alternatives: [..., A, N] alternative scores; leading axes broadcast with those of `scores`.
       mask: [..., N] True for a real item.
       k: cut-off of the NDCG; None takes all N places.
-      reward: instead of NDCG@k.
+      reward: used instead of NDCG@k.
       method: see the table at the top of this module.
 
     Returns:
@@ -217,7 +216,7 @@ def _swapped(
 def prepare(
     scores: ArrayLike, labels: ArrayLike, mask: ArrayLike | None, k: int | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Finite scores, normalised gains of NDCG@k and mask of a batch of lists, all broadcast to one shape [..., N]."""
+    """Finite scores, normalized gains of NDCG@k, and mask of a batch of lists, all broadcast to one shape [..., N]."""
     scores, gains, real = prepare_terms(scores, labels, mask, rewards.ndcg(k))
     return scores, gains[0], real
 
@@ -225,7 +224,7 @@ def prepare(
 def prepare_terms(
     scores: ArrayLike, labels: ArrayLike, mask: ArrayLike | None, reward: Reward
 ) -> tuple[jax.Array, list[jax.Array], jax.Array]:
-    """Finite scores, normalised gains for each term and mask of a batch of lists, all of one shape [..., N]."""
+    """Finite scores, normalized gains of each term, and mask of a batch of lists, all of one shape [..., N]."""
     scores, real = real_scores(scores, mask)
     same_items("labels", np.shape(labels), "scores", scores.shape)
     leading(scores=scores.shape, labels=np.shape(labels))
@@ -240,22 +239,22 @@ def add_terms(reward: Reward, values: Sequence[jax.Array]) -> jax.Array:
 
 
 def check_method(method: str, num_items: int) -> None:
-    """Raises ValueError unless `method` is known and can treat `num_items` items."""
-    known = ("auto", "enumerate", "subset_dp", "quadrature", "quadrature_one_positive")
-    if method not in known:
-        raise ValueError(f'method must be one of {known}; got {method!r}; "auto" fits every list')
+    """Raises ValueError unless `method` exists and allows `num_items` items."""
+    methods = ("auto", "enumerate", "subset_dp", "quadrature", "quadrature_one_positive")
+    if method not in methods:
+        raise ValueError(f'method must be one of {methods}; got {method!r}; "auto" works for every list')
     if num_items > MAX_ITEMS.get(method, num_items):
         raise ValueError(
-            f'method "{method}" treats at most {MAX_ITEMS[method]} items; got N={num_items}; use method="quadrature"'
+            f'method "{method}" allows at most {MAX_ITEMS[method]} items; got N={num_items}; use method="quadrature"'
         )
 
 
 def sum_over_relevant(weight: Callable[[jax.Array], jax.Array], gains: jax.Array, method: Method) -> jax.Array:
-    """Σ_f gain_f · weight(f), visiting only the relevant item where there is at most one.
+    """Σ_f gain_f · weight(f) over the relevant items f.
 
     Args:
       weight: maps focal item indices int [...] to expected weights [..., *rest].
-      gains: [..., N] normalised gains.
+      gains: [..., N] normalized gains.
       method: one of the quadrature methods or "auto".
 
     Returns:
@@ -273,8 +272,8 @@ def sum_over_relevant(weight: Callable[[jax.Array], jax.Array], gains: jax.Array
         return weighted(jnp.argmax(gains, axis=-1))
 
     def every(_: None) -> jax.Array:
-        # One focal item at a time, the relevant ones of each list first, until no list has any left; recomputed on
-        # the way back, so that memory stays that of a single item.
+        # One focal item at a time, the relevant ones of each list first, until no list has any left. The backward pass
+        # recomputes each, so that memory is that of a single item.
         order = jnp.argsort(-gains, axis=-1)
 
         @jax.checkpoint
@@ -283,9 +282,9 @@ def sum_over_relevant(weight: Callable[[jax.Array], jax.Array], gains: jax.Array
             return jax.lax.cond(turn < most, lambda: total + weighted(focal), lambda: total), None
 
         shape = jax.eval_shape(weighted, order[..., 0]).shape
-        # Made from the batch: inside `jax.shard_map` a constant is of another type, and a scan may not start from it.
-        nothing = jnp.expand_dims(0.0 * gains[..., 0], tuple(range(len(lead), len(shape))))
-        return jax.lax.scan(add, jnp.broadcast_to(nothing, shape), jnp.arange(num_items, dtype=jnp.int32))[0]
+        # Computed from the batch, because inside `jax.shard_map` a scan cannot start from a constant.
+        zeros = jnp.expand_dims(0.0 * gains[..., 0], tuple(range(len(lead), len(shape))))
+        return jax.lax.scan(add, jnp.broadcast_to(zeros, shape), jnp.arange(num_items, dtype=jnp.int32))[0]
 
     relevant = jnp.sum(gains > 0, axis=-1, dtype=jnp.int32)
     most = jnp.max(relevant, initial=0)
@@ -302,11 +301,11 @@ def sum_over_relevant(weight: Callable[[jax.Array], jax.Array], gains: jax.Array
 
 
 def _merged(scores: jax.Array, gains: jax.Array, real: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Lists [..., N] whose relevant items are merged into the first of them, of score logsumexp(their scores)."""
+    """Lists [..., N] whose relevant items are merged into the first of them, with the score logsumexp(their scores)."""
     relevant = (gains > 0) & real
     peak, excess = log_sum(scores, relevant)
     is_first = relevant & (jnp.cumsum(relevant, axis=-1) == 1)
-    # Where no item is relevant the peak is far below any score, and is not read.
+    # Where no item is relevant the peak is `LOWEST`, and is not used.
     return jnp.where(is_first, peak + excess, scores), jnp.where(is_first, gains, 0.0), real & (is_first | ~relevant)
 
 
@@ -314,8 +313,7 @@ def _enumerate(scores: jax.Array, gains: jax.Array, real: jax.Array, term: Term,
     """Σ over all N! rankings of probability times reward."""
     num_items = scores.shape[-1]
     rankings = np.asarray(list(itertools.permutations(range(num_items))), np.int32)  # [N!, N]
-    # Of the rankings that differ only in where masked items stand, keep the one with them last, in index
-    # order.
+    # Of the rankings that differ only in the places of masked items, keep the one that has them last, in index order.
     order = jnp.where(real[..., rankings], rankings, rankings + num_items)  # [..., N!, N]
     masked = order >= num_items
     canonical = jnp.all(~masked[..., :-1] | (order[..., 1:] > order[..., :-1]), axis=-1)

@@ -1,17 +1,16 @@
-"""Losses of a list, to be minimised and to be swapped for each other: one form for all of them.
+"""Losses of a list, to be minimized. All have the same signature, so that one can replace another:
 
     loss(scores[..., N], labels[..., N], mask=None, *, key=None) -> [...]
 
-`key` is for losses that involve chance; the others ignore it. `negative_expected_ndcg` brings the estimators of this
-package into the same form. A list without a relevant item has loss 0 and gradient 0 everywhere: it says nothing about
-what to prefer.
+`key` is for losses with randomness; the others ignore it. `negative_expected_ndcg` gives the estimators of this package
+the same signature. A list without a relevant item has loss 0 and gradient 0, because it holds no preference.
 
-| loss                     | what it is                                         | source                               |
+| loss                     | definition                                         | source                               |
 |--------------------------|----------------------------------------------------|--------------------------------------|
 | `softmax_cross_entropy`  | −Σ_i y_i log softmax_i: convex                     | Cao et al. 2007; Bruch et al. 2019   |
-| `list_net`               | the same over Σ_i y_i: every list weighs alike     | Cao et al. 2007                      |
+| `list_net`               | the same / Σ_i y_i: all lists have equal weight    | Cao et al. 2007                      |
 | `list_mle`               | −log PL(items by label): convex                    | Xia et al. 2008                      |
-| `lambda_rank`            | pairs, weighted by what swapping them does to NDCG | Burges et al. 2006; Wang et al. 2018 |
+| `lambda_rank`            | pairs, weighted by the effect of a swap on NDCG    | Burges et al. 2006; Wang et al. 2018 |
 | `approx_ndcg`            | −NDCG with ranks smoothed by sigmoids              | Qin et al. 2010                      |
 | `negative_expected_ndcg` | −E[NDCG] under Plackett-Luce, exact or estimated   | `estimators`                         |
 
@@ -42,7 +41,7 @@ from r2rank_jax.ranking.reward import discounts
 
 
 class Loss(Protocol):
-    """The form of every loss here: what a training step may call by any of their names."""
+    """The signature of every loss in this module."""
 
     def __call__(
         self, scores: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None, *, key: jax.Array | None = None
@@ -54,9 +53,9 @@ def softmax_cross_entropy(
 ) -> jax.Array:
     """−Σ_i y_i log softmax_i(s): every relevant item against the whole list.
 
-    Z. Cao et al., "Learning to Rank: From Pairwise Approach to Listwise Approach" (2007), with the labels as they are
-    for the target, not divided by their sum; as a bound of NDCG: S. Bruch et al., "An Analysis of the Softmax Cross
-    Entropy Loss for Learning-to-Rank with Binary Relevance" (2019).
+    Z. Cao et al., "Learning to Rank: From Pairwise Approach to Listwise Approach" (2007), but the target is the labels
+    themselves, not divided by their sum. On the loss as a bound of NDCG: S. Bruch et al., "An Analysis of the Softmax
+    Cross Entropy Loss for Learning-to-Rank with Binary Relevance" (2019).
 
     Args:
       scores: [..., N] scores.
@@ -73,7 +72,7 @@ def softmax_cross_entropy(
     del key
     scores, labels, real = _prepare(scores, labels, mask)
     peak, excess = log_sum(scores, real)
-    # log_sum takes its peak for a constant, and log softmax does not depend on it.
+    # Autodiff treats the peak of `log_sum` as a constant. That is correct: log softmax does not depend on the peak.
     return -jnp.sum(jnp.where(labels > 0, labels * ((scores - peak) - excess), 0.0), axis=-1)
 
 
@@ -82,8 +81,8 @@ def list_net(
 ) -> jax.Array:
     """−Σ_i p_i log softmax_i(s), p_i = y_i / Σ_j y_j: `softmax_cross_entropy` with the labels' shares as the target.
 
-    Z. Cao et al., "Learning to Rank: From Pairwise Approach to Listwise Approach" (2007), top-one probabilities; theirs
-    make the target from a softmax of the labels.
+    Z. Cao et al., "Learning to Rank: From Pairwise Approach to Listwise Approach" (2007), with top-one probabilities.
+    Their target is a softmax of the labels instead.
 
     Args:
       scores: [..., N] scores.
@@ -113,7 +112,7 @@ def list_mle(
       scores: [..., N] scores.
       labels: [..., N] graded relevance; leading axes broadcast with those of `scores`.
       mask: [..., N] True for a real item.
-      key: orders equal labels at random; without one they keep the input order, which the model then learns.
+      key: orders equal labels at random; without a key they keep the input order, and the model learns that order.
 
     Returns:
       [...] losses.
@@ -136,15 +135,15 @@ def lambda_rank(
 ) -> jax.Array:
     """Σ over pairs with y_i > y_j of |ΔNDCG@k of swapping i and j| · log(1 + e^{s_j − s_i}).
 
-    |ΔNDCG| = |gain_i − gain_j| · |w_{r_i} − w_{r_j}| at the present ranking, a constant to the gradient. C. Burges et
-    al., "Learning to Rank with Nonsmooth Cost Functions" (2006); as a loss: X. Wang et al., "The LambdaLoss Framework
-    for Ranking Metric Optimization" (2018). O(N²).
+    |ΔNDCG| = |gain_i − gain_j| · |w_{r_i} − w_{r_j}| for the current ranking, which the gradient treats as a constant.
+    C. Burges et al., "Learning to Rank with Nonsmooth Cost Functions" (2006); as a loss: X. Wang et al., "The
+    LambdaLoss Framework for Ranking Metric Optimization" (2018). O(N²).
 
     Args:
       scores: [..., N] scores.
       labels: [..., N] graded relevance; leading axes broadcast with those of `scores`.
       mask: [..., N] True for a real item.
-      key: orders equal scores at random when ranks are taken.
+      key: orders equal scores at random in the ranking.
       k: cut-off of the NDCG; None takes all N places.
 
     Returns:
@@ -181,7 +180,7 @@ def approx_ndcg(
       labels: [..., N] graded relevance; leading axes broadcast with those of `scores`.
       mask: [..., N] True for a real item.
       key: not used.
-      temperature: of the sigmoids, above 0; towards 0 the loss becomes −NDCG and its gradient vanishes.
+      temperature: of the sigmoids, above 0. As it goes to 0 the loss approaches −NDCG and its gradient vanishes.
 
     Returns:
       [...] losses in [−1, 0].
@@ -215,7 +214,7 @@ def negative_expected_ndcg(
       labels: [..., N] graded relevance; leading axes broadcast with those of `scores`.
       mask: [..., N] True for a real item.
       key: a JAX PRNG key; not used by "exact".
-      estimator: "exact", or a sampled one: see `estimators`.
+      estimator: "exact" or a sampled one, see `estimators`.
       num_samples: M, rankings drawn per list by a sampled estimator.
       k: cut-off of the NDCG; None takes all N places.
 
@@ -223,14 +222,14 @@ def negative_expected_ndcg(
       [...] losses in [−1, 0].
 
     Raises:
-      ValueError: as `estimators.surrogate`, and if a sampled estimator gets no key.
+      ValueError: as `estimators.surrogate`, or if a sampled estimator gets no key.
     """
     if estimator == "exact":
         return -expected_ndcg(scores, labels, mask, k=k)
     check_sampled(estimator, num_samples)
     if key is None:
         raise ValueError(
-            f'estimator "{estimator}" draws rankings: it needs a key; got key=None; pass jax.random.key(0)'
+            f'estimator "{estimator}" draws rankings, so it needs a key; got key=None; pass jax.random.key(0)'
         )
     return -surrogate(key, scores, labels, mask, estimator=estimator, num_samples=num_samples, k=k)
 
@@ -239,7 +238,7 @@ BY_NAME: Mapping[str, Loss] = {
     loss.__name__: loss
     for loss in (softmax_cross_entropy, list_net, list_mle, lambda_rank, approx_ndcg, negative_expected_ndcg)
 }
-"""Losses by the name that a config gives."""
+"""Losses by their names in a config."""
 
 
 def _prepare(scores: ArrayLike, labels: ArrayLike, mask: ArrayLike | None) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -1,17 +1,16 @@
 """Ranking metrics: DCG, NDCG, reciprocal rank, recall, hit rate, average precision.
 
 Every metric takes a ranking [..., K] (item indices, best first) and labels [..., N] (graded relevance, at least 0; an
-item is relevant when its label is above 0), computes in float32 and returns one number per list. A list
-without a relevant item scores 0 in all of them: exclude such lists from a mean with `has_relevant`, or they
-count as failures. All but average precision are rewards of a given ranking (`reward`): what is trained and what is
-evaluated is one piece of mathematics.
+item is relevant when its label is above 0), computes in float32 and returns one number per list. Every metric of a list
+without a relevant item is 0; exclude such lists from a mean with `has_relevant`, or they count as failures. All metrics
+except average precision call `reward.ranking_reward`, so training and evaluation use the same code.
 
-Metrics take rankings, not scores, because the step between them is where evaluations go wrong: equal scores need an
-order. `plackett_luce.mode(scores, mask, key=key)` breaks ties at random. The ranking costs the one sort by score; only
-NDCG sorts again, by gain, for its ideal.
+Metrics take rankings, not scores, because equal scores need an order, and evaluations that leave this order to chance
+go wrong. `plackett_luce.mode(scores, mask, key=key)` breaks ties at random. Making the ranking takes one sort by score;
+only NDCG sorts again, by gain, for the best possible ranking.
 
 A metric over a sampled candidate list (1 positive, 19 negatives) is not an estimate of the metric over the whole
-catalogue, and can order two systems differently: W. Krichene, S. Rendle, "On Sampled Metrics for Item Recommendation"
+catalog, and can order two systems differently: W. Krichene, S. Rendle, "On Sampled Metrics for Item Recommendation"
 (2020). Compare only numbers from the same lists.
 
 NDCG: K. Järvelin, J. Kekäläinen, "Cumulated gain-based evaluation of IR techniques" (2002); the exponential
@@ -58,7 +57,7 @@ def normalized_gains(
       gain: "exp2" for 2^label − 1, "linear" for the label itself.
 
     Returns:
-      [..., N] non-negative normalised gains; all 0 for a list without a relevant item.
+      [..., N] non-negative normalized gains; all 0 for a list without a relevant item.
     """
     return rewards.ndcg(k, gain).terms[0].gains(labels, mask)
 
@@ -77,7 +76,7 @@ def dcg(
       ranking: [..., K] item indices, best first. Leading axes broadcast with those of `labels`, so rankings
         [..., M, K] of one list need labels [..., 1, N].
       labels: [..., N] graded relevance.
-      mask: [..., N] True for a real item; a masked item takes its place and gains nothing.
+      mask: [..., N] True for a real item; a masked item holds its place and has gain 0.
       k: cut-off; None takes all K places of the ranking, and a k above N is N.
       gain: "exp2" for 2^label − 1 (overflows float32 from label 128; `ndcg` does not), "linear" for the
         label.
@@ -105,7 +104,7 @@ def ndcg(
     Args:
       ranking: [..., K] item indices, best first; leading axes broadcast as in `dcg`.
       labels: [..., N] graded relevance.
-      mask: [..., N] True for a real item; a masked item takes its place and gains nothing.
+      mask: [..., N] True for a real item; a masked item holds its place and has gain 0.
       k: cut-off of both DCGs; None takes all K places of the ranking.
       gain: "exp2" (rax, TensorFlow Ranking) or "linear" (scikit-learn, trec_eval).
 
@@ -121,29 +120,29 @@ def ndcg(
 def reciprocal_rank(
     ranking: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None, *, k: int | None = None
 ) -> jax.Array:
-    """1 / place of the first relevant item among the first k: [...]; 0 where there is none. Form as `dcg`."""
+    """1 / place of the first relevant item among the first k, [...]; 0 if there is none. Arguments as in `dcg`."""
     return ranking_reward(ranking, labels, mask, reward=rewards.reciprocal_rank(_cutoff(ranking, k)))
 
 
 def recall(ranking: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None, *, k: int | None = None) -> jax.Array:
-    """Share of the relevant items that stand in the first k places: [...]; 0 without any. Form as `dcg`."""
+    """Share of the relevant items that are in the first k places, [...]; 0 without any. Arguments as in `dcg`."""
     return ranking_reward(ranking, labels, mask, reward=rewards.recall(_cutoff(ranking, k)))
 
 
 def hit_rate(
     ranking: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None, *, k: int | None = None
 ) -> jax.Array:
-    """1 if any relevant item is among the first k places, else 0: float32 [...]. Form as `dcg`."""
+    """1 if any relevant item is in the first k places, else 0: float32 [...]. Arguments as in `dcg`."""
     return ranking_reward(ranking, labels, mask, reward=rewards.hit_rate(_cutoff(ranking, k)))
 
 
 def average_precision(
     ranking: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None, *, k: int | None = None
 ) -> jax.Array:
-    """Σ over the relevant items in the first k places of the precision there, over all relevant items: [...].
+    """The sum of the precisions at the relevant items in the first k places, over the number of relevant items: [...].
 
-    0 without any. Form as `dcg`. Divided by the number of relevant items of the whole list, not by min(k, that number)
-    (rax, trec_eval and ranx divide so, too).
+    0 without a relevant item. The divisor is the number of relevant items of the whole list, not min(k, that number),
+    as in rax, trec_eval and ranx. Arguments as in `dcg`.
     """
     labels = real_labels(labels, mask)
     relevant = (placed(ranking, labels, k) > 0).astype(jnp.float32)
@@ -153,13 +152,13 @@ def average_precision(
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A metric that evaluation measures, and how reports write it."""
+    """A metric that evaluation measures, and its name in reports."""
 
     metric: Callable[..., jax.Array]
-    """Of the form of `reciprocal_rank`."""
+    """A function with the arguments of `reciprocal_rank`."""
     label: str
     at_cutoffs: bool
-    """Whether it is measured at every cut-off, as name@k, or once on the whole list."""
+    """True: measured at every cut-off, as name@k. False: measured once, on the whole list."""
 
 
 EVALUATED: Mapping[str, Evaluated] = {
@@ -167,9 +166,9 @@ EVALUATED: Mapping[str, Evaluated] = {
     "hr": Evaluated(hit_rate, "Hit rate", at_cutoffs=True),
     "mrr": Evaluated(reciprocal_rank, "MRR", at_cutoffs=False),
 }
-"""What every evaluation measures, by its name in `results.json`. A line here adds a metric to results and reports."""
+"""The metrics of every evaluation, by name in `results.json`. A new line here adds a metric to results and reports."""
 
 
 def _cutoff(ranking: ArrayLike, k: int | None) -> int:
-    """k, or for None all places that the ranking has."""
+    """k; for None, the number of places of the ranking."""
     return np.shape(ranking)[-1] if k is None else k

@@ -1,8 +1,8 @@
-"""Sorting a list, in the way that is fast for its shape.
+"""Sorting a list with the method that is fastest for its shape.
 
-XLA's sort on CPU calls a comparison function for every comparison, one at a time, while counting for every item the
-items before it is one fused, vectorised pass over all pairs: 0.4 ms against 3.2 ms (`top_k`) or 2.8 ms (`argsort`) for
-256 lists of 100 on two cores. Longer lists, and a few places only, are left to `top_k`.
+XLA's sort on CPU calls a comparison function for each comparison, one at a time. Counting, for every item, the items
+before it takes one fused, vectorized pass over all pairs: 0.4 ms against 3.2 ms (`top_k`) or 2.8 ms (`argsort`) for
+256 lists of 100 on two cores. `top_k` is used for longer lists, and where only a few places are needed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# All pairs of a list of up to so many items, for more than one place in so many: measured on 2 cores.
+# All pairs are compared for lists of at most `ALL_PAIRS_ITEMS` items, if more than one item in
+# `ITEMS_PER_PARTIAL_PLACE` gets a place. Both limits were measured on 2 cores.
 ALL_PAIRS_ITEMS = 128
 ITEMS_PER_PARTIAL_PLACE = 8
 
@@ -34,7 +35,7 @@ def top(values: jax.Array, num_places: int) -> jax.Array:
 
 
 def weighted_descending(values: jax.Array, weights: np.ndarray) -> jax.Array:
-    """Σ_r weights_r · (r-th largest value): the sum that no order of the values exceeds, if weights descend.
+    """Σ_r weights_r · (r-th largest value): the largest sum over all orders of the values, if the weights descend.
 
     Args:
       values: float32 [..., N].
@@ -57,11 +58,12 @@ def _partial_sort(num_items: int, num_places: int) -> bool:
 def _place(values: jax.Array) -> jax.Array:
     """Place of each item, from 0: the number of items that come before it. int32 [..., N]."""
     bits = jax.lax.bitcast_convert_type(jnp.where(values == 0, 0.0, values), jnp.int32)  # one zero, not two
-    # Floats in the order of integers, so that even NaN has a place and no two items share one. The barrier keeps XLA
-    # from computing them again for every pair.
+    # Integers in the same order as the floats, so that even NaN has a place and no two items share one. The barrier
+    # keeps XLA from computing them again for every pair.
     keys = jax.lax.optimization_barrier(bits ^ ((bits >> 31) & 0x7FFFFFFF))
-    # [..., j, i] with i, the item that is placed, on the last axis: sums over j are then vectorised over i. Among equal
-    # values the one with the smaller index comes first: j > i counts from the next integer on.
+    # [..., j, i], where i is the item that is placed. It is on the last axis, so that sums over j are vectorized over
+    # i. Among equal values the smaller index comes first: item j counts as before item i if keys_j >= keys_i for j < i,
+    # and if keys_j > keys_i for j > i. Adding 1 to the integer keys_j where j < i turns >= into >.
     num_items = values.shape[-1]
     row, column = (jax.lax.broadcasted_iota(jnp.int32, (num_items, num_items), axis) for axis in (0, 1))
     handicap = (row < column).astype(jnp.int32)

@@ -9,7 +9,7 @@ Sources: R. L. Plackett, "The Analysis of Permutations" (1975); R. D. Luce, "Ind
 (1959); sampling with Gumbel noise: W. Kool, H. van Hoof, M. Welling, "Stochastic Beams and Where to Find
 Them" (2019).
 
-Everything here computes in float32. `mask` is True for a real item; a masked item's score may be anything,
+All functions compute in float32. `mask` is True for a real item; a masked item's score may be anything,
 NaN included, and changes neither a value nor a gradient. Masked items fill the last places, in index order.
 
 >>> import jax, jax.numpy as jnp
@@ -17,7 +17,7 @@ NaN included, and changes neither a value nor a gradient. Masked items fill the 
 >>> ranking = mode(scores)
 >>> print(ranking, f"{jnp.exp(log_prob(scores, ranking)):.4f}")
 [2 1 0] 0.4863
->>> print(rank_marginals(scores, k=1)[:, 0].round(4))  # who comes first: the softmax
+>>> print(rank_marginals(scores, k=1)[:, 0].round(4))  # the first place: the softmax of the scores
 [0.09   0.2447 0.6652]
 >>> sample(jax.random.key(0), scores, num_samples=4, k=2).shape
 (4, 2)
@@ -58,8 +58,8 @@ def log_prob_per_place(scores: ArrayLike, ranking: ArrayLike, mask: ArrayLike | 
 def log_prob(scores: ArrayLike, ranking: ArrayLike, mask: ArrayLike | None = None) -> jax.Array:
     """Log-probability of a ranking, or of its first K places when K < N (the top-K marginal).
 
-    Exact at any score gap: every term is a score minus a log-sum-exp that contains it; no partition function is
-    subtracted from another. O(N + K log K).
+    Exact at any score gap: every term is a score minus a log-sum-exp that contains it, and no normalizer is subtracted
+    from another. O(N + K log K).
 
     Args:
       scores: [..., N] scores.
@@ -71,8 +71,8 @@ def log_prob(scores: ArrayLike, ranking: ArrayLike, mask: ArrayLike | None = Non
       [...] log-probabilities.
 
     Raises:
-      ValueError: if the ranking is not of integers, has more places than there are items or holds an index that is
-        none (if it is not traced, see `arguments`), or if leading axes do not broadcast.
+      ValueError: if the ranking's dtype is not an integer, it has more places than there are items, it holds an index
+        out of range (checked if it is not traced, see `arguments`), or leading axes do not broadcast.
 
     >>> print(f"{log_prob([0.0, 1.0, 2.0], jnp.array([2, 1, 0])):.6f}")
     -0.720868
@@ -88,20 +88,19 @@ def sample(
     num_samples: int,
     k: int | None = None,
 ) -> jax.Array:
-    """Draws rankings, by Gumbel noise or, for K << N, by drawing with replacement (see `sampling`).
+    """Draws rankings with Gumbel noise or, for K << N, by drawing with replacement (see `draws.sampling`).
 
     Args:
-      key: a JAX PRNG key. Masked items appended to a list change nothing in the rankings of the real ones, as long as
-        they do not carry N across 8 K, where the way of drawing changes.
+      key: a JAX PRNG key. Appending masked items to a list does not change the rankings of the real ones, as long as
+        it does not raise N to 8 K or more, where the sampling algorithm changes.
       scores: [..., N] scores.
       mask: [..., N] True for a real item; masked items come last, in index order.
       num_samples: M, the number of independent rankings per list.
       k: number of places K = min(k, N) to draw; None draws full rankings.
 
     Returns:
-      int32 [..., M, K] item indices, best first. Not differentiable: use `estimators.surrogate`. Items some
-      1e6 or more below the best score lose their noise to float32 rounding and keep the input order among
-      themselves.
+      int32 [..., M, K] item indices, best first. Not differentiable: use `estimators.surrogate`. Items whose scores are
+      about 1e6 or more below the best lose their noise to float32 rounding and keep their input order.
 
     Raises:
       ValueError: if `num_samples` or `k` is below 1 or the mask does not fit.
@@ -121,11 +120,11 @@ def mode(
       scores: [..., N] scores.
       mask: [..., N] True for a real item; masked items come last.
       k: number of places K = min(k, N); None ranks all items.
-      key: a JAX PRNG key that orders equal scores at random. Give one in an evaluation: without it equal scores keep
-        the input order, which hands a constant scorer whatever the order of the file is worth.
+      key: a JAX PRNG key that orders equal scores at random. Pass one in evaluations: without it equal scores keep the
+        input order, and a constant scorer gets the metric of the input order.
 
     Returns:
-      int32 [..., K] item indices, best first. (`expectation.expected_ndcg` needs no tie-breaking at all.)
+      int32 [..., K] item indices, best first. (`expectation.expected_ndcg` needs no tie-breaking.)
 
     Raises:
       ValueError: if `k` is below 1 or the mask does not fit.
@@ -135,7 +134,7 @@ def mode(
     best = jnp.where(real, scores, -jnp.inf)
     if key is None:
         return top(best, num_places)
-    # Two keys of one sort; the item axis first as in `sampling`.
+    # One sort by two keys. The random bits are drawn with the item axis first, as in `draws.sampling`.
     chance = jnp.moveaxis(jax.random.bits(key, (scores.shape[-1], *scores.shape[:-1])), 0, -1)
     items = jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
     return jax.lax.sort((-best, chance, items), dimension=-1, num_keys=2)[2][..., :num_places]
@@ -144,8 +143,8 @@ def mode(
 def rank_marginals(scores: ArrayLike, mask: ArrayLike | None = None, *, k: int | None = None) -> jax.Array:
     """The probability of every item at every place, exactly: P(y_r = i) for r <= k.
 
-    By quadrature over an item's arrival time in the exponential race behind the distribution (see `quadrature`); error
-    about 1e-6 in float32. O(nodes · N² · K) operations; differentiable, the gradient keeps K · N² · nodes numbers.
+    Computed by quadrature over an item's arrival time in an exponential race (see `exact.quadrature`), with an error of
+    about 1e-6 in float32 and O(nodes · N² · K) operations. Differentiable; the gradient stores K · N² · nodes numbers.
 
     Args:
       scores: [..., N] scores.
@@ -153,8 +152,8 @@ def rank_marginals(scores: ArrayLike, mask: ArrayLike | None = None, *, k: int |
       k: number of places K = min(k, N); None takes all.
 
     Returns:
-      [..., N, K]. Columns sum to 1 over the items as long as there are real items for that place, and rows sum to 1
-      over all N places.
+      [..., N, K]. A column sums to 1 over the items if there are enough real items for its place. A real item's row
+      sums to 1 over all N places.
 
     Raises:
       ValueError: if `k` is below 1 or the mask does not fit.
@@ -174,25 +173,26 @@ def kl(
 ) -> jax.Array:
     """KL divergence KL(PL(scores) || PL(other)) over rankings, or over their first K places.
 
-    Without a key: exact, by dynamic programming, for N <= 14. With a key: unbiased from `num_samples` rankings drawn
-    from PL(scores). Each contributes Σ_r KL of its place's choice given the places above, which has the mean of
-    log PL(y | scores) − log PL(y | other) with the chance of every single choice averaged out (Rao-Blackwell): lower
-    variance, and never negative.
+    Without a key the value is exact, by dynamic programming, for N <= 14. With a key it is an unbiased estimate from
+    `num_samples` rankings drawn from PL(scores). Each ranking contributes the sum over its places of the KL divergence
+    between the two models' choices at that place, given the places above. This has the same mean as
+    log PL(y | scores) − log PL(y | other), but the randomness of each choice is averaged out (Rao-Blackwell), so the
+    variance is lower and no estimate is negative.
 
     Args:
-      scores: [..., N] scores of the model that ranks.
-      other: [..., N] scores of the model it is compared with; leading axes broadcast.
+      scores: [..., N] scores of the model that rankings are drawn from.
+      other: [..., N] scores of the model that it is compared with; leading axes broadcast.
       mask: [..., N] True for an item that is real in both.
       k: number of places compared; None compares full rankings.
-      key: a JAX PRNG key; None asks for the exact value.
-      num_samples: M, at least 2; with `key` only.
+      key: a JAX PRNG key; None computes the exact value.
+      num_samples: M, at least 2; only with `key`.
 
     Returns:
-      [...] divergences in nats. Differentiable in both models; the estimate's gradient is unbiased, too (that the
-      drawing depends on `scores` enters by a score-function term with a leave-one-out baseline).
+      [...] divergences in nats. Differentiable in both models. The estimate's gradient is unbiased, too: a
+      score-function term with a leave-one-out baseline accounts for the rankings' dependence on `scores`.
 
     Raises:
-      ValueError: if shapes disagree, N > 14 without a key, or a key comes without num_samples >= 2.
+      ValueError: if shapes disagree, N > 14 without a key, or a key is given without num_samples >= 2.
 
     >>> print(f"{kl([1.0, 0.0], [0.0, 0.0]):.6f}")  # log 2 − the entropy of a coin with p = sigmoid(1)
     0.110944
@@ -207,8 +207,8 @@ def kl(
     if key is None:
         if num_items > subsets.MAX_ITEMS:
             raise ValueError(
-                f"the exact value treats at most {subsets.MAX_ITEMS} items; got N={num_items}; pass key= and "
-                "num_samples= for an unbiased estimate"
+                f"the exact value is limited to lists of at most {subsets.MAX_ITEMS} items; got N={num_items}; "
+                "pass key= and num_samples= for an unbiased estimate"
             )
 
         def gap(size: int, free: jax.Array) -> jax.Array:
@@ -235,15 +235,15 @@ def entropy(
 ) -> jax.Array:
     """Entropy of PL(scores) over rankings, or over their first K places, in nats.
 
-    It is log n!/(n − K)! for n real items, the entropy of the uniform ranking, minus the divergence from it; so exact
-    or sampled under the same conditions, with the same arguments and errors, as `kl`.
+    Computed as the entropy of the uniform distribution over rankings, log n!/(n − K)! for n real items, minus the KL
+    divergence from that distribution. It is therefore exact or sampled as `kl` is, with the same arguments and errors.
 
     Args:
       scores: [..., N] scores.
       mask: [..., N] True for a real item.
       k: number of places; None takes full rankings.
-      key: a JAX PRNG key; None asks for the exact value, for N <= 14.
-      num_samples: M, at least 2; with `key` only.
+      key: a JAX PRNG key; None computes the exact value, for N <= 14.
+      num_samples: M, at least 2; only with `key`.
 
     Returns:
       [...] entropies, from 0 (certain) to log n!/(n − K)! (uniform). Differentiable, as `kl`.
@@ -275,7 +275,7 @@ def _broadcast(scores: ArrayLike, ranking: ArrayLike, mask: ArrayLike | None) ->
 
 
 def _kl_along(rankings: jax.Array, scores: jax.Array, other: jax.Array, real: jax.Array) -> jax.Array:
-    """The estimate [...] of `kl` from rankings [..., M, K] drawn from PL(scores); the others [..., N]."""
+    """The estimate [...] of `kl` from rankings [..., M, K] drawn from PL(scores); the other arguments are [..., N]."""
     num_samples = rankings.shape[-2]
     shape = (*rankings.shape[:-1], scores.shape[-1])
     p, q, real = (jnp.broadcast_to(x[..., None, :], shape) for x in (scores, other, real))

@@ -1,36 +1,36 @@
-"""Rewards: what a ranking is worth, as one frozen value that every function of this package takes.
+"""Rewards of rankings, as frozen objects that every function of this package accepts.
 
-A reward is a weighted sum of terms, and a term pays for items by their place,
+A reward is a weighted sum of terms. A term rewards items according to their places,
 
-    R(y) = Σ_r weight_r · gain(label of the item at place r) / normaliser,
+    R(y) = Σ_r weight_r · gain(label of the item at place r) / normalizer,
 
-so that its expectation under any distribution over rankings is a sum over single items. A `Term` holds the three parts:
+so its expectation under any distribution over rankings is a sum over single items. A `Term` holds the three parts:
 
-| reward           | gain of a label | weight of place r <= k | normaliser               | who is paid     |
-|------------------|-----------------|------------------------|--------------------------|-----------------|
-| `ndcg`           | 2^label − 1     | 1 / log2(1 + r)        | the best possible sum    | every item      |
-| `dcg`            | 2^label − 1     | 1 / log2(1 + r)        | none                     | every item      |
-| `recall`         | 1               | 1                      | number of relevant items | every item      |
-| `reciprocal_rank`| 1               | 1 / r                  | none                     | the first one   |
-| `hit_rate`       | 1               | 1                      | none                     | the first one   |
+| reward           | gain of a label | weight of place r <= k | normalizer               | items that count   |
+|------------------|-----------------|------------------------|--------------------------|--------------------|
+| `ndcg`           | 2^label − 1     | 1 / log2(1 + r)        | the best possible sum    | all                |
+| `dcg`            | 2^label − 1     | 1 / log2(1 + r)        | none                     | all                |
+| `recall`         | 1               | 1                      | number of relevant items | all                |
+| `reciprocal_rank`| 1               | 1 / r                  | none                     | the first relevant |
+| `hit_rate`       | 1               | 1                      | none                     | the first relevant |
 
-`ndcg_linear` and `dcg_linear` take the label itself as its gain. Reciprocal rank and hit rate are linear in the gains
-only where one item is relevant: with several, the first relevant one alone is paid. That is still exact here. A
-Plackett-Luce ranking is an exponential race, in which the first arrival of a group of items is distributed like the
-arrival of one item whose rate is the sum of theirs, so the relevant items are merged into one of score
-logsumexp(their scores). `counts="first"` marks such a term.
+`ndcg_linear` and `dcg_linear` use the label itself as the gain. Reciprocal rank and hit rate count only the first
+relevant item, so with several relevant items they are not linear in the gains; `counts="first"` marks such a term. Its
+expectation is still exact. A Plackett-Luce ranking is the order of arrival in an exponential race, in which the first
+arrival of a group of items is distributed like the arrival of one item whose rate is the sum of theirs. The relevant
+items are therefore merged into one item with the score logsumexp(their scores).
 
-Average precision and expected reciprocal rank (Chapelle et al. 2009) are not of this form.
+Average precision and expected reciprocal rank (Chapelle et al. 2009) do not have this form.
 
-Rewards add up and scale, and a string names them in a config:
+Rewards can be added and scaled, and a config names them by a string:
 
 >>> mixed = 0.5 * ndcg(10) + 0.5 * recall(10)
 >>> mixed == named("0.5*ndcg@10+0.5*recall@10")
 True
 
-A reward of one's own is a function that returns a `Reward`; a config names it "module:function". Rewards are static:
-close over them in a jitted function, or declare the argument static. A function that makes its own `gain` or `weight`
-on each call makes a new value each time, and jit compiles again.
+Your own reward is a function that returns a `Reward`; a config names it "module:function". Rewards are static under
+`jit`: close over them in a jitted function, or declare the argument static. If a function defines `gain` or `weight`
+anew on each call, each call returns a different `Reward`, and `jit` compiles again.
 
 Sources: K. Järvelin, J. Kekäläinen, "Cumulated gain-based evaluation of IR techniques" (2002); C. Burges et al.,
 "Learning to Rank using Gradient Descent" (2005), for the exponential gain; R. D. Luce, "Individual Choice Behavior"
@@ -84,7 +84,7 @@ def exp2_gains(labels: jax.Array) -> jax.Array:
 
 
 def exp2_shares(labels: jax.Array) -> jax.Array:
-    """2^label − 1 divided by 2^(largest label of the list): [..., N], for rewards whose normaliser cancels a factor."""
+    """2^label − 1 divided by 2^(largest label of the list), [..., N], for rewards whose normalizer cancels a factor."""
     largest = jnp.max(labels, axis=-1, keepdims=True)
     gains = jnp.where(labels > 0, jnp.exp2(labels - largest) - jnp.exp2(-largest), 0.0)
     # The difference cancels for labels far below 1.
@@ -98,7 +98,7 @@ def linear_gains(labels: jax.Array) -> jax.Array:
 
 
 def linear_shares(labels: jax.Array) -> jax.Array:
-    """The label divided by the largest one of the list: [..., N], for rewards whose normaliser cancels a factor."""
+    """The label divided by the largest one of the list, [..., N], for rewards whose normalizer cancels a factor."""
     largest = jnp.max(labels, axis=-1, keepdims=True)
     return labels / jnp.where(largest > 0, largest, 1.0)
 
@@ -113,28 +113,28 @@ class Term:
     """One summand of a reward; see the top of this module."""
 
     gain: Callable[[jax.Array], jax.Array]
-    """Labels [..., N] of whole lists -> gains [..., N], at least 0. An item of label 0 gains 0 in any case."""
+    """Labels [..., N] of whole lists -> gains [..., N], at least 0. The gain of an item with label 0 is always 0."""
     weight: Callable[[int], np.ndarray]
     """K -> the weights [K] of places 1..K, at least 0, in double precision."""
     k: int | None = None
-    """Cut-off: places after it weigh nothing. None: all N places weigh."""
-    normaliser: Literal["ideal", "gains", "none"] = "none"
-    """What a list's gains are divided by: the best sum that a ranking can have, the sum of the gains, or 1."""
+    """Cut-off: places after it have weight 0. None: all N places have their weight."""
+    normalizer: Literal["ideal", "gains", "none"] = "none"
+    """The divisor of a list's gains: the largest weighted sum that a ranking can have, the sum of the gains, or 1."""
     counts: Literal["every", "first"] = "every"
-    """Who is paid: every item, or the first relevant one alone, by its place; gains then are 1 whatever their size."""
+    """Which relevant items count: every one, or only the first in the ranking. In the latter case all gains are 1."""
     scale: float = 1.0
-    """Factor of this term in its reward; may be negative."""
+    """Factor of this term in the reward; may be negative."""
 
     def num_places(self, num_items: int) -> int:
-        """K = min(k, N): how many places weigh in a list of N items."""
+        """K = min(k, N), the number of places within the cut-off in a list of N items."""
         return places(self.k, num_items)
 
     def weights(self, num_places: int, dtype: DTypeLike = np.float32) -> np.ndarray:
-        """The weights [K] of the first K places, without regard to the cut-off."""
+        """The weights [K] of the first K places; the cut-off is not applied."""
         return np.asarray(self.weight(num_places), dtype)
 
     def gains(self, labels: ArrayLike, mask: ArrayLike | None = None) -> jax.Array:
-        """Gains divided by the normaliser: float32 [..., N]; all 0 for a list without a relevant item.
+        """Gains divided by the normalizer: float32 [..., N]; all 0 for a list without a relevant item.
 
         Args:
           labels: [..., N] graded relevance.
@@ -147,9 +147,9 @@ class Term:
         gains = jnp.where(labels > 0, jnp.maximum(self.gain(labels), 0.0), 0.0)
         if self.counts == "first":
             return binary_gains(gains)
-        if self.normaliser == "none":
+        if self.normalizer == "none":
             return gains
-        if self.normaliser == "gains":
+        if self.normalizer == "gains":
             total = jnp.sum(gains, axis=-1, keepdims=True)
         else:  # the largest gain at the largest weight, and so on
             best = np.sort(self.weights(self.num_places(labels.shape[-1])))[::-1]
@@ -157,10 +157,10 @@ class Term:
         return gains / jnp.where(total > 0, total, 1.0)
 
     def payments(self, placed: jax.Array, weights: jax.Array | np.ndarray) -> jax.Array:
-        """What each place of a ranking contributes, before `scale`: [..., K].
+        """The contribution of each place of a ranking, without `scale`: [..., K].
 
         Args:
-          placed: [..., K] normalised gain of the item at each place.
+          placed: [..., K] normalized gain of the item at each place.
           weights: [K] or [..., K] of the places.
         """
         if self.counts == "every":
@@ -168,7 +168,7 @@ class Term:
         return jnp.where((placed > 0) & self.payable(placed), weights, 0.0)
 
     def payable(self, placed: jax.Array) -> jax.Array:
-        """Whether each place can still be paid after those above it: bool [..., K]; `placed` as in `payments`."""
+        """Whether an item at each place would count, given those above: bool [..., K]; `placed` as in `payments`."""
         if self.counts == "every":
             return jnp.ones(placed.shape, bool)
         relevant = (placed > 0).astype(jnp.int32)
@@ -177,7 +177,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Reward:
-    """A weighted sum of terms. Rewards add up, `a + b`, and scale, `0.5 * a`."""
+    """A weighted sum of terms. Rewards can be added, `a + b`, and scaled, `0.5 * a`."""
 
     terms: tuple[Term, ...]
 
@@ -188,14 +188,14 @@ class Reward:
         return Reward(tuple(dataclasses.replace(term, scale=float(factor) * term.scale) for term in self.terms))
 
     def num_places(self, num_items: int) -> int:
-        """How many places of a ranking of N items weigh in any term."""
+        """The number of places of a ranking of N items that are within the cut-off of any term."""
         return max(term.num_places(num_items) for term in self.terms)
 
 
 def ndcg(k: int | None = None, gain: Gain = "exp2") -> Reward:
-    """NDCG@k: DCG@k over that of the best ranking."""
+    """NDCG@k: DCG@k divided by that of the best ranking."""
     shares = {"exp2": exp2_shares, "linear": linear_shares}[_known_gain(gain)]
-    return Reward((Term(gain=shares, weight=reciprocal_logarithms, k=k, normaliser="ideal"),))
+    return Reward((Term(gain=shares, weight=reciprocal_logarithms, k=k, normalizer="ideal"),))
 
 
 def dcg(k: int | None = None, gain: Gain = "exp2") -> Reward:
@@ -205,17 +205,17 @@ def dcg(k: int | None = None, gain: Gain = "exp2") -> Reward:
 
 
 def reciprocal_rank(k: int | None = None) -> Reward:
-    """1 / place of the first relevant item, 0 where it stands after place k."""
+    """1 / place of the first relevant item; 0 if it is after place k."""
     return Reward((Term(gain=binary_gains, weight=reciprocals, k=k, counts="first"),))
 
 
 def recall(k: int | None = None) -> Reward:
-    """Share of the relevant items that stand in the first k places."""
-    return Reward((Term(gain=binary_gains, weight=ones, k=k, normaliser="gains"),))
+    """Share of the relevant items that are in the first k places."""
+    return Reward((Term(gain=binary_gains, weight=ones, k=k, normalizer="gains"),))
 
 
 def hit_rate(k: int | None = None) -> Reward:
-    """1 where a relevant item stands in the first k places."""
+    """1 if a relevant item is in the first k places, else 0."""
     return Reward((Term(gain=binary_gains, weight=ones, k=k, counts="first"),))
 
 
@@ -228,18 +228,19 @@ BY_NAME: Mapping[str, Callable[[int | None], Reward]] = {
     "recall": recall,
     "hr": hit_rate,
 }
-"""Names that a config may use; those of `results.json` mean the same here."""
+"""The names of rewards in a config. Names that `results.json` uses have the same meaning."""
 
 
 def named(text: str) -> Reward:
-    """The reward that a config names: "ndcg@10", "mrr", "0.5*ndcg@10+0.5*recall@10" or "my_rewards:novelty@5".
+    """The reward that a string names: "ndcg@10", "mrr", "0.5*ndcg@10+0.5*recall@10" or "my_rewards:novelty@5".
 
     Args:
       text: a sum of [factor*]NAME[@k], NAME from `BY_NAME` or "module:function". A function is called with k, or
-        without arguments where there is no @k, and returns a `Reward`.
+        without arguments if there is no @k, and must return a `Reward`.
 
     Raises:
-      ValueError: another form, an unknown name, a module that cannot be imported or that lacks the function.
+      ValueError: if the text has another form, a name is unknown, or a function cannot be imported or does not return a
+        `Reward`.
     """
     rewards = []
     for factor, name, k in weighted_names(text, "reward", "ndcg@10"):
@@ -254,17 +255,15 @@ def named(text: str) -> Reward:
 
 
 def chosen(reward: Reward | None, k: int | None) -> Reward:
-    """`reward`, or NDCG@k where it is None: for functions that take either.
+    """`reward`, or NDCG@k if it is None, for functions that take either.
 
     Raises:
-      ValueError: both were given.
+      ValueError: if both `reward` and `k` are given.
     """
     if reward is None:
         return ndcg(k)
     if k is not None:
-        raise ValueError(
-            f"a reward has its own cut-offs; got k={k} beside it; leave k out, or build the reward with it"
-        )
+        raise ValueError(f"a reward has its own cut-offs; got k={k} as well; leave k out, or build the reward with it")
     return reward
 
 
@@ -277,8 +276,8 @@ def ranking_reward(
       ranking: [..., K] item indices, best first. Leading axes broadcast with those of `labels`, so rankings
         [..., M, K] of one list need labels [..., 1, N].
       labels: [..., N] graded relevance.
-      mask: [..., N] True for a real item; a masked item takes its place and earns nothing.
-      reward: which.
+      mask: [..., N] True for a real item; a masked item holds its place and contributes 0.
+      reward: its terms have their own cut-offs.
 
     Returns:
       float32 [...]; 0 where no item is relevant.
@@ -299,7 +298,7 @@ def ranking_reward(
 
 
 def placed(ranking: ArrayLike, values: jax.Array, k: int | None) -> jax.Array:
-    """values [..., N] in ranking order, cut to the first min(k, N) places."""
+    """The values [..., N] in the order of the ranking, cut to the first min(k, N) places."""
     num_items = values.shape[-1]
     ranking = item_indices(ranking, num_items)
     cutoff = ranking.shape[-1] if k is None else places(k, num_items)
@@ -318,5 +317,5 @@ def placed(ranking: ArrayLike, values: jax.Array, k: int | None) -> jax.Array:
 
 def _known_gain(gain: str) -> str:
     if gain not in ("exp2", "linear"):
-        raise ValueError(f'gain must be "exp2" or "linear"; got {gain!r}; "exp2" is what rax and this package use')
+        raise ValueError(f'gain must be "exp2" or "linear"; got {gain!r}; "exp2" is the default here and in rax')
     return gain

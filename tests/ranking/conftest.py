@@ -1,4 +1,4 @@
-"""An oracle for the ranking tests: the definitions, by enumeration, in NumPy float64, without the package."""
+"""An oracle for the ranking tests: the definitions by enumeration, in NumPy float64, without code of the package."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def value(scores, labels, mask=None, k=None) -> float:
 
 
 def log_prob_gradient(scores, ranking, items) -> np.ndarray:
-    """∇ log P(ranking): at each place, the indicator of the choice minus the softmax over what is left."""
+    """∇ log P(ranking): at each place, the indicator of the choice minus the softmax over the items left."""
     left, out = list(items), np.zeros(len(scores))
     for i in ranking:
         s = np.asarray([scores[j] for j in left], np.float64)

@@ -65,7 +65,7 @@ def test_first_order_is_the_limit_of_counterfactual():
 
 @pytest.mark.parametrize("k", [None, 2])
 def test_leave_item_out_and_swap_match_their_definitions(oracle, k):
-    """On every ranking of a list with a masked item, against rankings that were really changed."""
+    """For every ranking of a list with a masked item, against explicitly changed rankings."""
     labels, mask = np.array([0, 2, 1, 0, 3]), np.array([1, 1, 1, 1, 0], bool)
     items, cutoff = [0, 1, 2, 3], 5 if k is None else k
 
@@ -91,17 +91,19 @@ def test_credit_of_rankings_broadcasts_and_the_rules_use_the_order_by_score():
         want = np.stack([credit(r, labels, k=4) for r in rankings])
         np.testing.assert_allclose(credit(rankings, labels, k=4), want, atol=1e-6)
         np.testing.assert_allclose(ADVANTAGES(scores, labels, rule=rule, k=4), want, atol=1e-6)
-        np.testing.assert_allclose(ADVANTAGES(scores[:1], labels, rule=rule, k=4), want[:1], atol=1e-6)  # G = 1 does
+        np.testing.assert_allclose(
+            ADVANTAGES(scores[:1], labels, rule=rule, k=4), want[:1], atol=1e-6
+        )  # G = 1 is enough
     with pytest.raises(ValueError, match="ranking must have as many items as labels: 6"):
         swap(rankings[:, :4], labels)
 
 
-CHOICES = np.array([[0.0, 2.0], [1.0, -1.0], [0.5, 1.5]])  # the scores that each item's two rationales would give
+CHOICES = np.array([[0.0, 2.0], [1.0, -1.0], [0.5, 1.5]])  # the score of each of an item's two possible rationales
 LOGITS = np.array([[0.2, -0.3], [0.0, 0.4], [-0.5, 0.1]])
 
 
 def exact_policy_gradient(rule):
-    """E[Σ A ∇log π] / G over every outcome of (2 rationales) x (3 items), and ∇E[V], ∇E[NDCG of the order by score]."""
+    """E[Σ A ∇log π] / G over all outcomes of (2 rationales) x (3 items), ∇E[V], and ∇E[NDCG of the order by score]."""
     policy = np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True)
     labels = np.array([1, 0, 0])
     outcomes = np.stack(np.meshgrid(*[[0, 1]] * 6, indexing="ij"), -1).reshape(-1, 2, 3)  # [64, G, N]
@@ -123,7 +125,7 @@ def exact_policy_gradient(rule):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_policy_gradient_is_unbiased_where_the_table_says_so(rule):
-    """Every outcome is visited with its probability: no noise."""
+    """The sum over all outcomes, weighted by probability, has no noise."""
     got, of_value, of_order = exact_policy_gradient(rule)
     want = of_order if rule in ("leave_item_out", "swap") else of_value
     assert np.abs(want).max() > 0.02
@@ -134,7 +136,7 @@ def test_policy_gradient_is_unbiased_where_the_table_says_so(rule):
 
 
 def test_leave_item_out_of_a_drawn_ranking_is_unbiased_for_the_value(oracle):
-    """A ranking drawn from PL without item i is a draw from PL of the others, whatever i's score: a valid baseline."""
+    """A PL ranking without item i is distributed as PL of the other items, whatever i's score: a valid baseline."""
     policy = np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True)
     labels, got = np.array([1, 0, 0]), np.zeros((3, 2))
     rankings = np.asarray(list(itertools.permutations(range(3))))
@@ -154,7 +156,7 @@ def test_counterfactual_credits_only_the_item_that_changed():
     np.testing.assert_allclose(got[:, [0, 1, 3]], 0.0, atol=1e-6)
     assert got[1, 2] > 0.2 and got[0, 2] < -0.2
     shared = np.asarray(ADVANTAGES(scores, np.array([0, 0, 1, 0]), rule="shared"))
-    assert (shared[1] > 0.2).all()  # the baseline rule praises everybody
+    assert (shared[1] > 0.2).all()  # the baseline rule gives all items the same credit
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -189,7 +191,7 @@ def test_extremes_masks_jit_vmap_and_no_gradient(rule):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_labels_may_have_leading_axes_that_scores_have_not(rule):
+def test_labels_may_have_more_leading_axes_than_scores(rule):
     scores, _ = user()
     labels = np.array([[0, 1, 0, 2], [1, 0, 0, 0], [0, 0, 0, 0]])
     got = ADVANTAGES(scores, labels, rule=rule)

@@ -22,17 +22,17 @@ MASK = np.array([True, True, True, False, True, True])
 
 
 def float64_list(oracle, k):
-    """The list above as the internals take it: finite scores, gains normalised by the oracle, mask."""
+    """Arguments of the internal functions for the list above: finite scores, and gains normalized by the oracle."""
     items = [i for i in range(6) if MASK[i]]
     gains, ideal = np.where(MASK, 2.0**LABELS - 1, 0.0), sorted((2.0 ** LABELS[items] - 1), reverse=True)[:k]
     gains = gains / sum(g / np.log2(r + 2) for r, g in enumerate(ideal))
     return np.where(MASK, SCORES, 0.0), gains
 
 
-@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("centered", [True, False])
 @pytest.mark.parametrize(("estimator", "k"), [(e, k) for e in SAMPLED for k in (2, 6)])
-def test_unbiased_to_ten_digits_over_all_pairs_of_rankings(oracle, estimator, k, centred):
-    """Value and gradient, weighted by the probability of each pair of samples, equal V and ∇V: no noise, float64."""
+def test_unbiased_to_ten_digits_over_all_pairs_of_rankings(oracle, estimator, k, centered):
+    """The mean of value and gradient over all pairs of samples, weighted by probability, equals V and ∇V in float64."""
     items = [0, 1, 2, 4, 5]
     rankings = np.unique(np.asarray([(*p, 3)[:k] for p in itertools.permutations(items)], np.int32), axis=0)
     probs = np.array([oracle.prob(SCORES, [i for i in r if i != 3], items) for r in rankings])
@@ -42,7 +42,7 @@ def test_unbiased_to_ten_digits_over_all_pairs_of_rankings(oracle, estimator, k,
     pairs = np.stack([rankings[first.ravel()], rankings[second.ravel()]], axis=1)  # [R², M=2, K]
     with jax.enable_x64(True):
         args = [jnp.broadcast_to(jnp.asarray(x), (len(pairs), 6)) for x in (scores, gains, MASK)]
-        got = value_and_gradient(*args, jnp.asarray(pairs), estimator, centred_gains=centred)
+        got = value_and_gradient(*args, jnp.asarray(pairs), estimator, centered_gains=centered)
     values, gradients = map(np.asarray, got)
     assert gradients.dtype == np.float64
     weights = probs[first.ravel()] * probs[second.ravel()]
@@ -50,10 +50,10 @@ def test_unbiased_to_ten_digits_over_all_pairs_of_rankings(oracle, estimator, k,
     want = oracle.gradient(SCORES, LABELS, MASK, k)
     np.testing.assert_allclose(weights @ gradients, want, rtol=0, atol=1e-10)
     assert np.abs(want).max() > 0.02 and want[3] == 0
-    # With the leave-one-out baselines, centring the gains is not even visible in a single estimate.
-    if estimator != "pl_rank" and not centred:
+    # With the leave-one-out baselines, centering the gains does not change a single estimate.
+    if estimator != "pl_rank" and not centered:
         with jax.enable_x64(True):
-            other = value_and_gradient(*args, jnp.asarray(pairs), estimator, centred_gains=True)[1]
+            other = value_and_gradient(*args, jnp.asarray(pairs), estimator, centered_gains=True)[1]
         np.testing.assert_allclose(gradients, other, atol=1e-12)
 
 
@@ -68,12 +68,12 @@ def test_exact_gradient_in_float64(oracle, method, tolerance):
     np.testing.assert_allclose(slope, oracle.gradient(SCORES, LABELS, MASK, 4), rtol=0, atol=tolerance)
 
 
-@functools.partial(jax.jit, static_argnames=("estimator", "k", "centred_gains"))
-def with_sampling(key, scores, labels, mask, *, estimator, k=3, centred_gains=True):
+@functools.partial(jax.jit, static_argnames=("estimator", "k", "centered_gains"))
+def with_sampling(key, scores, labels, mask, *, estimator, k=3, centered_gains=True):
     """Value and gradient of the surrogate, four rankings per list."""
 
     def total(scores):
-        options = {"num_samples": 4, "k": k, "centred_gains": centred_gains}
+        options = {"num_samples": 4, "k": k, "centered_gains": centered_gains}
         values = surrogate(key, scores, labels, mask, estimator=estimator, **options)
         return values.sum(), values
 
@@ -82,15 +82,15 @@ def with_sampling(key, scores, labels, mask, *, estimator, k=3, centred_gains=Tr
 
 
 def tiled(row, times=4000):
-    """A list, or a few, repeated to [times, N]."""
+    """One or a few lists, repeated to [times, N]."""
     row = np.atleast_2d(row)
     return np.tile(row, (times // len(row), 1))
 
 
 @pytest.mark.parametrize("estimator", SAMPLED)
-@pytest.mark.parametrize(("num_items", "k"), [(6, 3), (16, 2)])  # by noise, and with repeats discarded
+@pytest.mark.parametrize(("num_items", "k"), [(6, 3), (16, 2)])  # noise, and discarding repeats
 def test_sample_mean_within_four_standard_errors(oracle, estimator, num_items, k):
-    """The whole path with its own sampling, 10⁵ rankings: 25,000 independent estimates of four."""
+    """The surrogate with its own sampling, 10⁵ rankings: 25,000 independent estimates from four rankings each."""
     rng = np.random.default_rng(0)
     scores, labels = rng.normal(size=num_items).astype(np.float32), np.zeros(num_items)
     labels[[2, 5]] = 1, 2
@@ -101,7 +101,9 @@ def test_sample_mean_within_four_standard_errors(oracle, estimator, num_items, k
         (gradients, oracle.gradient(scores, labels, None, k)),
     ):
         assert (np.abs(got.mean(0) - want) < 4 * got.std(0) / np.sqrt(len(got))).all()
-        assert np.abs(want).max() > 10 * (got.std(0) / np.sqrt(len(got))).max()  # four of them would miss a wrong one
+        assert (
+            np.abs(want).max() > 10 * (got.std(0) / np.sqrt(len(got))).max()
+        )  # so that four errors are a strict bound
 
 
 @pytest.mark.parametrize("estimator", SAMPLED)
@@ -114,20 +116,20 @@ def test_value_is_the_mean_reward_of_the_samples(estimator):
     np.testing.assert_allclose(got, want, atol=1e-6)
 
 
-def test_baselines_and_centring_cut_variance():
-    """Where k < N, per-place baselines beat whole-list ones; PL-Rank, which has none, needs its gains centred."""
+def test_baselines_and_centering_cut_variance():
+    """If k < N, per-place baselines beat whole-list ones. PL-Rank has no baseline and needs centered gains."""
     args = tiled(np.zeros(6, np.float32)), tiled(np.array([4, 3, 2, 1, 0, 0.0])), tiled(np.ones(6, bool))
 
     def variance(estimator, **options):
         return np.asarray(with_sampling(jax.random.key(2), *args, estimator=estimator, **options)[1]).var(0).sum()
 
     assert variance("reward_to_go") < 0.7 * variance("reinforce")
-    assert variance("pl_rank") < 0.8 * variance("pl_rank", centred_gains=False)
+    assert variance("pl_rank") < 0.8 * variance("pl_rank", centered_gains=False)
 
 
-@pytest.mark.parametrize("centred", [True, False])
-def test_pl_rank_matches_the_published_sum(centred):
-    """λ_i = G_{r_i+1} + e^{s_i}(g_i a − b) in float64; centring removes c · (the same with all gains 1)."""
+@pytest.mark.parametrize("centered", [True, False])
+def test_pl_rank_matches_the_published_sum(centered):
+    """λ_i = G_{r_i+1} + e^{s_i}(g_i a − b) in float64; centering subtracts c times the same sum with all gains 1."""
     rng = np.random.default_rng(3)
     scores, gains = rng.normal(size=5), np.array([0.5, 0.0, 0.2, 0.0, 0.1])
     ranking, weights = np.array([3, 0, 4]), 1 / np.log2(np.arange(2, 5))
@@ -143,10 +145,10 @@ def test_pl_rank_matches_the_published_sum(centred):
             left.remove(i)
         return out
 
-    want = published(gains) - centred * gains.mean() * published(np.ones(5))
+    want = published(gains) - centered * gains.mean() * published(np.ones(5))
     with jax.enable_x64(True):
         arrays = jnp.asarray(scores), jnp.asarray(gains), jnp.ones(5, bool), jnp.asarray(ranking)[None]
-        got = value_and_gradient(*arrays, "pl_rank", centred_gains=centred)[1]
+        got = value_and_gradient(*arrays, "pl_rank", centered_gains=centered)[1]
     np.testing.assert_allclose(got, want, atol=1e-12)
 
 

@@ -1,4 +1,4 @@
-"""The losses against their published formulas, one pair of loops at a time. Rax: `test_outside_oracles.py`."""
+"""The losses against their published formulas, written as loops. `test_outside_oracles.py` compares them with rax."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_list_mle_ties_follow_the_input_or_the_key():
     np.testing.assert_allclose(drawn, np.round(possible, 4), atol=2e-4)
 
 
-def test_negative_expected_ndcg_is_the_estimators_by_another_form():
+def test_negative_expected_ndcg_equals_the_estimators():
     want = -expected_ndcg(SCORES, LABELS, MASK, k=3)
     assert negative_expected_ndcg(SCORES, LABELS, MASK, k=3) == want
     sampled = negative_expected_ndcg(
@@ -97,8 +97,8 @@ def test_negative_expected_ndcg_is_the_estimators_by_another_form():
 @pytest.mark.parametrize(
     "loss", [softmax_cross_entropy, list_net, list_mle, lambda_rank, approx_ndcg, negative_expected_ndcg]
 )
-def test_any_loss_by_its_name_teaches_the_order(loss):
-    """One gradient step function for all of them; a few hundred steps from the wrong order to the right one."""
+def test_every_loss_learns_the_order(loss):
+    """The same step function for all losses; 300 steps lead from a wrong order to the right one."""
     labels = jnp.array([0, 1, 0, 2, 0, 0])
     step = jax.jit(lambda scores: scores - 0.3 * jax.grad(lambda s: loss(s, labels))(scores))
     scores = jnp.array([0.5, 0.0, 0.2, -0.5, 0.1, 0.4])

@@ -1,4 +1,4 @@
-"""One matrix: every differentiable function of the package against every awkward list; and laws that all obey."""
+"""Every differentiable function of the package on every difficult list, and invariances that all functions share."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def sampled(estimator):
 
 
 def by_label(function):
-    """A function of (scores, mask) in the form of the others; labels come in as weights, so that they matter."""
+    """Gives a function of (scores, mask) the signature of the others; labels enter as weights, so that they matter."""
 
     def call(scores, labels, mask=None):
         labels = jnp.where(True if mask is None else mask, labels, 0.0).astype(jnp.float32)
@@ -51,7 +51,7 @@ def by_label(function):
 
 
 def top_marginals(scores, labels, mask=None):
-    """Σ_i label_i P(i among the first K): the marginals as one number per list."""
+    """Σ_i label_i P(i among the first K): one number per list that depends on the marginals."""
     labels = jnp.where(True if mask is None else mask, labels, 0.0).astype(jnp.float32)
     return jnp.sum(rank_marginals(scores, mask, k=K).sum(-1) * labels, axis=-1)
 
@@ -73,7 +73,7 @@ SAMPLED = {
     "entropy_sampled": by_label(functools.partial(entropy, k=K, key=KEY, num_samples=4)),
 }
 EVERY = DETERMINISTIC | SAMPLED
-# Without an order to learn there is nothing to learn; these are about the distribution itself.
+# These describe the distribution itself, so lists without a relevant item have a value and a gradient too.
 OF_THE_DISTRIBUTION = {"log_prob", "entropy", "kl", "entropy_sampled", "rank_marginals"}
 
 NUM_LISTS, NUM_ITEMS = 11, 6
@@ -128,7 +128,7 @@ def test_awkward_lists_have_finite_values_and_gradients(name):
     if name not in ("softmax_cross_entropy", "lambda_rank", "approx_ndcg"):
         np.testing.assert_allclose(at["one_item"][1], 0.0, atol=1e-6)  # there is only one ranking
     assert np.abs(at["padded"][1]).max() > 1e-3
-    # Another content of the padding changes neither a value nor a gradient, to the bit.
+    # Other values in the padding change neither a value nor a gradient, to the bit.
     other = np.float32(np.random.default_rng(0).normal(size=(2, *scores.shape)))
     scores, labels = np.where(mask, scores, other[0]), np.where(mask, labels, other[1])
     for again, before in zip(compiled(name)(scores, labels, mask), (values, gradient)):
@@ -148,7 +148,7 @@ def test_fewer_padded_items_change_neither_value_nor_gradient(name):
 def test_one_item_bfloat16_vmap_and_eager(name):
     value, gradient = compiled(name)(jnp.ones((1, 1)), jnp.ones((1, 1)), jnp.ones((1, 1), bool))
     assert np.isfinite(value).all() and (np.asarray(gradient) == 0).all()
-    # bfloat16 in: computed in float32 on the rounded scores.
+    # bfloat16 scores: the computation is in float32, on the rounded scores.
     rng = np.random.default_rng(1)
     scores = jnp.asarray(rng.normal(size=(NUM_LISTS, NUM_ITEMS)) * 3, jnp.bfloat16)
     labels, mask = rng.integers(0, 3, (NUM_LISTS, NUM_ITEMS)).astype(np.float32), np.ones((NUM_LISTS, NUM_ITEMS), bool)
@@ -157,7 +157,8 @@ def test_one_item_bfloat16_vmap_and_eager(name):
     assert values.dtype == jnp.float32 and gradient.dtype == jnp.bfloat16
     np.testing.assert_array_equal(values, want)
     np.testing.assert_allclose(gradient.astype(jnp.float32), slope, rtol=2**-7, atol=2e-3)
-    # vmap = loop over lists, with one key; eager = jit. The sampled ones draw other noise for a batch than for a list.
+    # vmap equals a loop over lists with one key, and eager equals jit. (For a batch without vmap, the sampled functions
+    # draw different noise than for a single list.)
     scores = scores.astype(jnp.float32)
     mapped = jax.jit(jax.vmap(EVERY[name]))(scores, labels, mask)
     for row in (0, 1):
@@ -168,13 +169,13 @@ def test_one_item_bfloat16_vmap_and_eager(name):
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_float32_comes_out_where_float64_is_switched_on(name):
+def test_results_are_float32_with_float64_enabled(name):
     with jax.enable_x64(True):
         arrays = [jnp.ones((2, NUM_ITEMS), dtype) for dtype in (jnp.float64, jnp.float64, bool)]
         assert jax.eval_shape(EVERY[name], *arrays).dtype == jnp.float32
 
 
-# -- laws, on lists that hypothesis makes up ----------------------------------------------------------------------
+# -- invariances, on lists that hypothesis generates --------------------------------------------------------------
 
 LISTS = st.tuples(
     hnp.arrays(np.float32, (NUM_ITEMS,), elements=st.floats(-50, 50, width=32)),
@@ -196,22 +197,24 @@ def one(name, scores, labels, mask):
 @given(LISTS, st.sampled_from([-64.0, 0.5, 1024.0]))
 def test_a_common_shift_changes_nothing(name, drawn, shift):
     scores, labels, mask, _ = drawn
-    scores = np.round(scores * 64) / 64  # so that the shift rounds nothing away
+    scores = np.round(scores * 64) / 64  # so that the shift causes no rounding
     value, gradient = one(name, scores, labels, mask)
     other, other_gradient = one(name, scores + np.float32(shift), labels, mask)
     scale = 1.0 + np.abs(gradient).max()
     np.testing.assert_allclose(other, value, rtol=1e-5, atol=2e-6)
     np.testing.assert_allclose(other_gradient, gradient, atol=3e-6 * scale)
-    if name != "pl_rank":  # whose single estimates are not orthogonal to the shift, only their mean is
+    if name != "pl_rank":  # only the mean of its estimates is orthogonal to the shift
         np.testing.assert_allclose(gradient.sum(), 0.0, atol=1e-5 * scale)
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
 @LAWS
 @given(LISTS)
-def test_relabelling_the_items_relabels_the_gradient(name, drawn):
+def test_permuting_the_items_permutes_the_gradient(name, drawn):
     scores, labels, mask, order = drawn
-    labels = np.arange(NUM_ITEMS, dtype=np.float32)[np.argsort(labels, kind="stable")]  # distinct: a tie has an order
+    labels = np.arange(NUM_ITEMS, dtype=np.float32)[
+        np.argsort(labels, kind="stable")
+    ]  # distinct, because ties keep the input order
     scores = scores + np.arange(NUM_ITEMS, dtype=np.float32) * np.float32(1e-3)
     value, gradient = one(name, scores, labels, mask)
     moved, moved_gradient = one(name, scores[order], labels[order], mask[order])

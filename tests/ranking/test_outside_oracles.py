@@ -1,4 +1,4 @@
-"""Random lists against rax, scikit-learn and ranx, each under its own documented conventions.
+"""Random lists compared with rax, scikit-learn and ranx, each under its own documented conventions.
 
 | library      | gain                           | ties in the scores                       | no relevant item |
 |--------------|--------------------------------|------------------------------------------|------------------|
@@ -74,12 +74,12 @@ def test_losses_and_gradients_equal_rax(lists, loss, peer):
     )
     for got, want in zip(ours, theirs):
         np.testing.assert_allclose(got, want, rtol=2e-6, atol=5e-6)
-    assert (np.asarray(ours[1])[~relevant] == 0).all()  # where rax's ListMLE teaches the input order
+    assert (np.asarray(ours[1])[~relevant] == 0).all()  # for such lists rax's ListMLE learns the input order
 
 
 def test_lambda_rank_equals_rax_up_to_its_scale(lists):
-    """rax multiplies its weights by the list size N and normalises by the ideal DCG of the *gains* as labels; so the
-    ideal is compared without normalisation, list by list."""
+    """rax multiplies its weights by the list size N, and normalizes by the ideal DCG of the *gains* as labels. Its loss
+    is therefore computed without normalization and then divided by N and by the ideal DCG of each list."""
     scores, labels, mask = lists
     ours = jax.jit(jax.vmap(jax.value_and_grad(lambda_rank)))(scores, labels, mask)
     weigh = lambda s, y, **options: rax.dcg_lambdaweight(s, y, **options) / SHAPE[-1]  # noqa: E731
@@ -106,14 +106,14 @@ def test_linear_ndcg_equals_scikit_learn(lists, k):
 
 
 def test_tied_ndcg_averages_to_scikit_learns():
-    """scikit-learn averages over the orders of tied items; ours, with keys, draws one of them."""
+    """scikit-learn averages over the orders of tied items; ours draws one of them if it gets a key."""
     scores, labels = np.float32([1, 1, 1]), np.float32([0, 0, 1])
     keys = jax.random.split(jax.random.key(0), 4000)
     drawn = np.asarray(jax.vmap(lambda key: ndcg(mode(scores, key=key), labels, gain="linear"))(keys))
     want = ndcg_score(labels[None], scores[None])
     np.testing.assert_allclose(want, 0.71031, atol=1e-5)
     assert abs(drawn.mean() - want) < 4 * drawn.std() / np.sqrt(4000)
-    assert ndcg(mode(scores), labels, gain="linear") == 0.5  # input order: what a file's order alone is worth
+    assert ndcg(mode(scores), labels, gain="linear") == 0.5  # input order
 
 
 def test_metrics_equal_ranx(lists, monkeypatch):

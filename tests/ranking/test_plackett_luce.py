@@ -23,7 +23,7 @@ def test_hand_computed():
     np.testing.assert_allclose(log_prob([0, 1, 2], jnp.array([2, 1, 0])), -0.720868, atol=2e-6)
 
 
-def test_masked_value_and_gradient_known_from_rax():
+def test_masked_value_and_gradient_match_published_values_of_rax():
     scores, mask, ranking = (
         jnp.array([1.5, 0.3, jnp.nan]),
         jnp.array([True, True, False]),
@@ -90,7 +90,7 @@ def test_all_masked_list_is_certain_and_has_no_gradient():
 
 
 def test_gradient_at_a_wide_gap_is_exact():
-    # A clamp at 1e-8 would stop at −18.4; the log-probability of the upset is −30 and its slope is 1.
+    # Clamping probabilities at 1e-8 would give −18.4. The log-probability of the unlikely order is −30, with slope 1.
     value, gradient = jax.value_and_grad(log_prob)(jnp.array([30.0, 0.0]), jnp.array([1, 0]))
     np.testing.assert_allclose(value, -30.0, rtol=1e-6)
     np.testing.assert_allclose(gradient, [-1.0, 1.0], rtol=1e-6)
@@ -110,7 +110,7 @@ def test_broadcasting_jit_vmap_and_permutation():
     np.testing.assert_allclose(LOG_PROB(moved, new_place[rankings]), got, rtol=1e-5)
 
 
-def test_float32_inside_whatever_comes_in():
+def test_computation_is_float32_for_bfloat16_scores():
     scores = jnp.asarray([1.0, 2.0, 3.0], jnp.bfloat16)
     assert log_prob(scores, jnp.array([0, 1, 2])).dtype == jnp.float32
 
@@ -150,7 +150,7 @@ def test_mode_breaks_ties_at_random_with_a_key():
     counts = np.array([(rankings[:, 1] == i).sum() for i in (0, 2, 4)])
     assert counts.sum() == 600 and np.abs(counts - 200).max() < 4 * np.sqrt(600 * 2 / 9)
     assert 0.4 < (rankings[:, 4] == 5).mean() < 0.6  # −0 equals 0
-    np.testing.assert_array_equal(mode(scores, mask), [1, 0, 2, 4, 5, 6, 3])  # without one: input order
+    np.testing.assert_array_equal(mode(scores, mask), [1, 0, 2, 4, 5, 6, 3])  # without a key: input order
     assert mode(scores, mask, k=2, key=jax.random.key(1)).shape == (2,)
 
 
@@ -187,7 +187,7 @@ def test_rank_marginals_gradient_and_extremes(oracle):
 
 @pytest.mark.parametrize("num_items", [20, 60])
 def test_rank_marginals_of_long_uniform_lists(num_items):
-    """Late places need finer nodes: every item is everywhere with probability 1/N."""
+    """Every item has probability 1/N at every place; late places need finer nodes."""
     np.testing.assert_allclose(MARGINALS(np.zeros(num_items)), 1 / num_items, atol=1e-6)
 
 
@@ -249,8 +249,8 @@ def test_sampled_kl_is_unbiased_in_value_and_gradient():
     np.testing.assert_allclose(sampled, entropy(p, k=3), atol=0.01)
 
 
-def test_sampled_kl_keeps_its_gradient_beside_the_reference():
-    """At a distance of 1e-4, where rounding makes some places' divergence negative, as further away."""
+def test_sampled_kl_keeps_its_gradient_close_to_the_reference():
+    """At a distance of 1e-4 rounding makes the divergence of some places negative; at 1e-1 it does not."""
     rng = np.random.default_rng(9)
     p, noise = rng.normal(size=(2, 10)).astype(np.float32)
     exact = jax.jit(jax.grad(lambda p, q: kl(p, q, k=5)))
@@ -280,7 +280,7 @@ def test_errors_name_requirement_input_and_remedy():
         sample(jax.random.key(0), jnp.zeros(3), num_samples=0)
     with pytest.raises(ValueError, match="positive integer; got k=0"):
         mode(jnp.zeros(3), k=0)
-    with pytest.raises(ValueError, match=r"at most 14 items; got N=20; pass key= and num_samples="):
+    with pytest.raises(ValueError, match=r"lists of at most 14 items; got N=20; pass key= and num_samples="):
         entropy(jnp.zeros(20))
     with pytest.raises(ValueError, match=r"at least 2; got None; raise it"):
         kl(jnp.zeros(3), jnp.zeros(3), key=jax.random.key(0))
@@ -295,14 +295,16 @@ def test_errors_name_requirement_input_and_remedy():
     with pytest.raises(ValueError, match=r"indices from 0 to 2; got indices from 0 to 3; rank the items"):
         log_prob(jnp.zeros(3), jnp.array([0, 3]))
     with jax.disable_jit(), pytest.raises(ValueError, match=r"got indices from -1 to 0"):
-        jax.jit(jax.grad(log_prob))(jnp.zeros(3), jnp.array([0, -1]))  # how to look into a jitted program
+        jax.jit(jax.grad(log_prob))(jnp.zeros(3), jnp.array([0, -1]))  # how to check a jitted program
     with pytest.raises(ValueError, match=r"finite and at least 0 .*; got -5.0; raise it to 0"):
-        jax.jit(lambda ranking: ndcg(ranking, np.array([1.0, -5.0, 0.0])))(jnp.arange(3))  # not traced: seen
+        jax.jit(lambda ranking: ndcg(ranking, np.array([1.0, -5.0, 0.0])))(
+            jnp.arange(3)
+        )  # not traced, so it is checked
     with pytest.raises(ValueError, match="got inf"):
         ndcg(jnp.arange(2), jnp.array([jnp.inf, 0.0]))
 
 
 def test_jitted_calls_have_no_effects_and_so_take_jaxs_fast_path():
-    """A `checkify.debug_check` inside would cost each call 100 µs, even switched off."""
+    """A `checkify.debug_check` in the program would cost each call 100 µs, even if it is switched off."""
     program = jax.make_jaxpr(lambda s, r, y: (log_prob(s, r), ndcg(r, y)))(jnp.zeros(3), jnp.arange(3), jnp.ones(3))
     assert not program.effects

@@ -37,7 +37,7 @@ def test_rax_vectors():
     np.testing.assert_allclose(ndcg(ranking, graded, gain="linear"), 0.8597187, atol=1e-6)
     np.testing.assert_allclose(ndcg(mode([1.0, 4.0, 3.0, 2.0]), jnp.array([2, 0, 0, 1])), 0.493546, atol=1e-6)
     minus_inf = mode([-jnp.inf, 5.0, 2.0, -jnp.inf, 1.0])
-    # rax gives nothing to an item of score −inf; here a real item keeps its place.
+    # rax ignores an item with score −inf; here a real item keeps its place.
     np.testing.assert_allclose(ndcg(minus_inf, jnp.array([1, 0, 1, 0, 0]), k=3), 0.386853, atol=1e-6)
     np.testing.assert_allclose(ndcg(mode(jnp.ones(3)), jnp.array([0, 0, 1])), 0.5, atol=1e-6)
 
@@ -58,7 +58,7 @@ def test_hand_computed():
     assert hit_rate(ranking, labels, k=2) == 1.0
 
 
-def test_nothing_relevant_is_zero_and_reported():
+def test_lists_without_a_relevant_item_give_zero_and_are_detected():
     ranking = jnp.array([0, 1, 2])
     mask = jnp.array([True, True, False])
     for labels in (jnp.zeros(3), jnp.array([0.0, 0.0, jnp.nan]), jnp.array([0.0, 0.0, -4.0])):
@@ -77,7 +77,7 @@ def test_masked_labels_do_not_enter_the_ideal():
         np.testing.assert_array_equal(got, metric(jnp.array([1, 0]), jnp.array([1.0, 0.0])))
 
 
-def test_negative_labels_are_refused_where_they_can_be_seen():
+def test_negative_labels_are_refused_unless_they_are_traced():
     ranking, labels = jnp.array([1, 0]), jnp.array([1.0, -5.0])
     for metric in METRICS:
         with pytest.raises(ValueError, match=r"at least 0 \(0 is not relevant\); got -5.0; raise it to 0"):

@@ -1,4 +1,4 @@
-"""Every reward with every method, estimator and credit rule, against sums over all rankings in float64."""
+"""Every reward with every method, estimator and credit rule, compared with sums over all rankings in float64."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def discounted(ranking, labels, k, gain):
     return sum(gain(labels[i]) * log_discount(p) for p, i in enumerate(ranking[:k], 1))
 
 
-def normalised(ranking, labels, k, gain):
+def normalized(ranking, labels, k, gain):
     best = discounted(sorted(ranking, key=lambda i: -labels[i]), labels, k, gain)
     return discounted(ranking, labels, k, gain) / best if best else 0.0
 
@@ -55,14 +55,14 @@ def exp2(label):
 
 
 def novelty(k=2):
-    """A reward of one's own: unusual gains, weights that do not descend."""
-    return r.Reward((r.Term(gain=jnp.sqrt, weight=lambda n: np.arange(n) + 0.5, k=k, normaliser="ideal"),))
+    """A user-defined reward with unusual gains and weights that do not descend."""
+    return r.Reward((r.Term(gain=jnp.sqrt, weight=lambda n: np.arange(n) + 0.5, k=k, normalizer="ideal"),))
 
 
 NOVELTY = novelty(2)
 
 
-def own(ranking, labels, k=2):
+def novelty_of_ranking(ranking, labels, k=2):
     weights = np.arange(k) + 0.5
     gains = sorted((np.sqrt(labels[i]) for i in ranking), reverse=True)[:k]
     best = sum(g * w for g, w in zip(gains, sorted(weights, reverse=True)))
@@ -71,8 +71,8 @@ def own(ranking, labels, k=2):
 
 # Reward -> its definition on a ranking of all real items.
 DEFINITIONS = {
-    "ndcg@3": lambda y, z: normalised(y, z, 3, exp2),
-    "ndcg_linear@3": lambda y, z: normalised(y, z, 3, float),
+    "ndcg@3": lambda y, z: normalized(y, z, 3, exp2),
+    "ndcg_linear@3": lambda y, z: normalized(y, z, 3, float),
     "dcg@2": lambda y, z: discounted(y, z, 2, exp2),
     "dcg_linear": lambda y, z: discounted(y, z, N, float),
     "mrr": lambda y, z: 1 / p if (p := first_relevant(y, z, N)) else 0.0,
@@ -81,15 +81,15 @@ DEFINITIONS = {
     "hr@1": lambda y, z: float(first_relevant(y, z, 1) is not None),
     "hr@2": lambda y, z: float(first_relevant(y, z, 2) is not None),
     "0.5*ndcg@4+2*mrr-0.25*recall@1": lambda y, z: (
-        0.5 * normalised(y, z, 4, exp2)
+        0.5 * normalized(y, z, 4, exp2)
         + 2 * DEFINITIONS["mrr"](y, z)
         - 0.25 * sum(z[i] > 0 for i in y[:1]) / max(1, sum(z[i] > 0 for i in y))
     ),
-    "tests.ranking.test_reward:novelty@2": own,
+    "tests.ranking.test_reward:novelty@2": novelty_of_ranking,
 }
 REWARDS = {name: NOVELTY if "novelty" in name else r.named(name) for name in DEFINITIONS}
 NAMES = tuple(DEFINITIONS)
-# Each compiles programs of its own: one of a kind.
+# One reward of each kind, because each compiles its own programs.
 KINDS = tuple(name for name in NAMES if name not in ("ndcg_linear@3", "dcg_linear", "mrr", "hr@1"))
 
 
@@ -121,7 +121,7 @@ def test_reward_of_every_ranking_is_its_definition(name):
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("method", ["auto", "quadrature"])
 def test_expectation_and_gradient_match_enumeration(name, method):
-    """A masked NaN, a list without a relevant item and an all-masked list stand in the batch; jit equals eager."""
+    """The batch holds a masked NaN, a list without a relevant item and an all-masked list; jit must equal eager."""
     scores = np.stack([SCORES, SCORES, np.full(N, np.nan), np.array([3.0, -2.0, 8.0, np.nan, 0.0, -9.0])])
     labels = np.stack([LABELS, np.zeros(N), np.full(N, np.nan), LABELS])
     mask = np.stack([MASK, MASK, np.zeros(N, bool), MASK])
@@ -158,20 +158,20 @@ def test_exact_methods_in_float64(name):
 
 
 def float64_gains(term):
-    """Normalised gains in float64, from the term's own parts."""
+    """Normalized gains in float64, from the term's own parts."""
     labels = np.where(MASK, LABELS, 0.0)
     gains = np.asarray(term.gain(jnp.asarray(labels)), np.float64) * (labels > 0)
     if term.counts == "first":
         return jnp.asarray((gains > 0).astype(np.float64))
     weights = np.sort(term.weights(term.num_places(N), np.float64))[::-1]
     divisor = {"none": 1.0, "gains": gains.sum(), "ideal": np.sort(gains)[::-1][: len(weights)] @ weights}
-    return jnp.asarray(gains / divisor[term.normaliser])
+    return jnp.asarray(gains / divisor[term.normalizer])
 
 
 @pytest.mark.parametrize("name", [n for n in KINDS if len(REWARDS[n].terms) == 1])
 @pytest.mark.parametrize("estimator", ["reinforce", "reward_to_go", "pl_rank"])
 def test_estimators_are_unbiased_over_all_pairs_of_rankings(name, estimator):
-    """Weighted by the probability of each pair of samples: no noise. Places beyond the term's weigh nothing."""
+    """The mean over all pairs of samples is weighted by probability. Places beyond the term's cut-off have weight 0."""
     term, cutoff = REWARDS[name].terms[0], min(REWARDS[name].num_places(N) + 1, N)
     from tests.ranking.conftest import prob
 
@@ -232,26 +232,26 @@ def test_counterfactual_shared_and_first_order_credit(name):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("labels", [LABELS, [0, 0, 0, 3, 0, 1], np.zeros(N)], ids=["several", "one", "none"])
 def test_leave_item_out_and_swap_credit(name, labels):
-    """On every ranking, against rankings that were really changed."""
+    """Against explicitly changed rankings, for every seventh ranking."""
     labels = np.asarray(labels, np.float64)
     rankings = list(itertools.permutations(ITEMS))
     full = np.array([(*y, 3) for y in rankings])
     out, exchanged = (np.asarray(f(full, labels, MASK, reward=REWARDS[name])) for f in (leave_item_out, swap))
 
-    def of(y):
+    def reward_of(y):
         return float(DEFINITIONS[name](y, labels))
 
     for y, got_out, got_swap in list(zip(rankings, out, exchanged))[::7]:
         for i in ITEMS:
             swaps = [[{i: j, j: i}.get(x, x) for x in y] for j in ITEMS if j != i]
-            np.testing.assert_allclose(got_swap[i], np.mean([of(y) - of(z) for z in swaps]), atol=5e-6)
+            np.testing.assert_allclose(got_swap[i], np.mean([reward_of(y) - reward_of(z) for z in swaps]), atol=5e-6)
             without = without_item(name, y, labels, i)
-            np.testing.assert_allclose(got_out[i], of(y) - without, atol=5e-6)
+            np.testing.assert_allclose(got_out[i], reward_of(y) - without, atol=5e-6)
         assert got_out[3] == got_swap[3] == 0
 
 
 def without_item(name, y, labels, i):
-    """The reward of the ranking without item i, the normaliser being that of the whole list."""
+    """The reward of the ranking without item i, with the normalizer of the whole list."""
     rest = [j for j in y if j != i]
     total = 0.0
     for term in REWARDS[name].terms:
@@ -280,7 +280,7 @@ def test_metrics_are_rewards_of_a_ranking():
     np.testing.assert_allclose(reward, 0.5 * m.ndcg(ranking, labels, k=3) + m.recall(ranking, labels, k=2), rtol=1e-6)
 
 
-def test_ndcg_is_what_the_functions_do_without_a_reward():
+def test_ndcg_is_the_default_reward():
     labels, mask = jnp.asarray(LABELS), jnp.asarray(MASK)
     scores, two = jnp.asarray(SCORES), jnp.asarray(np.stack([SCORES, SCORES[::-1]]))
     assert expected_reward(scores, labels, mask, reward=r.ndcg(3)) == expected_ndcg(scores, labels, mask, k=3)
@@ -295,7 +295,7 @@ def test_ndcg_is_what_the_functions_do_without_a_reward():
 
 @pytest.mark.parametrize(("num_items", "k", "name"), [(20, 10, "mrr"), (200, 50, "recall"), (1000, 20, "hr")])
 def test_long_uniform_lists(num_items, k, name):
-    """Equal scores, three relevant items: hypergeometric in the places of the relevant ones."""
+    """With equal scores the places of the three relevant items are hypergeometric."""
     labels = np.zeros(num_items)
     labels[[1, 5, 7]] = 1
     none_before = np.cumprod([(num_items - 3 - p) / (num_items - p) for p in range(k)])  # no relevant one in p + 1

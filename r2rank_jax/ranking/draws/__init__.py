@@ -1,1 +1,1 @@
-"""Rankings filled place by place: a softmax over the remaining items at each place, and samples from it."""
+"""Rankings that are filled place by place: the softmax over the remaining items at each place, and sampling."""

@@ -1,12 +1,13 @@
 """A ranking as a sequence of choices: at each place a softmax over the items that are left.
 
-Everything that depends on a given ranking (its density, the gradient estimators, divergences) needs the softmax
-normaliser of every place. Here they are computed for all places at once, from the last one upwards, in
-O(N + K log K) operations: the unplaced items enter every normaliser, so they are summed once, and the placed ones are
-added one by one. Nothing is ever subtracted: taking placed items off a total cancels at wide score gaps.
+Every function of a given ranking (its density, the gradient estimators, divergences) needs the softmax normalizer of
+every place. This module computes the normalizers of all places at once, from the last place to the first, in
+O(N + K log K) operations. The unplaced items are part of every normalizer, so they are summed once, and the placed ones
+are added one by one. Nothing is subtracted, because subtracting placed items from a total loses all digits at wide
+score gaps.
 
-Internals of the package: arguments are checked by the callers and have equal leading axes; the arithmetic follows
-the scores' dtype, which the public functions fix at float32 and the tests' reference runs at float64.
+These functions are internal: the callers check the arguments and give them equal leading axes. The arithmetic uses the
+dtype of the scores: float32 in the public functions, float64 in the tests' reference.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from r2rank_jax.ranking.arguments import LOWEST
 
 
 class Choices(NamedTuple):
-    """What was chosen at every place r of a ranking, and from what.
+    """The choice at every place r of a ranking, and the softmax normalizer Z_r that it was made with.
 
-    log Z_r, the logsumexp of the scores of the real items not placed before r, is kept as peak + excess: apart, they
-    keep log 2 visible beside a score of 1e30. Subtract the peak first.
+    log Z_r, the logsumexp of the scores of the real items not placed before r, is stored as two numbers, peak and
+    excess, because in their sum a log 2 would be lost beside a score of 1e30. Subtract the peak first.
     """
 
     placed: jax.Array  # [..., K] score of the item at place r; `LOWEST` where it is masked
@@ -38,7 +39,7 @@ class Choices(NamedTuple):
 
 
 def choices(scores: jax.Array, ranking: jax.Array, real: jax.Array) -> Choices:
-    """The choices that make up a ranking.
+    """The choices of which a ranking consists.
 
     Args:
       scores: [..., N] finite.
@@ -63,7 +64,7 @@ def divergence(p: jax.Array, q: jax.Array, ranking: jax.Array, real: jax.Array) 
 
         KL = P_a (KL_a + log P_a − log Q_a) + P_b (KL_b + log P_b − log Q_b),
 
-    which lets one reverse scan carry it for all places.
+    so that one reverse scan computes it for all places.
 
     Args:
       p: [..., N] finite scores of the model whose rankings they are.
@@ -81,13 +82,13 @@ def divergence(p: jax.Array, q: jax.Array, ranking: jax.Array, real: jax.Array) 
     leaves = [placed_p, zeros, placed_q, zeros, zeros]
     if ranking.shape[-1] < p.shape[-1]:
         (peak_p, excess_p), (peak_q, excess_q) = log_sum(p, unplaced), log_sum(q, unplaced)
-        # Replaced before exp: where no item is left the peaks are `LOWEST`.
+        # Replace before exp, because the peaks are `LOWEST` where no item is left.
         log_p = jnp.where(unplaced, (p - peak_p) - excess_p, 0.0)
         log_q = jnp.where(unplaced, (q - peak_q) - excess_q, 0.0)
         gap = jnp.exp(log_p) * (log_p - log_q)
         tail = [peak_p, excess_p, peak_q, excess_q, jnp.sum(gap, axis=-1, keepdims=True)]
         leaves = [jnp.concatenate(pair, axis=-1) for pair in zip(leaves, tail)]
-    for peak in (0, 2):  # as in `reverse_logcumsumexp`: zero in value, but it carries the gradient
+    for peak in (0, 2):  # as in `reverse_logcumsumexp`: the added term is zero, but carries the gradient
         constant = jax.lax.stop_gradient(leaves[peak])
         leaves[peak + 1] = leaves[peak + 1] + (leaves[peak] - constant)
         leaves[peak] = constant
@@ -99,35 +100,35 @@ def divergence(p: jax.Array, q: jax.Array, ranking: jax.Array, real: jax.Array) 
         return [peak_p, excess_p, peak_q, excess_q, joined]
 
     total = jax.lax.associative_scan(combine, leaves, reverse=True, axis=placed_p.ndim - 1)[4]
-    # Rounding can leave −1e-8 where the two models agree: lifted to 0, without touching the gradient there.
+    # Rounding can leave −1e-8 where the two models agree. Raise it to 0 without changing the gradient there.
     total = total - jax.lax.stop_gradient(jnp.minimum(total, 0.0))
     return jnp.where(placed_real, total[..., : ranking.shape[-1]], 0.0)
 
 
 def reverse_logcumsumexp(values: jax.Array, excess: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Reverse cumulative log-sum-exp along the last axis, as a pair (peak, excess) whose sum it is.
+    """Reverse cumulative log-sum-exp along the last axis, as a pair (peak, excess); their sum is the log-sum-exp.
 
     Args:
       values: [..., K] finite numbers (use `LOWEST` for −inf).
-      excess: [..., K] finite numbers; entry r of the sum is exp(values + excess).
+      excess: [..., K] finite numbers; entry r adds exp(values + excess) to the sums.
 
     Returns:
-      peak [..., K], the largest of values[..., r:], a constant to autodiff, and excess [..., K], the log of
-      the sum relative to it.
+      peak [..., K], the largest of values[..., r:], which autodiff treats as a constant, and excess [..., K], the log
+      of the sum relative to the peak.
     """
     peak = jax.lax.stop_gradient(values)
-    excess = excess + (values - peak)  # zero in value, but it carries the gradient
+    excess = excess + (values - peak)  # the added term is zero, but carries the gradient
 
     def combine(a: tuple[jax.Array, jax.Array], b: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         return _join(*a, *b)[:2]
 
-    # An associative scan neither underflows at wide gaps (as a cumulative sum of exponentials shifted by one
-    # maximum does) nor has NaN gradients on rows without a real item (as `lax.cumlogsumexp` does).
+    # A cumulative sum of exponentials shifted by one maximum would underflow at wide gaps, and `lax.cumlogsumexp` has
+    # NaN gradients on rows without a real item. An associative scan has neither problem.
     return jax.lax.associative_scan(combine, (peak, excess), reverse=True, axis=values.ndim - 1)
 
 
 def log_sum(scores: jax.Array, present: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Log-sum-exp over the items present, as (peak, excess), both [..., 1]; the peak is a constant to autodiff."""
+    """Log-sum-exp over the items present, as (peak, excess), both [..., 1]; autodiff treats the peak as a constant."""
     masked = jnp.where(present, scores, LOWEST)
     peak = jax.lax.stop_gradient(jnp.max(masked, axis=-1, keepdims=True))
     return peak, jnp.log(jnp.sum(jnp.exp(masked - peak), axis=-1, keepdims=True))
@@ -136,7 +137,7 @@ def log_sum(scores: jax.Array, present: jax.Array) -> tuple[jax.Array, jax.Array
 def _join(
     peak_a: jax.Array, excess_a: jax.Array, peak_b: jax.Array, excess_b: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """The pair (peak, excess) of e^a + e^b, and the log share of each part in the sum."""
+    """The pair (peak, excess) of e^a + e^b, and the log of the share of each part in the sum."""
     peak = jnp.maximum(peak_a, peak_b)
     a, b = excess_a + (peak_a - peak), excess_b + (peak_b - peak)
     excess = jnp.logaddexp(a, b)

@@ -10,15 +10,14 @@ so the number C of items placed above f is Poisson-binomial, and
 
     E[weight of f's place] = ∫ dτ e^{τ − e^τ} E[w_{1+C} | τ].
 
-Why log-time and not Gauss-Legendre nodes for u = exp(−e^τ) on [0, 1]: with a_j = exp(s_j − s_f), u^{a_j} has
-a singularity at u = 0 or a cliff at u = 1 as soon as scores differ by a few units, and 64 Gauss-Legendre
-nodes then err by 7e-5. In log-time the integrand is analytic within |Im τ| < π/2 for every gap and dies out
-at both ends, where the trapezoid rule converges geometrically. The count that decides about place r is about 1/√r wide
-in log-time, so the nodes grow with √K: 56 for K <= 10, and an error of at most 1e-7
-(`tests/ranking/test_expectation.py`: score spreads from 0 to 10⁴, uniform lists up to N = 1000 and K = 100). What is
-left is float32 rounding.
+Gauss-Legendre nodes for u = exp(−e^τ) on [0, 1] are less accurate: with a_j = exp(s_j − s_f), u^{a_j} has a singularity
+at u = 0 or drops steeply at u = 1 as soon as scores differ by a few units, and 64 nodes then err by 7e-5. In log-time
+the integrand is analytic within |Im τ| < π/2 for every gap and vanishes at both ends, so the trapezoid rule converges
+geometrically. Place r is decided within a range of log-times about 1/√r wide, so the number of nodes grows with √K. It
+is 56 for K <= 10, and the error is at most 1e-7 (`tests/ranking/test_expectation.py`: score spreads from 0 to 10⁴,
+uniform lists up to N = 1000 and K = 100). Float32 rounding comes on top.
 
-Everything is smooth in the scores, so autodiff gives exact gradients of the computed value.
+The value is smooth in the scores, so autodiff gives exact gradients of the computed value.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ def nodes(num_places: int, dtype: DTypeLike) -> tuple[np.ndarray, np.ndarray]:
     return log_times.astype(dtype), (density / density.sum()).astype(dtype)
 
 
-# exp(−exp(20)) is 0 in float32; beyond it exp(gap) would overflow and 0 · inf poison the gradient.
+# exp(−exp(20)) is 0 in float32. Beyond 20, exp(gap) could overflow, and 0 · inf would make the gradient NaN.
 _MAX_LOG_TIME = 20.0
 
 
@@ -70,7 +69,8 @@ def place_distribution(before: jax.Array, num_places: int) -> jax.Array:
     Returns:
       [K, ...] probabilities. Multilinear in `before`.
     """
-    # One item at a time, cut at K. States lead, so that the shift moves whole blocks.
+    # One item at a time; counts of K and more are dropped. The counts are on the first axis, so that a shift moves
+    # whole blocks.
     start = _none_yet(before[..., 0], num_places)
 
     def add_item(count: jax.Array, probability: jax.Array) -> tuple[jax.Array, None]:
@@ -86,7 +86,7 @@ def expected_weight(scores: jax.Array, real: jax.Array, focal: jax.Array, weight
       scores: [..., N] finite.
       real: [..., N] True for a real item.
       focal: int [...] index of the focal item.
-      weights: [K] of the places; later ones weigh nothing.
+      weights: [K] of the first K places; later places have weight 0.
 
     Returns:
       [...] values between 0 and the largest weight.
@@ -126,9 +126,9 @@ def swapped_expected_weight(
 ) -> jax.Array:
     """E[weight of the focal item's place] after the score of one item, each in turn, is replaced by an alternative.
 
-    The value is linear in each other item's arrival probability, so one derivative prices the replacement of
-    any of them exactly: O(nodes · N · K) for all items and A alternatives together. Replacing the focal
-    item's own score moves every gap and costs one more evaluation per alternative.
+    The value is linear in the arrival probability of each other item, so one derivative gives the exact change for the
+    replacement of any of them: O(nodes · N · K) for all items and A alternatives together. Replacing the focal item's
+    own score changes every gap and costs one more evaluation per alternative.
 
     Args:
       scores: [..., N] float32, finite.
@@ -180,9 +180,10 @@ def _expected_weight(before: jax.Array, weights: np.ndarray, density: np.ndarray
 
 
 def _none_yet(like: jax.Array, num_places: int) -> jax.Array:
-    """The distribution [K, ...] of a count of no trials, for a batch like `like` [...], finite.
+    """The distribution [K, ...] of a count of no trials, for a batch of the shape of `like` [...], which is finite.
 
-    Made from the batch, so that a scan may start from it inside `jax.shard_map`, where a constant is of another type.
+    It is computed from `like`, because inside `jax.shard_map` a scan cannot start from a constant, which has another
+    type there.
     """
     return jnp.broadcast_to(0.0 * like, (num_places, *like.shape)).at[0].add(1.0)
 

@@ -1,11 +1,12 @@
 """Exact expectations over rankings by dynamic programming over sets of placed items.
 
-What remains of a Plackett-Luce ranking depends on which items are placed, not on their order (Luce 1959), so N!
-rankings collapse into 2^N sets. With a reward r(A, i) for choosing item i when the set A is placed,
+The distribution of the remaining places of a Plackett-Luce ranking depends on which items are placed, not on their
+order (Luce 1959), so a sum over N! rankings becomes a recursion over 2^N sets. With a reward r(A, i) for choosing item
+i when the set A is placed,
 
     F(A) = Σ_{i ∉ A} softmax_i(s over the items not in A) · ( r(A, i) + F(A ∪ {i}) ),   expectation = F(∅).
 
-Cost O(2^N · N) per list: for up to 14 items.
+The cost is O(2^N · N) per list, so lists may have at most 14 items.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def expected_total(
       real: [..., N] True for a real item; masked items hold no place and earn nothing.
       num_places: K.
       reward: maps (number of items placed, bool [..., C, N] the items still free in each of the C sets) to the reward
-        of choosing each item then, broadcastable to [..., C, N]; what it says of items that are not free is ignored.
+        of choosing each item then, broadcastable to [..., C, N]; values of items that are not free are ignored.
 
     Returns:
       [...] expected totals.
@@ -50,12 +51,12 @@ def expected_total(
 
 
 def log_softmax(scores: jax.Array, free: jax.Array) -> jax.Array:
-    """Log-softmax over the free items; a finite number elsewhere and where none is free."""
+    """Log-softmax over the free items; other items, and sets without a free item, get an arbitrary finite number."""
     return jax.nn.log_softmax(jnp.where(free, scores, LOWEST), axis=-1)
 
 
 def _sets(num_items: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Membership [C, N] of all sets of one size, and the index [C, N] of each one's union with one item."""
+    """Membership [C, N] of all sets of one size, and the index [C, N] of each set's union with each item."""
     sets = list(itertools.combinations(range(num_items), size))
     index = {members: i for i, members in enumerate(itertools.combinations(range(num_items), size + 1))}
     member = np.zeros((len(sets), num_items), bool)

@@ -45,7 +45,8 @@ def main() -> None:
     args = parser.parse_args()
     dataset = load(args.data, "leave_one_out")
     if args.tokenizer is None:
-        texts = corpus(dataset, read_traces(args.data / "traces.jsonl", dataset), QUICKSTART.history_items)
+        traces = read_traces(args.data / "traces.jsonl", dataset, QUICKSTART.template)
+        texts = corpus(dataset, traces, QUICKSTART.history_items)
         tokenizer, config = as_text_tokenizer(train_tokenizer(texts, 4096)), QUICKSTART
     else:
         backend = Tokenizer.from_file(str(args.tokenizer / "tokenizer.json"))

@@ -1,11 +1,11 @@
-"""Preparation of synthetic interactions: seconds, peak memory of all processes, and what kills do to the output.
+"""Benchmark the preparation of synthetic interactions: time, peak memory of all processes, and resumption after kills.
 
     python benchmarks/bench_prepare.py                            # 2.5 and 10 million interactions
-    python benchmarks/bench_prepare.py --rows 10000000 --kills 10 # also: SIGKILL at ten random places, then compare
+    python benchmarks/bench_prepare.py --rows 10000000 --kills 10 # also: SIGKILL at ten random times, then compare
 
-Makes RecBole's atomic files (16 interactions a user on average, a catalogue of 100,000 with a long tail, some ties and
-duplicates), prepares them with `r2rank data prepare` in processes of its own, and prints a table, then one JSON line.
-Memory is the largest sum of the resident sets of the command and its workers, read ten times a second.
+Writes RecBole's atomic files (16 interactions per user on average, a catalog of 100,000 items with a long tail, some
+ties and duplicates), prepares them with `r2rank data prepare` in a separate process, and prints a table, then one JSON
+line. Memory is the largest sum of the resident sets of the command and its workers, sampled ten times per second.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def write_source(folder: Path, rows: int, seed: int = 0) -> None:
-    """RecBole's two files, written a million rows at a time."""
+    """Write RecBole's two files, a million rows at a time."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     items = np.arange(ITEMS)
@@ -64,16 +64,16 @@ def write_source(folder: Path, rows: int, seed: int = 0) -> None:
 
 
 def command(source: Path, out: Path, workers: int, flags: list[str]) -> list[str]:
-    """What a user types."""
+    """Return the command line of a preparation."""
     parts = ["data", "prepare", "--source", str(source), "--out", str(out), "--workers", str(workers), *flags]
     return [sys.executable, "-m", "r2rank_jax.cli", *parts]
 
 
 def measure(arguments: list[str]) -> tuple[float, float]:
-    """Run to the end.
+    """Run a command to its end.
 
     Returns:
-        Seconds, and GiB of the largest sum of resident sets.
+        Seconds, and the largest sum of resident sets in GiB.
     """
     start, peak = time.monotonic(), 0
     process = subprocess.Popen(arguments, start_new_session=True)
@@ -86,28 +86,28 @@ def measure(arguments: list[str]) -> tuple[float, float]:
 
 
 def resident_bytes(session: int) -> int:
-    """Resident bytes of all processes of a session."""
+    """Sum the resident bytes of all processes of a session."""
     total = 0
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if os.getsid(int(folder.name)) == session:
                 total += int((folder / "statm").read_text().split()[1]) * PAGE
         except (OSError, ValueError):
-            continue  # it ended meanwhile
+            continue  # the process has ended
     return total
 
 
-def kill_and_go_on(arguments: list[str], out: Path, kills: int, seals: int) -> int:
-    """Kill the command at random places, then let it end.
+def kill_and_resume(arguments: list[str], out: Path, kills: int, seals: int) -> int:
+    """Kill the command at random times, then let it finish.
 
     Args:
         arguments: the command.
         out: the folder that it prepares.
-        kills: how often; once during the reading, then when a random number of steps is sealed, and a moment later.
-        seals: how many steps there are.
+        kills: number of kills: one during reading, the others shortly after a random number of steps is sealed.
+        seals: number of steps.
 
     Returns:
-        How many kills met a living command.
+        Number of kills that hit a running command.
     """
     chance, met = random.Random(0), 0
     work = out.parent / f".{out.name}.preparing"
@@ -116,7 +116,7 @@ def kill_and_go_on(arguments: list[str], out: Path, kills: int, seals: int) -> i
         while process.poll() is None and sum("seal.json" in files for _, _, files in os.walk(work)) < wanted:
             time.sleep(0.01)
         time.sleep(chance.uniform(0.5, 1.5))
-        os.kill(process.pid, signal.SIGKILL)  # the command alone: its workers must end by themselves
+        os.kill(process.pid, signal.SIGKILL)  # only the command: its workers must end by themselves
         met += process.wait() == -signal.SIGKILL
     subprocess.run(arguments, check=True)
     return met
@@ -124,10 +124,10 @@ def kill_and_go_on(arguments: list[str], out: Path, kills: int, seals: int) -> i
 
 def digest(folder: Path) -> str:
     """Hash of every file's name and bytes."""
-    found = hashlib.sha256()
+    files_hash = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        found.update(str(path.relative_to(folder)).encode() + hashlib.sha256(path.read_bytes()).digest())
-    return found.hexdigest()
+        files_hash.update(str(path.relative_to(folder)).encode() + hashlib.sha256(path.read_bytes()).digest())
+    return files_hash.hexdigest()
 
 
 def main() -> None:
@@ -136,9 +136,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[2_500_000, 10_000_000])
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
-        "--kills", type=int, default=0, help="SIGKILLs of a second preparation, whose bytes are compared"
+        "--kills", type=int, default=0, help="number of SIGKILLs in a second preparation, whose bytes are compared"
     )
-    parser.add_argument("--folder", type=Path, help="for the files, which are removed; default: the temporary folder")
+    parser.add_argument(
+        "--folder", type=Path, help="folder for the files, which are deleted at the end; default: temporary"
+    )
     options, flags = parser.parse_known_args()
     results = []
     print(f"{'rows':>12} {'seconds':>9} {'rows/s':>10} {'peak GiB':>9} {'kills':>6}  same bytes")
@@ -153,7 +155,7 @@ def main() -> None:
                 manifest = json.loads((root / "out/manifest.json").read_text())
                 seals = 4 + manifest["buckets"] * (2 + len(manifest["protocols"]))
                 arguments = command(root / "raw", again, options.workers, flags)
-                kills = kill_and_go_on(arguments, again, options.kills, seals)
+                kills = kill_and_resume(arguments, again, options.kills, seals)
                 same = digest(root / "out") == digest(again)
         finally:
             shutil.rmtree(root)

@@ -1,9 +1,9 @@
-"""Speed and memory of the readers of sources on a synthetic file in four forms.
+"""Benchmark speed and memory of the source readers on a synthetic file in four formats.
 
     python benchmarks/bench_read.py [--rows 2000000]            about 1 minute on 2 cores
 
-Each form is read in a process of its own, so that its peak memory is its own. "by line" is what a file costs that has a
-malformed row in every chunk: all its lines are split in Python. Prints a table, then one JSON line.
+Each format is read in a separate process, so that peak memory is measured separately. "by line" has a malformed row in
+every chunk, so that Python splits all of its lines. Prints a table, then one JSON line.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PART = 100_000
 
 
 def write_rows(path: Path, rows: int, head: str, line: Callable[[int, int, int, int], str], every: int = 0) -> None:
-    """Rows of a million users and 100,000 items; a malformed one after every `every` rows."""
+    """Write rows of a million users and 100,000 items, with one malformed row in every `every` rows."""
     rng = np.random.default_rng(0)
     path.parent.mkdir(parents=True)
     opener = gzip.open if path.suffix == ".gz" else open
@@ -43,17 +43,17 @@ def write_rows(path: Path, rows: int, head: str, line: Callable[[int, int, int, 
 
 
 def atomic(user: int, item: int, rating: int, time: int) -> str:
-    """A line of RecBole's `.inter`."""
+    """Format a line of RecBole's `.inter`."""
     return f"{user}\t{item}\t{rating}\t{881250949 + time}\n"
 
 
 def benchmark_csv(user: int, item: int, rating: int, time: int) -> str:
-    """A line of Amazon 2023's benchmark files."""
+    """Format a line of Amazon 2023's benchmark files."""
     return f"AGKASBHYZPGTEPO6LW{user:010d},B{item:09d},{rating}.0,{1595007831000 + time}\n"
 
 
 def review(user: int, item: int, rating: int, time: int) -> str:
-    """A line of Amazon 2023's reviews."""
+    """Format a line of Amazon 2023's reviews."""
     fields = {"rating": float(rating), "title": "As it says", "text": "It does what it says. " * 8, "images": []}
     fields |= {"asin": f"B{item:09d}", "parent_asin": f"B{item:09d}", "user_id": f"AGKASBHYZPGTEPO6LW{user:010d}"}
     return json.dumps(fields | {"timestamp": 1595007831000 + time, "helpful_vote": 0, "verified_purchase": True}) + "\n"
@@ -69,18 +69,18 @@ FORMS: dict[str, tuple[str, str, Callable[[int, int, int, int], str], int]] = {
 
 
 def measure(folder: Path, queue: multiprocessing.Queue) -> None:
-    """Put (rows, seconds, peak MiB) of one reading."""
+    """Read a source and put (rows, seconds, peak MiB) into the queue."""
     start = time.perf_counter()
     source = open_source(folder, on_error=Quarantine(folder / "quarantine.jsonl"))
     rows = sum(frame.height for frame in source.interactions())
     wall_s = time.perf_counter() - start
-    # VmHWM and not ru_maxrss: that one starts from what the process that forked this one held.
+    # VmHWM instead of ru_maxrss, which starts from the memory of the parent process.
     peak = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
     queue.put((rows, wall_s, int(peak[1]) / 1024 if peak else float("nan")))
 
 
 def main() -> None:
-    """Write, read and report each form."""
+    """Write, read and report each format."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=2_000_000)
     rows = parser.parse_args().rows
@@ -94,12 +94,12 @@ def main() -> None:
             queue = context.Queue()
             child = context.Process(target=measure, args=(path.parent, queue))
             child.start()
-            found, wall_s, peak = queue.get()
+            rows_read, wall_s, peak = queue.get()
             child.join()
             size = path.stat().st_size / 1e6
-        rate = found / wall_s
-        print(f"{name:<32}{size:>8.1f}{found:>12,}{wall_s:>8.2f}{rate:>12,.0f}{peak:>10.0f}", flush=True)
-        results[name] = {"rows": found, "mb": round(size, 1), "rows_per_s": round(rate), "peak_mib": round(peak)}
+        rate = rows_read / wall_s
+        print(f"{name:<32}{size:>8.1f}{rows_read:>12,}{wall_s:>8.2f}{rate:>12,.0f}{peak:>10.0f}", flush=True)
+        results[name] = {"rows": rows_read, "mb": round(size, 1), "rows_per_s": round(rate), "peak_mib": round(peak)}
     print(json.dumps({"benchmark": "read", "python": platform.python_version(), "results": results}))
 
 

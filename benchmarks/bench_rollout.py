@@ -39,7 +39,7 @@ from workload import (
 )
 
 from r2rank_jax.model.forward import judge
-from r2rank_jax.rollout.decoding import Before, Lanes, Rollout, merge
+from r2rank_jax.rollout.decoding import Lanes, PromptCache, Rollout, merge
 from r2rank_jax.rollout.generate import Generator
 from r2rank_jax.rollout.sampling import row_keys
 from r2rank_jax.types import Array, ListBatch, Params
@@ -48,8 +48,8 @@ from r2rank_jax.types import Array, ListBatch, Params
 class Wide(Generator):
     """A rollout that never moves rows to fewer lanes."""
 
-    def _fit(self, before: Before, lanes: Lanes, live: int, said: int) -> tuple[Before, Lanes]:
-        return before, self._run(merge, lanes, past_tokens=self._room(said))
+    def _fit(self, prompts: PromptCache, lanes: Lanes, live: int, past: int) -> tuple[PromptCache, Lanes]:
+        return prompts, self._run(merge, lanes, past_tokens=self._past_size(past))
 
 
 def ending(shape: Shape, params: Params) -> tuple[Shape, Params]:
@@ -68,8 +68,8 @@ def compaction(shape: Shape, params: Params, batch: ListBatch, keys: Array, roun
     for name, kind in (("a quarter as long, living rows moved together", Generator), ("  left where they are", Wide)):
         write = generator(shape, shape.rationales, kind, stop_token=0)
         took = median(seconds(lambda: write(params, batch, None, keys), rounds))  # noqa: B023
-        said = write(params, batch, None, keys).rationales.length
-        lines.append(Line(name, took, None, int(said.sum())))
+        length = write(params, batch, None, keys).rationales.length
+        lines.append(Line(name, took, None, int(length.sum())))
     return lines, lines[1].seconds / lines[0].seconds
 
 
@@ -85,11 +85,11 @@ def logp_gaps(shape: Shape, params: Params, batch: ListBatch, rollout: Rollout) 
 
 def main() -> None:
     shape, rounds, with_peers = parse(__doc__)
-    params, batch, said = make(shape)
+    params, batch, rationales = make(shape)
     keys = row_keys(jax.random.key(0), batch.user, batch.items, shape.rationales)
 
     write, write_alone = generator(shape, shape.rationales), generator(shape, 1)
-    alone, _ = independent(batch, said)
+    alone, _ = independent(batch, rationales)
     rows = int(os.environ.get("INDEPENDENT_ROWS", shape.rows))  # as many as fit into memory
     part, part_keys = jax.tree.map(lambda x: x[:rows], alone), keys.reshape(-1, 1, 1)[:rows]
     with turn(alone=False):

@@ -37,30 +37,30 @@ from workload import (
     that_fit,
 )
 
-from r2rank_jax.config import ModelConfig
 from r2rank_jax.model.forward import Judgement, judge_and_sum
 from r2rank_jax.model.logprobs import TokenLoss
 from r2rank_jax.sharding import make_mesh
 from r2rank_jax.train.chunks import Losses, Rows, gradients
-from r2rank_jax.train.memory import plan_update
+from r2rank_jax.train.context import UpdateContext
+from r2rank_jax.train.memory.chunk_choice import choose_chunks
 from r2rank_jax.types import Array, KeyValues, Params
 
 
-def update(shape: Shape, model: ModelConfig, chunk_items: int) -> Any:
+def update(shape: Shape, context: UpdateContext) -> Any:
     """The step, (params, optimizer state, rows) -> both, updated, and the gradient; and its optimizer."""
-    mesh, optimizer = make_mesh(run_config(shape).mesh), optax.adamw(1e-6)
+    optimizer = optax.adamw(1e-6)
 
-    def of_tokens(params: Params, _: Any, prefix: KeyValues | None, here: Rows) -> tuple[Array, Judgement]:
-        weights = jnp.broadcast_to(here.more[..., None] / shape.rows, here.said.tokens.shape)
-        loss = TokenLoss(lambda found, weight, _: -found.logp * weight, weights, ())
-        return judge_and_sum(loss, model, params, here.batch, here.said, prefix=prefix)
+    def of_tokens(params: Params, _: Any, prefix: KeyValues | None, chunk: Rows) -> tuple[Array, Judgement]:
+        weights = jnp.broadcast_to(chunk.loss_inputs[..., None] / shape.rows, chunk.rationales.tokens.shape)
+        loss = TokenLoss(lambda statistics, weight, _: -statistics.logp * weight, weights, ())
+        return judge_and_sum(loss, context.model, params, chunk.batch, chunk.rationales, prefix=prefix)
 
-    def of_scores(_: Any, scores: Array, here: Rows) -> Array:
-        return -jnp.sum(scores * here.more) / shape.rows
+    def of_scores(_: Any, scores: Array, rows: Rows) -> Array:
+        return -jnp.sum(scores * rows.loss_inputs) / shape.rows
 
     def step(params: Params, state: Any, rows: Rows) -> tuple[Params, Any, Params]:
-        losses, known = Losses(of_tokens, of_scores), jnp.zeros(rows.said.length.shape)
-        grads, _ = gradients(mesh, model, losses, params, (), rows, known, chunk_items=chunk_items)
+        losses, scores = Losses(of_tokens, of_scores), jnp.zeros(rows.rationales.length.shape)
+        grads, _ = gradients(context, losses, params, (), rows, scores)
         changes, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, changes), state, grads
 
@@ -69,8 +69,9 @@ def update(shape: Shape, model: ModelConfig, chunk_items: int) -> Any:
 
 def measure(name: str, shape: Shape, rows: Rows, params: Params, counted: float, rounds: int) -> tuple[Line, Params]:
     config = run_config(shape)
-    plan = plan_update(config.model, config.compute, rows.batch, rows.said, batch_shards=1)
-    step, optimizer = update(shape, plan.model, plan.chunk_items)
+    choice = choose_chunks(config, rows.batch, rows.rationales)
+    context = UpdateContext(make_mesh(config.mesh), choice.model, choice.chunk_items)
+    step, optimizer = update(shape, context)
     state = optimizer.init(params)
     start = time.perf_counter()
     compiled = jax.jit(step).lower(params, state, rows).compile()
@@ -80,7 +81,7 @@ def measure(name: str, shape: Shape, rows: Rows, params: Params, counted: float,
     memory = compiled.memory_analysis()
     assert memory is not None
     line = Line(
-        f"{name}, {min(plan.chunk_items, rows.batch.items.shape[1])} items at once",
+        f"{name}, {min(choice.chunk_items, rows.batch.items.shape[1])} items at once",
         median(took),
         compile_s,
         shape.rows * shape.length,
@@ -92,14 +93,14 @@ def measure(name: str, shape: Shape, rows: Rows, params: Params, counted: float,
 
 def main() -> None:
     shape, rounds, with_peers = parse(__doc__)
-    params, batch, said = make(shape)
-    weights = jax.random.normal(jax.random.key(1), said.length.shape)
+    params, batch, rationales = make(shape)
+    weights = jax.random.normal(jax.random.key(1), rationales.length.shape)
     counted, rate = flops(shape), matmul_rate(shape.model.dtype)
 
-    shared, ours = measure("shared prefix", shape, Rows(batch, said, weights), params, counted["update"], rounds)
-    alone, alone_said = independent(batch, said)
-    rows = Rows(alone, alone_said, weights.reshape(-1, 1, 1))
-    some = that_fit(shape, alone, alone_said)
+    shared, ours = measure("shared prefix", shape, Rows(batch, rationales, weights), params, counted["update"], rounds)
+    alone, alone_rationales = independent(batch, rationales)
+    rows = Rows(alone, alone_rationales, weights.reshape(-1, 1, 1))
+    some = that_fit(shape, alone, alone_rationales)
     part, name = jax.tree.map(lambda x: x[:some], rows), "independent prompts"
     if some < shape.rows:
         name += f", of {some} in {shape.rows}, scaled,"
@@ -118,7 +119,7 @@ def main() -> None:
 
         device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
         model = peers.to_torch(shape.model, params, shape.model.dtype, device)
-        prompts = np.concatenate([alone.prefix, alone.suffix[:, 0], alone_said.tokens[:, 0, 0]], axis=1)
+        prompts = np.concatenate([alone.prefix, alone.suffix[:, 0], alone_rationales.tokens[:, 0, 0]], axis=1)
         took, peak = peers.update_seconds(model, prompts, shape.length, np.asarray(weights).ravel(), rounds)
         lines.append(Line("torch, independent", median(took), None, shape.rows * shape.length, apart.flops, peak))
         found["update_vs_torch"] = median(took) / shared.seconds

@@ -1,12 +1,11 @@
-"""A language model as teacher, against an endpoint that fails in every way, and killed again and again.
+"""Check the language-model teacher against an endpoint that injects failures, while the command is killed repeatedly.
 
-    python benchmarks/check_teacher.py                             5,000 requests, kill -9 ten times: about 3 minutes
-    python benchmarks/check_teacher.py --requests 200 --kills 3    what the tests run
+    python benchmarks/check_teacher.py                             5,000 requests, ten kills with signal 9: about 40 s
+    python benchmarks/check_teacher.py --requests 200 --kills 3    the form in the tests
 
-`r2rank data synthesize` asks `fault_server.py` on this machine about training lists. It runs under a budget that is too
-small until it stops by itself, then under one that suffices, and is killed in both. Then the journal and the server's
-books, which know nothing of each other, are compared. Prints a table, then one JSON line; the exit status is 1 unless
-every check holds.
+`r2rank data synthesize` asks `fault_server.py` on this machine about training lists. It first runs with a budget that
+is too small until it stops, then with one that is large enough, and is killed during both. The journal is then compared
+with the server's own log. Prints a table, then one JSON line; the exit status is 1 unless every check holds.
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ from fault_server import case_of, flaw_of
 from r2rank_jax.data.prepare.prepare import prepare
 from r2rank_jax.data.prepared.dataset import load
 from r2rank_jax.data.prepared.traces import read_traces
-from r2rank_jax.data.teacher.journal import Journal
+from r2rank_jax.data.teacher.language_model.journal import Journal
 
 ROOT = Path(__file__).parent.parent
 SERVER = str(Path(__file__).with_name("fault_server.py"))
 WIDTH = 20  # candidates of a list
 ATTEMPTS = 6
-CEILING = 3000  # tokens; no request of this check can cost as much
+CEILING = 3000  # tokens; an upper bound on every request of this check
 
 
 class Bench:
@@ -46,7 +45,7 @@ class Bench:
         self.folder, self.requests, self.concurrency, self.flaws = folder, requests, concurrency, flaws
         self.key = "sk-" + secrets.token_urlsafe(24)
         self.printed = b""
-        self.titles: list[bytes] = []  # command lines, as other users of the machine see them
+        self.titles: list[bytes] = []  # command lines, visible to other users of the machine
         self.starts = 0
         write_source(folder / "raw")
         prepare(folder / "raw", folder / "data")
@@ -78,11 +77,11 @@ class Bench:
         return self.folder / "server.jsonl"
 
     def answers(self) -> int:
-        """In the journal, so far."""
+        """Number of answers in the journal."""
         return self.journal.read_bytes().count(b'"answer":') if self.journal.exists() else 0
 
     def start(self, *options: str, offline: bool = False) -> subprocess.Popen[bytes]:
-        """Start the command; every second time it streams, which is not part of what a request is."""
+        """Start the command. Every second process streams, which does not change the requests' keys."""
         command = [sys.executable, "-m", "r2rank_jax.cli", "data", "synthesize", "--data", str(self.folder / "data")]
         command += ["--out", str(self.folder / "traces.jsonl"), "--lists", str(self.requests // WIDTH)]
         command += ["--model", "fault-1", "--show-label", "always", "--draws", "1", "--max-tokens", "400"]
@@ -95,13 +94,13 @@ class Bench:
         return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
     def finish(self, process: subprocess.Popen[bytes]) -> tuple[int, str]:
-        """Wait, and keep what was printed."""
-        said, _ = process.communicate(timeout=600)
-        self.printed += said
-        return process.returncode, said.decode()
+        """Wait for the end, and keep the output."""
+        output, _ = process.communicate(timeout=600)
+        self.printed += output
+        return process.returncode, output.decode()
 
     def run(self, *options: str, kills: Sequence[int] = (), offline: bool = False) -> tuple[int, str]:
-        """Run to the end, killed and started again when the journal has so many answers."""
+        """Run to the end. Kill and restart the command when the journal reaches each number of answers in `kills`."""
         waiting = list(kills)
         while True:
             process = self.start(*options, offline=offline)
@@ -111,16 +110,16 @@ class Bench:
                     process.kill()
                     break
                 time.sleep(0.02)
-            status, said = self.finish(process)
+            status, output = self.finish(process)
             if status != -9:
-                return status, said
+                return status, output
             waiting.pop(0)
-            if len(waiting) % 3 == 0:  # what a kill in the middle of a write leaves; it is rarely met by chance
+            if len(waiting) % 3 == 0:  # imitates a kill during a write, which rarely happens by chance
                 with self.journal.open("ab") as file:
                     file.write(b'{"key":"0123456789abcdef","ans')
 
     def billed(self) -> int:
-        """Tokens, by the server's books."""
+        """Tokens that the server billed."""
         return sum(record["billed"] for record in read_lines(self.books))
 
 
@@ -144,7 +143,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def asked_after_answer(records: list[dict[str, Any]]) -> int:
-    """Requests that went out although the journal had their answer."""
+    """Number of requests sent although the journal had their answer."""
     answered: set[str] = set()
     late = 0
     for record in records:
@@ -155,33 +154,33 @@ def asked_after_answer(records: list[dict[str, Any]]) -> int:
 
 
 def booked(journal: Path) -> int:
-    """Tokens that a journal accounts for, unreported ones at their ceiling."""
+    """Tokens booked in a journal; unreported ones count at their ceiling."""
     with Journal(journal) as opened:
-        return opened.past.known.plus(opened.past.unknown).total
+        return opened.past.reported.plus(opened.past.unreported).total
 
 
 def files_with(folder: Path, secret: str) -> list[str]:
-    """Names of the files that hold a text."""
+    """Names of the files that contain a text."""
     return [path.name for path in folder.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
 
 
 def moments(begin: int, end: int, count: int, rng: random.Random) -> list[int]:
-    """Numbers of answers at which to kill: a random one in each of `count` parts of the way, and some way to go."""
+    """Numbers of answers at which to kill: one at random in each of `count` intervals, and none in the last."""
     return [begin + int((i + 0.2 + 0.7 * rng.random()) * (end - begin) / (count + 1)) for i in range(count)]
 
 
 def attack(bench: Bench, kills: int, seed: int) -> tuple[dict[str, Any], dict[str, bool]]:
-    """Run to the end through a small budget, kills and a second process; figures, and what held of each run."""
+    """Run through a small budget, kills and a second process; returns figures, and which checks hold."""
     requests, rng = bench.requests, random.Random(seed)
     early = kills // 3
     start, small = time.monotonic(), requests * 300  # enough for a third of them
-    first_status, first_said = bench.run("--budget-tokens", str(small), kills=moments(0, requests // 4, early, rng))
+    first_status, first_output = bench.run("--budget-tokens", str(small), kills=moments(0, requests // 4, early, rng))
     first_bill, first_booked = bench.billed(), booked(bench.journal)
     answers = bench.answers()
     holder = bench.start("--budget-tokens", str(small * 10))
     while bench.answers() == answers:
         time.sleep(0.02)
-    refused_status, refused_said = bench.finish(bench.start())
+    refused_status, refused_output = bench.finish(bench.start())
     holder.kill()
     bench.finish(holder)
     late = moments(bench.answers(), requests, kills - early, rng)
@@ -198,18 +197,18 @@ def attack(bench: Bench, kills: int, seed: int) -> tuple[dict[str, Any], dict[st
         "booked": booked(bench.journal),
     }
     held = {
-        "a budget too small stops the run": first_status == 1 and "the budget is reached" in first_said,
-        "its books reach the budget and not further": small - CEILING < first_booked <= small,
-        "the bill stays within it": 0 < first_bill <= first_booked,
-        "the books cover the bill": figures["billed"] <= figures["booked"] <= small * 10,
-        "a second process is refused": refused_status == 2 and "another has it open" in refused_said,
-        "it comes to its end": status == 0,
+        "a budget too small stops the run": first_status == 1 and "the budget is reached" in first_output,
+        "its booked tokens reach the budget and do not exceed it": small - CEILING < first_booked <= small,
+        "the server bills no more than is booked": 0 < first_bill <= first_booked,
+        "the final booking covers the bill": figures["billed"] <= figures["booked"] <= small * 10,
+        "a second process is refused": refused_status == 2 and "another has it open" in refused_output,
+        "the run finishes": status == 0,
     }
     return figures, held
 
 
 def audit(bench: Bench, kills: int) -> tuple[dict[str, Any], dict[str, bool]]:
-    """Compare the journal with the server's books."""
+    """Compare the journal with the server's log."""
     bench.run("--batch-out", str(bench.folder / "all.jsonl"), "--journal", str(bench.folder / "no.jsonl"), offline=True)
     cases = {line["custom_id"]: case_of(line["body"]["messages"]) for line in read_lines(bench.folder / "all.jsonl")}
     records, books = read_lines(bench.journal), read_lines(bench.books)
@@ -217,7 +216,7 @@ def audit(bench: Bench, kills: int) -> tuple[dict[str, Any], dict[str, bool]]:
     answers = Counter(record["key"] for record in records if "answer" in record)
     received = Counter(record["case"] for record in books)
     delivered = Counter(record["case"] for record in books if record["got"] == "answer")
-    traces = read_traces(bench.folder / "traces.jsonl", load(bench.folder / "data", "leave_one_out"))
+    traces = read_traces(bench.folder / "traces.jsonl", load(bench.folder / "data", "leave_one_out"), "films-1")
     lost, late = delivered.total() - len(answers), asked_after_answer(records)
     with_key = files_with(bench.folder, bench.key)
     figures = {
@@ -235,8 +234,8 @@ def audit(bench: Bench, kills: int) -> tuple[dict[str, Any], dict[str, bool]]:
     held = {
         "every request has exactly one answer": set(answers) == set(cases) and set(answers.values()) == {1},
         "no request goes out after its answer": late == 0,
-        "only kills in flight pay an answer twice": 0 <= lost <= kills * bench.concurrency,
-        "the journal knows of every sending": all(asked[key] >= received[case] for key, case in cases.items()),
+        "only kills during a request pay for an answer twice": 0 <= lost <= kills * bench.concurrency,
+        "the journal records every attempt": all(asked[key] >= received[case] for key, case in cases.items()),
         "retries are bounded": max(asked.values()) <= ATTEMPTS + kills,
         "SFT reads the traces": len(traces) == bench.requests // WIDTH,
         "the key is in no file": not with_key,
@@ -246,40 +245,42 @@ def audit(bench: Bench, kills: int) -> tuple[dict[str, Any], dict[str, bool]]:
 
 
 def filters(bench: Bench) -> tuple[dict[str, Any], dict[str, bool]]:
-    """One run against a teacher with flaws: the filters must find those that were planted, and nothing else."""
+    """One run against a teacher with flaws: the filters must refuse the planted flaws and nothing else."""
     bench.run()
     bench.server.terminate()
     planted = Counter(flaw_of(case, bench.flaws) for case in {line["case"] for line in read_lines(bench.books)})
-    traces = read_traces(bench.folder / "traces.jsonl", load(bench.folder / "data", "leave_one_out"))
-    found = traces.header["answers_refused"]
+    traces = read_traces(bench.folder / "traces.jsonl", load(bench.folder / "data", "leave_one_out"), "films-1")
+    refused = traces.header["answers_refused"]
     dropped = sum(traces.header["lists_dropped"].values())
     held = {
-        # One text is planted for matches and one for mismatches; the first of each is no duplicate.
-        "filters find what was planted": all(
-            found[name] == planted[name] if name != "duplicate" else planted[name] - 2 <= found[name] < planted[name]
-            for name in found
+        # One text is planted for matches and one for mismatches; the first of each is not a duplicate.
+        "filters refuse the planted flaws": all(
+            refused[name] == planted[name]
+            if name != "duplicate"
+            else planted[name] - 2 <= refused[name] < planted[name]
+            for name in refused
         ),
-        "lists with holes are dropped": len(traces) + dropped == bench.requests // WIDTH
-        and 0 < dropped <= sum(found.values()),
+        "lists with a missing rationale are dropped": len(traces) + dropped == bench.requests // WIDTH
+        and 0 < dropped <= sum(refused.values()),
     }
-    return {"refused": found, "lists_dropped": dropped, "lists_kept": len(traces)}, held
+    return {"refused": refused, "lists_dropped": dropped, "lists_kept": len(traces)}, held
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=5000, help=f"a multiple of {WIDTH}")
-    parser.add_argument("--kills", type=int, default=9, help="at random moments; one more ends the holder of the lock")
+    parser.add_argument("--kills", type=int, default=9, help="random kills; one more ends the holder of the lock")
     parser.add_argument("--concurrency", type=int, default=32)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         with Bench(Path(folder) / "killed", given.requests, given.concurrency, flaws=0.0) as bench:
             figures, held = attack(bench, given.kills, given.seed)
-            found = audit(bench, given.kills + 1)
-            figures, held = found[0] | figures, found[1] | held
+            audited, held_in_audit = audit(bench, given.kills + 1)
+            figures, held = audited | figures, held_in_audit | held
         with Bench(Path(folder) / "flawed", 400, given.concurrency, flaws=0.08) as bench:
-            found = filters(bench)
-            figures, held = figures | found[0], held | found[1]
+            filtered, held_in_filters = filters(bench)
+            figures, held = figures | filtered, held | held_in_filters
     for name, value in figures.items():
         print(f"{name:28} {value}")
     for name, holds in held.items():

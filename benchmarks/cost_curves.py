@@ -32,9 +32,9 @@ COLOURS = ("#7a8b99", "#2b6cb0", "#c05621")
 
 def measure(shape: Shape, rounds: int) -> tuple[float, float, float]:
     """Median seconds of each phase."""
-    params, batch, said = make(shape)
-    weights = jax.random.normal(jax.random.key(1), said.length.shape)
-    line, _ = bench_update.measure("", shape, Rows(batch, said, weights), params, flops(shape)["update"], rounds)
+    params, batch, rationales = make(shape)
+    weights = jax.random.normal(jax.random.key(1), rationales.length.shape)
+    line, _ = bench_update.measure("", shape, Rows(batch, rationales, weights), params, flops(shape)["update"], rounds)
     jax.clear_caches()  # programs and their memory would pile up from point to point
     return *prefill_and_decode_seconds(shape, rounds), line.seconds
 

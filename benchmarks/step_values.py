@@ -67,7 +67,7 @@ def compare() -> int:
         **{f"metric/{name}": np.asarray(value) for name, value in metrics.items()},
     }
     if writes:
-        np.savez(path, **values)
+        np.savez(path, **values)  # type: ignore[arg-type]
         print(json.dumps({"wrote": str(path.name), "backend": jax.default_backend()}))
         return 0
     errors = {name: float(np.max(np.abs(values[name] - stored[name]))) for name in ("logp", "scores", "advantages")}
@@ -78,12 +78,8 @@ def compare() -> int:
         if n.startswith("change")
     )
     errors["same sampled tokens"] = float(np.mean(own_tokens == stored["rollout.rationales.tokens"]))
-    print(
-        json.dumps(
-            {"backend": jax.default_backend(), "precision": os.environ.get("JAX_DEFAULT_MATMUL_PRECISION", "default")}
-            | errors
-        )
-    )
+    precision = os.environ.get("JAX_DEFAULT_MATMUL_PRECISION", "default")
+    print(json.dumps({"backend": jax.default_backend(), "precision": precision} | errors))
     return 0
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from flax.core import meta
 
 from r2rank_jax.config import ComputeConfig, DataConfig, ModelConfig, RLConfig, RunConfig
-from r2rank_jax.model.counting import Lists, forward_flops, update_flops
+from r2rank_jax.model.counting import BatchShape, forward_flops, update_flops
 from r2rank_jax.model.presets import QWEN2_5_1_5B
 from r2rank_jax.model.transformer import initial_params
 from r2rank_jax.rollout.generate import Generator
@@ -31,7 +31,7 @@ from r2rank_jax.rollout.sampling import row_keys
 from r2rank_jax.runs.attention_choice import choose_attention
 from r2rank_jax.runs.memory_budget import choose_budget
 from r2rank_jax.sharding import make_mesh
-from r2rank_jax.train.memory import DEFAULT_BUDGET, GIB, plan_update
+from r2rank_jax.train.memory.chunk_choice import DEFAULT_BUDGET, GIB, choose_chunks
 from r2rank_jax.types import OF_ITEMS, OF_USERS, ListBatch, Params, Rationales
 
 
@@ -103,38 +103,38 @@ def make(shape: Shape, seed: int = 0) -> tuple[Params, ListBatch, Rationales]:
         labels=jnp.asarray(labels),
         mask=jnp.ones((u, n), bool),
     )
-    said = Rationales(
+    rationales = Rationales(
         tokens=tokens(u, n, g, shape.length),
         length=jnp.full((u, n, g), shape.length, jnp.int32),
         stopped=jnp.zeros((u, n, g), bool),
     )
     params = jax.jit(lambda key: meta.unbox(initial_params(shape.model, key)))(jax.random.key(seed))
-    return params, batch, said
+    return params, batch, rationales
 
 
-def independent(batch: ListBatch, said: Rationales) -> tuple[ListBatch, Rationales]:
+def independent(batch: ListBatch, rationales: Rationales) -> tuple[ListBatch, Rationales]:
     """The same rationales with nothing shared: every row a user of its own, with its own copy of the prompt."""
-    users, items, rationales = said.length.shape
+    users, items, groups = rationales.length.shape
 
     def rows(x: Any, axes: int) -> Any:
         x = jnp.asarray(x).reshape(x.shape[:axes] + (1,) * (3 - axes) + x.shape[axes:])
-        x = jnp.broadcast_to(x, (users, items, rationales, *x.shape[3:]))
-        return x.reshape(users * items * rationales, *x.shape[3:])
+        x = jnp.broadcast_to(x, (users, items, groups, *x.shape[3:]))
+        return x.reshape(users * items * groups, *x.shape[3:])
 
     per_user = {name: rows(getattr(batch, name), 1) for name in OF_USERS}
     per_item = {name: rows(getattr(batch, name), 2)[:, None] for name in OF_ITEMS}
     alone = ListBatch(**per_user, **per_item)
-    return alone, jax.tree.map(lambda x: rows(x, 3)[:, None, None], said)
+    return alone, jax.tree.map(lambda x: rows(x, 3)[:, None, None], rationales)
 
 
-def that_fit(shape: Shape, alone: ListBatch, said: Rationales) -> int:
+def that_fit(shape: Shape, alone: ListBatch, rationales: Rationales) -> int:
     """How many independent rows an update can read at once; a divisor of all of them. They have no items to be read in
     chunks of."""
     config, rows = run_config(shape), alone.user.shape[0]
     budget = DEFAULT_BUDGET if config.compute.update_gib is None else config.compute.update_gib * GIB
     for some in (n for n in range(rows, 1, -1) if rows % n == 0):
-        part = jax.tree.map(lambda x: jax.ShapeDtypeStruct((some, *x.shape[1:]), x.dtype), (alone, said))  # noqa: B023
-        if plan_update(config.model, config.compute, *part, batch_shards=1).activation_bytes <= budget:
+        part = jax.tree.map(lambda x: jax.ShapeDtypeStruct((some, *x.shape[1:]), x.dtype), (alone, rationales))  # noqa: B023
+        if choose_chunks(config, *part).activation_bytes <= budget:
             return some
     return 1
 
@@ -142,15 +142,16 @@ def that_fit(shape: Shape, alone: ListBatch, said: Rationales) -> int:
 def flops(shape: Shape) -> dict[str, float]:
     """Floating point operations of one pass of each kind, counted as in docs/performance.md.
 
-    Of those that share nothing too: every rationale with its own copy of the prompt.
+    Passes named "independent" give every rationale its own copy of the prompt.
     """
-    c, lists = shape.model, Lists(shape.users, shape.prefix, shape.suffix, shape.length, shape.items, shape.rationales)
+    c = shape.model
+    sizes = BatchShape(shape.users, shape.prefix, shape.suffix, shape.length, shape.items, shape.rationales)
     return {
-        "update": update_flops(c, lists),
-        "update_independent": update_flops(c, lists, shared=False),
-        "logits": forward_flops(c, lists) - forward_flops(c, lists, logits=False),
-        "rollout": forward_flops(c, lists),
-        "rollout_independent": forward_flops(c, lists, shared=False),
+        "update": update_flops(c, sizes),
+        "update_independent": update_flops(c, sizes, shared=False),
+        "logits": forward_flops(c, sizes) - forward_flops(c, sizes, logits=False),
+        "rollout": forward_flops(c, sizes),
+        "rollout_independent": forward_flops(c, sizes, shared=False),
     }
 
 

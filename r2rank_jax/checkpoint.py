@@ -1,9 +1,9 @@
-"""Checkpoints in which one commit holds everything, decided from disk and sealed by our own checksums.
+"""Checkpoints that are committed as a whole and sealed with checksums.
 
-A commit is the folder `<phase>/<step>/` that Orbax writes asynchronously and renames into place: the train state, and
-beside it the data iterator's state, the configuration and whatever else the phase needs to go on (`extras`). When Orbax
-has finished, `seal.json` is added with the SHA-256 of every file. Only a sealed folder whose files match counts:
-Orbax's `latest_step` can name a step whose save failed, and Orbax does not notice flipped bits.
+A commit is the folder `<phase>/<step>/`, which Orbax writes asynchronously and renames into place. It holds the train
+state and `extras`: the data iterator's state, the configuration and everything else the phase needs to resume. When
+Orbax has finished, `seal.json` is added with the SHA-256 of every file. Only a sealed folder whose files match is used,
+because Orbax's `latest_step` can name a step whose save failed, and Orbax does not detect flipped bits.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from r2rank_jax.config import RunConfig, differences, to_json
+from r2rank_jax.config import RunConfig, differences, in_current_fields, to_json
 from r2rank_jax.errors import CheckpointError
 from r2rank_jax.types import Params
 
@@ -32,14 +32,14 @@ class Checkpoints:
     """The commits of one phase of a run."""
 
     def __init__(self, directory: Path, *, keep: int = 2, read_only: bool = False):
-        """Open `directory`; what an interrupted save left behind is cleared away.
+        """Open `directory` and delete the remains of interrupted saves.
 
         Args:
             directory: `<run>/checkpoints/<phase>`.
-            keep: newest commits that stay.
-            read_only: clear and move nothing: the unsealed folder may be one that a training run is just writing.
+            keep: the number of newest commits to keep.
+            read_only: delete and move nothing, since a training run may be writing the unsealed folder.
         """
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every barrier
+        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs every barrier
         self.directory = directory.absolute()
         self._keep = keep
         self._read_only = read_only
@@ -53,7 +53,7 @@ class Checkpoints:
         self._sealing: Future[None] | None = None
 
     def save(self, step: int, state: Any, extras: dict[str, Any]) -> None:
-        """Commit `state` and `extras` together, in the background. The arrays are copied before this returns."""
+        """Commit `state` and `extras` together in the background. The arrays are copied before this method returns."""
         self.wait()
         self._writer.save(
             self.directory / str(step),
@@ -62,13 +62,13 @@ class Checkpoints:
         self._sealing = self._sealer.submit(self._seal, step)
 
     def wait(self) -> None:
-        """Until the last save is sealed; its failure, if it failed, is raised here."""
+        """Wait until the last save is sealed. If it failed, its exception is raised here."""
         if self._sealing is not None:
             self._sealing.result()
             self._sealing = None
 
     def latest(self) -> int | None:
-        """The newest sealed step whose files match their checksums; damaged ones are reported and passed over."""
+        """The newest sealed step whose files match their checksums. Damaged steps are reported and skipped."""
         for step in sealed_steps(self.directory):
             problem = damage(self.directory / str(step))
             if problem is None:
@@ -76,31 +76,31 @@ class Checkpoints:
             print(f"checkpoint {self.directory.name}/{step} is damaged ({problem}); using the one before it")
             if self._read_only:
                 continue
-            _wait_for_everyone(f"damaged {step}")  # every process has read the folder before it goes
+            _wait_for_everyone(f"damaged {step}")  # all processes must have read the folder before it is moved
             if jax.process_index() == 0:
                 shutil.move(self.directory / str(step), self.directory.parent / f"{self.directory.name}.damaged.{step}")
         return None
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        """State and extras of one commit.
+        """Restore state and extras of one commit.
 
         Args:
             step: from `latest`.
-            like: abstract state with shapes, types and shardings.
+            like: abstract state with shapes, dtypes and shardings.
         """
-        read = self._writer.restore(
+        restored = self._writer.restore(
             self.directory / str(step),
             args=ocp.args.Composite(state=ocp.args.StandardRestore(like), extras=ocp.args.JsonRestore()),
         )
-        return read.state, read.extras
+        return restored.state, restored.extras
 
     def extras(self, step: int) -> dict[str, Any]:
-        """The extras of one commit alone."""
+        """The extras of one commit, without its state."""
         folder = self.directory / str(step)
         return self._writer.restore(folder, args=ocp.args.Composite(extras=ocp.args.JsonRestore())).extras
 
     def identity(self, step: int) -> str:
-        """A name for exactly these bytes: the SHA-256 of the commit's seal."""
+        """The SHA-256 of the commit's seal, which identifies the content of the commit."""
         return hashlib.sha256((self.directory / str(step) / SEAL).read_bytes()).hexdigest()
 
     def close(self) -> None:
@@ -110,7 +110,7 @@ class Checkpoints:
         self._writer.close()
 
     def _seal(self, step: int) -> None:
-        """Once Orbax has renamed the save into place: its checksums, and only then may an older commit go."""
+        """Wait until Orbax has renamed the save into place, write its seal, and only then delete older commits."""
         self._writer.wait_until_finished()
         if jax.process_index() != 0:
             return
@@ -120,7 +120,7 @@ class Checkpoints:
 
 
 def sealed_steps(directory: Path) -> list[int]:
-    """Steps under a phase's folder that were sealed, newest first."""
+    """The sealed steps of a phase's folder, newest first."""
     if not directory.is_dir():
         return []
     steps = [int(f.name) for f in directory.iterdir() if f.name.isdigit() and (f / SEAL).exists()]
@@ -128,37 +128,37 @@ def sealed_steps(directory: Path) -> list[int]:
 
 
 def write_seal(folder: Path) -> None:
-    """Write the checksums of every file under `folder`; from then on `damage` can tell whether it is whole."""
+    """Write the checksums of all files under `folder`, so that `damage` can check them."""
     partial = folder / f"{SEAL}.partial"
     partial.write_text(json.dumps(_checksums(folder), indent=0, sort_keys=True), encoding="utf-8")
     os.replace(partial, folder / SEAL)
 
 
 def damage(folder: Path) -> str | None:
-    """What does not match the seal, or None."""
+    """A description of the first file that does not match the seal, or None if all match."""
     try:
         sealed = dict(json.loads((folder / SEAL).read_bytes()))
     except (ValueError, TypeError):
         return f"{SEAL} is not readable"
-    found = _checksums(folder)
-    for name in sorted(set(sealed) | set(found)):
-        if name not in found:
+    actual = _checksums(folder)
+    for name in sorted(set(sealed) | set(actual)):
+        if name not in actual:
             return f"{name} is missing"
-        if sealed.get(name) != found[name]:
+        if sealed.get(name) != actual[name]:
             return f"{name} does not match its checksum"
     return None
 
 
 def require_same_configuration(extras: dict[str, Any], config: dict[str, Any], parts: tuple[str, ...]) -> None:
-    """Refuse to go on from a checkpoint of another configuration.
+    """Refuse to resume from a checkpoint of another configuration.
 
     Args:
         extras: of the commit; its "config" is compared.
-        config: the present configuration as JSON.
-        parts: top-level sections that matter to the phase.
+        config: the current configuration as JSON.
+        parts: top-level sections that the phase depends on.
 
     Raises:
-        CheckpointError: names every field that differs.
+        CheckpointError: a field differs. The message names all fields that do.
     """
     saved, now = ({p: what_matters(_with_defaults(c.get(p), p)) for p in parts} for c in (extras["config"], config))
     changed = differences(saved, now)
@@ -171,30 +171,32 @@ def require_same_configuration(extras: dict[str, Any], config: dict[str, Any], p
 
 
 def _with_defaults(section: Any, name: str) -> Any:
-    """A section with the fields that are younger than its file: those had their default's meaning when it was saved."""
-    return to_json(RunConfig(name="any"))[name] | section if isinstance(section, dict) else section
+    """Add fields that are newer than the saved section. When it was saved, the code behaved as with their defaults."""
+    if not isinstance(section, dict):
+        return section
+    return to_json(RunConfig(name="any"))[name] | in_current_fields(section)
 
 
 def what_matters(section: Any) -> Any:
-    """A section of a configuration without how it is computed, which may differ from machine to machine."""
+    """A section of a configuration without the settings that may differ between machines."""
     return (
         {k: v for k, v in section.items() if k not in ("attention", "remat")} if isinstance(section, dict) else section
     )
 
 
 def load_policy(directory: Path, like: Params, config: dict[str, Any]) -> tuple[Params, dict[str, Any], str]:
-    """The policy that a finished phase hands on: its parameter average where it has one.
+    """Load the policy of a finished phase: its parameter average if it has one.
 
     Args:
         directory: `<run>/checkpoints/<phase>`.
-        like: abstract parameters with shapes, types and shardings.
-        config: the present configuration as JSON; its model must be the checkpoint's.
+        like: abstract parameters with shapes, dtypes and shardings.
+        config: the current configuration as JSON; its model must be the checkpoint's.
 
     Returns:
-        Parameters, the commit's extras and its identity.
+        The parameters, the commit's extras and its identity.
 
     Raises:
-        CheckpointError: nothing there, the phase did not finish, or its model was another one.
+        CheckpointError: there is no checkpoint, the phase did not finish, or it trained another model.
     """
     if not sealed_steps(directory):
         raise CheckpointError(f"no checkpoint in {directory}; run `r2rank {directory.name.split('_')[0]}` first")
@@ -207,11 +209,11 @@ def load_policy(directory: Path, like: Params, config: dict[str, Any]) -> tuple[
         raise CheckpointError(
             f"{directory.name} stopped at step {step} of {extras['steps']}; run the same command again to finish it"
         )
-    require_same_configuration(extras, config, ("model",))  # of equal shapes, another model would load all the same
+    require_same_configuration(extras, config, ("model",))  # a model with equal shapes would load without error
     field = "average" if extras["has_average"] else "params"
     folder = directory.absolute() / str(step) / "state"
     with ocp.PyTreeCheckpointer() as reader:
-        read = reader.restore(
+        restored = reader.restore(
             folder,
             args=ocp.args.PyTreeRestore(
                 item={field: like},
@@ -221,7 +223,7 @@ def load_policy(directory: Path, like: Params, config: dict[str, Any]) -> tuple[
         )
     identity = checkpoints.identity(step)
     checkpoints.close()
-    return read[field], extras, identity
+    return restored[field], extras, identity
 
 
 def _wait_for_everyone(name: str) -> None:

@@ -1,4 +1,4 @@
-"""The package's errors. Each message is one line for a person: what is required, what came, and the remedy.
+"""The package's errors. Each message is one line that states what is required, what was given, and the remedy.
 
 The `r2rank` command prints the message without a traceback and ends with exit code 2.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 
 class R2RankError(Exception):
-    """Base of the package's errors: one line for a person that says what is required, what came, and the remedy."""
+    """Base class of the package's errors."""
 
 
 class ConfigError(R2RankError, ValueError):
@@ -27,4 +27,4 @@ class CheckpointError(R2RankError, RuntimeError):
 
 
 class ResultsError(R2RankError, ValueError):
-    """Results that do not have the form that `evaluation/results.py` promises."""
+    """Results that do not have the format documented in `evaluation/results.py`."""

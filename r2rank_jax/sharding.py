@@ -1,8 +1,8 @@
-"""Logical axes to mesh axes: the only place that knows what the mesh axes are called.
+"""Map logical axes to mesh axes. No other module uses the names of the mesh axes.
 
-    data     users; parameters are copied along it
-    fsdp     users too; parameters are split along it and gathered where they are used, or before loops
-    tensor   heads, MLP columns and the vocabulary
+    data     splits users; parameters are copied along it
+    fsdp     splits users and parameters; parameters are gathered where they are used, or before loops
+    tensor   splits heads, MLP columns and the vocabulary
 
 A dimension that its mesh axis does not divide (two key-value heads on four tensor devices) is copied instead.
 """
@@ -44,7 +44,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
     Args:
         config: sizes of the axes.
-        devices: others than this machine's: those of a topology that programs are compiled for.
+        devices: devices of a topology that programs are compiled for; None: the devices of all processes.
 
     Raises:
         ConfigError: fewer devices than the mesh needs, or a process that would hold none of them.
@@ -68,23 +68,24 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def across_slices(shape: tuple[int, int, int], slices: int, devices: Sequence[Any]) -> np.ndarray:
-    """Devices of several TPU slices as [data, fsdp, tensor], so that only the data axis, which has the least to say,
-    crosses the slow network between slices.
+    """Arrange the devices of several TPU slices as [data, fsdp, tensor].
+
+    Only the data axis, which communicates least, crosses the slow network between slices.
 
     Raises:
-        ConfigError: the data axis cannot be cut into as many parts as there are slices.
+        ConfigError: the number of slices does not divide the data axis.
     """
     data, fsdp, tensor = shape
     if data % slices:
         raise ConfigError(
-            f"mesh.data={data} must be a multiple of the {slices} slices that the devices lie in; set it to {slices} "
-            "or a multiple, and mesh.fsdp to what is left inside a slice"
+            f"mesh.data={data} must be a multiple of the number of TPU slices, {slices}; set it to {slices} or a "
+            "multiple, and divide the devices of a slice between mesh.fsdp and mesh.tensor"
         )
     return mesh_utils.create_hybrid_device_mesh((data // slices, fsdp, tensor), (slices, 1, 1), devices)
 
 
 def mesh_of_shapes(config: MeshConfig) -> AbstractMesh:
-    """A mesh without devices: it splits shapes, and nothing runs on it."""
+    """A mesh without devices, which can split shapes but run nothing."""
     return AbstractMesh((config.data, config.fsdp, config.tensor), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
@@ -94,19 +95,19 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def users(mesh: Mesh) -> NamedSharding:
-    """The leading axis, U, split over data x fsdp."""
+    """The leading axis U split over data x fsdp."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def by_logical_axes(mesh: Mesh, boxed: Any) -> Any:
-    """Shardings for a pytree whose leaves may carry the logical axes that `model/` wrote beside each weight.
+    """Shardings for a pytree whose leaves may carry the logical axes that `model/` declares for each weight.
 
     Args:
         mesh: from `make_mesh`.
         boxed: abstract values; a leaf without logical axes is replicated.
 
     Returns:
-        The tree of `NamedSharding` that fits the unboxed tree.
+        A tree of `NamedSharding` with the structure of the unboxed tree.
     """
 
     def sharding(leaf: Any) -> NamedSharding:
@@ -121,7 +122,7 @@ def by_logical_axes(mesh: Mesh, boxed: Any) -> Any:
 
 
 def abstract(boxed: Any, shardings: Any) -> Any:
-    """Shapes, types and shardings without values: what a checkpoint is restored into."""
+    """Shapes, dtypes and shardings without values, for example to restore a checkpoint into."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         meta.unbox(boxed),
@@ -156,30 +157,30 @@ def abstract_lists(mesh: Mesh, config: RunConfig, batch_users: int) -> ListBatch
 
 
 class Part(NamedTuple):
-    """Some of the equal parts of a batch."""
+    """Some of the equal parts that a batch is divided into."""
 
-    places: tuple[int, ...]  # which ones, ascending
-    parts: int
+    places: tuple[int, ...]  # indices of these parts, ascending
+    parts: int  # number of all parts
 
 
 def part_of_batch(mesh: Mesh) -> Part:
-    """Which rows of every batch this process has to bring: those that its devices hold.
+    """The rows of every batch that this process must provide: those that its devices hold.
 
-    One part for every place along data x fsdp. On a torus a process's places need not be neighbours; processes whose
-    devices differ along the tensor axis only hold the same users, and bring the same rows.
+    There is one part for every place along data x fsdp. On a torus, the places of a process need not be adjacent.
+    Processes whose devices differ only along the tensor axis hold the same users and provide the same rows.
     """
     places = mesh.devices.reshape(-1, mesh.shape["tensor"])
-    here = jax.process_index()
-    mine = (at for at, devices in enumerate(places) if here in {device.process_index for device in devices})
-    return Part(tuple(mine), len(places))
+    process = jax.process_index()
+    own = (i for i, devices in enumerate(places) if process in {device.process_index for device in devices})
+    return Part(tuple(own), len(places))
 
 
 def to_mesh(mesh: Mesh, local: Any) -> Any:
-    """Global arrays, split over users, from the rows of the batch that this process holds.
+    """Make global arrays, split over users, from the rows of the batch that this process holds.
 
     Args:
         mesh: from `make_mesh`.
-        local: pytree of NumPy arrays, the rows that `part_of_batch` names, part by part.
+        local: pytree of NumPy arrays with the rows of `part_of_batch`, in the order of its places.
     """
     part, split = part_of_batch(mesh), users(mesh)
 
@@ -189,8 +190,8 @@ def to_mesh(mesh: Mesh, local: Any) -> Any:
 
         def of_device(index: tuple[slice, ...] | None) -> np.ndarray:
             assert index is not None
-            at = part.places.index((index[0].start or 0) // share) * share
-            return rows[at : at + share]
+            start = part.places.index((index[0].start or 0) // share) * share
+            return rows[start : start + share]
 
         return jax.make_array_from_callback((share * part.parts, *rows.shape[1:]), split, of_device)
 
@@ -198,15 +199,15 @@ def to_mesh(mesh: Mesh, local: Any) -> Any:
 
 
 def sum_over_users(mesh: Mesh, each: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[Any, Any], tuple[Any, Any]]:
-    """Run `each(shared, split) -> (sums, rows)` on every device's own users; add the sums up once, at the end.
+    """Run `each(shared, split) -> (sums, rows)` on every device's own users, and add the sums once, at the end.
 
-    Loops inside `each` hold no collective but those of the tensor axis: parameters that are split along fsdp are
-    gathered before, and their gradients reduced after.
+    Loops inside `each` contain no collectives except those of the tensor axis: parameters that are split along fsdp are
+    gathered before the loops, and their gradients are reduced after them.
     """
     batch_axes = ("data", "fsdp")
-    if mesh.size == mesh.shape["tensor"] > 1:  # nothing to add up, which XLA refuses to do beside an axis of its own
+    if mesh.size == mesh.shape["tensor"] > 1:  # no sum is needed, and XLA refuses one next to an automatic axis
         return each
-    # An axis of one device is taken along: kernels that XLA cannot split by itself compile then.
+    # A tensor axis of one device is made manual too, so that kernels that XLA cannot split compile.
     manual = {*batch_axes, "tensor"} if mesh.shape["tensor"] == 1 else {*batch_axes}
 
     def on_device(shared: Any, split: Any) -> tuple[Any, Any]:
@@ -225,14 +226,14 @@ def sum_over_users(mesh: Mesh, each: Callable[[Any, Any], tuple[Any, Any]]) -> C
 
 
 def on_lanes(mesh: Mesh, abstract: Any) -> Any:
-    """Where the state of a rollout lives: leading axis U split over users, heads of keys and values over tensor.
+    """Shardings of the state of a rollout: the leading axis U over data x fsdp, heads of keys and values over tensor.
 
     Args:
         mesh: from `make_mesh`.
-        abstract: pytree of shapes and types.
+        abstract: pytree of shapes and dtypes.
 
     Returns:
-        The same with shardings.
+        The same pytree with shardings.
     """
 
     def place(path: Any, x: Any) -> jax.ShapeDtypeStruct:
@@ -246,16 +247,16 @@ def on_lanes(mesh: Mesh, abstract: Any) -> Any:
 
 
 def weights_for_decoding(mesh: Mesh, config: ModelConfig) -> Callable[[Params], Params]:
-    """One copy of the parameters for all tokens of a rollout: layer by layer, adapters merged, in the type of the
-    computation, gathered along fsdp.
+    """Make the copy of the parameters that a rollout uses for all its tokens.
 
-    Matrices are used in that type anyway, so without adapters no bit of the result changes; norms and the scoring head
-    stay float32.
+    The copy is split by layer and gathered along fsdp, with adapters merged and matrices in the compute dtype. Matrices
+    are used in that dtype anyway, so without adapters no bit of the result changes. Norms and the scoring head stay
+    float32.
     """
 
     def copy(params: Params) -> Params:
         params = merged(config, params)
-        layers = by_layer(params["layers"])  # first: a stacked norm has two axes
+        layers = by_layer(params["layers"])  # before the cast, because a stacked norm has two axes
         return jax.tree.map(lambda x: x.astype(config.dtype) if x.ndim > 1 else x, params | {"layers": layers})
 
     def gathered(spec: PartitionSpec) -> NamedSharding:
@@ -269,7 +270,7 @@ def weights_for_decoding(mesh: Mesh, config: ModelConfig) -> Callable[[Params], 
 
 
 def gather(mesh: Mesh, tree: Any) -> Any:
-    """Global arrays as NumPy, whole on every process."""
+    """Global arrays as NumPy arrays, complete on every process."""
     return jax.tree.map(np.asarray, _copy_to_all(mesh)(tree))
 
 

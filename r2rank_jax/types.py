@@ -1,4 +1,4 @@
-"""The words of the project as types: one letter per axis, one frozen pytree per thing that travels.
+"""Shared types: one letter per axis, and one frozen pytree for each kind of data that modules exchange.
 
 Axes
     U users in a batch · N candidate items per user · G rationales per item · P prefix tokens ·
@@ -6,8 +6,9 @@ Axes
     V vocabulary · K places of a ranking · M sampled rankings per list.
 
 A list is the N items of one user, each with its g-th rationale: a batch holds U·G lists and U·N·G rationales.
-The model path keeps [U, N, G, ...] (rationales fork from items); ranking mathematics reads [U, G, N].
-`mask=True` always means real. Every token segment is right-padded; position = true tokens before it + offset.
+The model uses [U, N, G, ...], because rationales fork from items; the ranking mathematics uses [U, G, N].
+`mask=True` always means real. Every segment of tokens is right-padded. A token's position is the number of true tokens
+before its segment plus its offset in the segment.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ Params = Any  # a plain pytree of arrays
 class ListBatch:
     """Prompts of one batch of users: a shared prefix per user, one suffix per candidate item."""
 
-    user: Array  # int32 [U]        dense user ids; they seed the sampling of rationales
+    user: Array  # int32 [U]        dense user ids, which seed the sampling of rationales
     items: Array  # int32 [U, N]     dense item ids
     prefix: Array  # int32 [U, P]     instructions and history
     prefix_length: Array  # int32 [U]        true tokens, >= 1
-    suffix: Array  # int32 [U, N, S]  one candidate each, ending where its rationale starts
+    suffix: Array  # int32 [U, N, S]  one candidate each; the rationale follows
     suffix_length: Array  # int32 [U, N]     true tokens, >= 1 for real items
     labels: Array  # float32 [U, N]   graded relevance; never part of a prompt
     mask: Array  # bool [U, N]      True = real item
@@ -42,16 +43,16 @@ OF_ITEMS = ("items", "suffix", "suffix_length", "labels", "mask")  # [U, N, ...]
 
 @struct.dataclass
 class Rationales:
-    """What was said about every item, by the teacher or by the policy."""
+    """The rationales of every item, written by the teacher or by the policy."""
 
-    tokens: Array  # int32 [U, N, G, T]    right-padded; a stop token, where there is one, is included
+    tokens: Array  # int32 [U, N, G, T]    right-padded; includes the stop token, if there is one
     length: Array  # int32 [U, N, G]       true tokens, >= 1 for real items
-    stopped: Array  # bool [U, N, G]        False = cut off at T tokens (truncated is not stopped)
+    stopped: Array  # bool [U, N, G]        False = truncated at T tokens
 
 
 @struct.dataclass
 class KeyValues:
-    """Keys and values of one segment of tokens, head-major; an axis of size 1 is shared, never copied."""
+    """Keys and values of one segment of tokens, head-major. An axis of size 1 is shared by all rows, not copied."""
 
     k: tuple[Array, ...]  # per layer [U, KV, N|1, G|1, H, L]
     v: tuple[Array, ...]  # per layer [U, KV, N|1, G|1, L, H]
@@ -60,7 +61,7 @@ class KeyValues:
 
 @struct.dataclass
 class WeightedSum:
-    """A sum and its weight, carried apart and divided once, after microbatches and devices."""
+    """A sum and its weight, kept separate and divided once, after they are summed over microbatches and devices."""
 
     total: Array  # float32 []
     weight: Array  # float32 []

@@ -26,6 +26,13 @@ def test_an_unknown_field_is_named():
         from_json(values)
 
 
+def test_the_cut_off_of_an_older_file_is_read_as_its_reward():
+    values = to_json(RunConfig(name="x"))
+    del values["rl"]["reward"]
+    values["rl"]["metric_k"] = 5
+    assert from_json(values).rl.reward == "ndcg@5"
+
+
 def test_differences_name_the_field_and_both_values():
     old = to_json(RunConfig(name="x"))
     new = to_json(dataclasses.replace(RunConfig(name="x"), data=DataConfig(history_items=7)))

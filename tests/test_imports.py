@@ -97,10 +97,10 @@ def test_the_order_names_every_part(folder, order):
     assert parts - {"__init__"} == set(order)
 
 
-def test_every_room_of_data_says_what_comes_in_and_what_goes_out():
+def test_every_room_of_data_states_its_input_and_output():
     for room in ROOMS:
         page = ast.get_docstring(ast.parse((PACKAGE / "data" / room / "__init__.py").read_text(encoding="utf-8")))
-        assert page and "In come" in page and "Out come" in page, room
+        assert page and "The input is" in page and "The output is" in page, room
 
 
 @pytest.mark.parametrize("root", [PACKAGE, TESTS], ids=["package", "tests"])

@@ -31,7 +31,7 @@ def test_only_the_data_axis_crosses_slices(shape):
 
 
 def test_slices_must_divide_the_data_axis():
-    with pytest.raises(ConfigError, match=r"mesh\.data=1 must be a multiple of the 2 slices"):
+    with pytest.raises(ConfigError, match=r"mesh\.data=1 must be a multiple of the number of TPU slices, 2"):
         across_slices((1, 8, 1), 2, [Device(id=i, slice_index=i // 4) for i in range(8)])
 
 

@@ -8,11 +8,16 @@ import os
 import sys
 import urllib.parse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
 from r2rank_jax.cli.arguments import UsageError, require_place, whole_number
+from r2rank_jax.config import DataConfig
 from r2rank_jax.data.prepared.settings import DEFAULT_PROTOCOLS, LABELS, NEGATIVES, ON_ERROR, PROTOCOLS, Settings
+
+if TYPE_CHECKING:
+    from r2rank_jax.data.teacher.protocol import Teacher
 
 TEMPLATE = "template"
 
@@ -69,7 +74,7 @@ def _column(text: str) -> tuple[str, str]:
 
 
 def _data(known: argparse.Namespace, overrides: list[str]) -> int:
-    """Exit code 1 where an audit finds faults, or a language model left lists unfinished."""
+    """Exit code 1 if an audit finds faults, or a teacher left lists unfinished."""
     if hasattr(known, "out"):
         require_place(known.out, is_folder=known.action != "synthesize")
     if known.action == "synthesize":
@@ -110,45 +115,58 @@ def _add_synthesize(synthesize: argparse.ArgumentParser) -> None:
     synthesize.add_argument("--positives", type=int, default=1, help="relevant items; data.train_positives is RL's")
     synthesize.add_argument("--seed", type=whole_number, default=0, help="of the choice of lists")
     synthesize.add_argument("--history-items", type=int, default=10, help="interactions shown, as data.history_items")
+    synthesize.add_argument("--template", default=DataConfig.template, help="of the prompts, as data.template")
     synthesize.add_argument(
         "--teacher",
         default=TEMPLATE,
         metavar="template | batch | URL",
-        help="sentences from statistics; files for a batch; an OpenAI-compatible API, as http://localhost:8000/v1",
+        help="sentences from statistics; files for a batch service; the address of an OpenAI-compatible API",
     )
     synthesize.add_argument("-h", "--help", action=_TeacherHelp, nargs=0, help="show this and a language model's flags")
 
 
-def _synthesize(known: argparse.Namespace, overrides: list[str]) -> int:
-    """Exit code 1 where a language model left lists unfinished."""
-    asked = {name: getattr(known, name) for name in ("split", "lists", "seed", "positives", "history_items")}
-    if known.teacher == TEMPLATE:
-        from r2rank_jax.data.teacher import template
+def _synthesize(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Exit code 1 if the teacher left lists unfinished."""
+    from r2rank_jax.data.teacher.synthesize import synthesize
 
-        template.synthesize(known.data, known.out, **asked)
-        return 0
-    from r2rank_jax.data.teacher import language_model
-    from r2rank_jax.data.teacher.settings import TeacherSettings
-
-    settings = tyro.cli(TeacherSettings, args=overrides, prog="r2rank data synthesize --teacher URL")
-    missing = language_model.synthesize(
-        known.data, known.out, settings, teacher=known.teacher, key=_teacher_key(known.teacher), **asked
-    )
+    names = ("split", "template", "lists", "seed", "positives", "history_items")
+    settings = {name: getattr(arguments, name) for name in names}
+    missing = synthesize(arguments.data, arguments.out, _teacher(arguments, overrides), **settings)
     if missing is not None:
         print(f"r2rank: {missing}", file=sys.stderr)
     return 0 if missing is None else 1
 
 
+def _teacher(arguments: argparse.Namespace, overrides: list[str]) -> Teacher:
+    """The teacher that --teacher names, with its own flags."""
+    if arguments.teacher == TEMPLATE:
+        from r2rank_jax.data.teacher.template import TemplateTeacher
+
+        _refuse_flags(overrides)
+        return TemplateTeacher()
+    from r2rank_jax.data.teacher.language_model.settings import TeacherSettings
+    from r2rank_jax.data.teacher.language_model.teacher import LanguageModel
+
+    settings = tyro.cli(TeacherSettings, args=overrides, prog="r2rank data synthesize --teacher URL")
+    return LanguageModel(settings, address=arguments.teacher, out=arguments.out, key=_teacher_key(arguments.teacher))
+
+
+def _refuse_flags(overrides: list[str]) -> None:
+    """Refuse the remaining arguments, for a teacher without flags of its own."""
+    if overrides:
+        raise UsageError(f"unknown argument {overrides[0]!r}; see `r2rank data synthesize --help`")
+
+
 class _TeacherHelp(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from r2rank_jax.data.teacher.settings import TeacherSettings
+        from r2rank_jax.data.teacher.language_model.settings import TeacherSettings
 
         parser.print_help()
         tyro.cli(TeacherSettings, args=["--help"], prog="\nr2rank data synthesize --teacher URL")
 
 
 def _teacher_key(url: str) -> str:
-    """OpenAI's key goes to OpenAI only: another endpoint must be given its own, on purpose."""
+    """The endpoint's key. OpenAI's key is sent to OpenAI only; other endpoints need R2RANK_TEACHER_API_KEY."""
     key = os.environ.get("R2RANK_TEACHER_API_KEY", "")
     address = urllib.parse.urlsplit(url)
     is_openai = (address.scheme, address.netloc) == ("https", "api.openai.com")

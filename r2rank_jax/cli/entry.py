@@ -5,6 +5,7 @@ r2rank data prepare --source DIR --out DIR [--seed 0] [--candidates 20] [--proto
 r2rank data audit DIR
 r2rank data card DIR [--tokenizer FILE]
 r2rank data synthesize --data DIR --out FILE [--split leave_one_out] [--lists 4000] [--positives 1] [--seed 0]
+                      [--template films-1] [--history-items 10]
 r2rank data synthesize ... --teacher URL --model NAME [--show-label retry] [--budget-usd 20] [--any-setting value]
 r2rank data synthesize ... --teacher batch --model NAME --batch-out FILE | --batch-in FILE
 r2rank model fetch NAME --out DIR
@@ -21,7 +22,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from r2rank_jax.cli.data import TEMPLATE, add_data
+from r2rank_jax.cli.data import add_data
 from r2rank_jax.cli.model import add_model
 from r2rank_jax.cli.plan_and_report import add_plan, add_report
 from r2rank_jax.cli.runs import add_runs
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     parser = _parser()
     known, overrides = parser.parse_known_args(args)
-    if overrides and not hasattr(known, "config") and getattr(known, "teacher", TEMPLATE) == TEMPLATE:
+    if overrides and not (hasattr(known, "config") or hasattr(known, "teacher")):  # these read more flags
         parser.error(f"unknown argument {overrides[0]!r}; see `r2rank {' '.join(args[:2])} --help`")
     try:
         return known.carry_out(known, overrides)

@@ -1,6 +1,6 @@
-"""Everything a run can be told: frozen dataclasses that validate themselves, and their form as JSON."""
+"""The configuration of a run: frozen dataclasses that validate themselves, and their form as JSON."""
 
-from r2rank_jax.config.as_json import differences, from_json, read, to_json
+from r2rank_jax.config.as_json import differences, from_json, in_current_fields, read, to_json
 from r2rank_jax.config.fields import (
     ComputeConfig,
     DataConfig,
@@ -27,6 +27,7 @@ __all__ = [
     "Trained",
     "differences",
     "from_json",
+    "in_current_fields",
     "read",
     "to_json",
 ]

@@ -46,10 +46,11 @@ def _build(kind: type, values: dict[str, Any], prefix: str) -> Any:
         "evaluation": EvaluationConfig,
         "optimizer": OptimizerConfig,
     }
-    known = {f.name for f in dataclasses.fields(kind)}
-    unknown = sorted(set(values) - known)
+    values = in_current_fields(values)
+    fields = {f.name for f in dataclasses.fields(kind)}
+    unknown = sorted(set(values) - fields)
     if unknown:
-        raise ConfigError(f"unknown field {prefix}{unknown[0]}; {kind.__name__} has {sorted(known)}")
+        raise ConfigError(f"unknown field {prefix}{unknown[0]}; {kind.__name__} has {sorted(fields)}")
     return kind(
         **{
             name: _build(parts[name], value, f"{prefix}{name}.")
@@ -60,16 +61,24 @@ def _build(kind: type, values: dict[str, Any], prefix: str) -> Any:
     )
 
 
+def in_current_fields(section: dict[str, Any]) -> dict[str, Any]:
+    """A section of a stored configuration, with renamed fields under their current names."""
+    if "metric_k" not in section:  # of `rl`: the cut-off of NDCG, which was the only reward
+        return section
+    rest = {name: value for name, value in section.items() if name != "metric_k"}
+    return {"reward": f"ndcg@{section['metric_k']}"} | rest
+
+
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
     """Fields in which two JSON configurations differ, as `name: old -> new`."""
-    found: list[str] = []
+    changed: list[str] = []
     for name in sorted(set(old) | set(new)):
         a, b = old.get(name), new.get(name)
         if isinstance(a, dict) and isinstance(b, dict):
-            found += differences(a, b, f"{prefix}{name}.")
+            changed += differences(a, b, f"{prefix}{name}.")
         elif a != b:
-            found.append(f"{prefix}{name}: {a} -> {b}")
-    return found
+            changed.append(f"{prefix}{name}: {a} -> {b}")
+    return changed
 
 
 def read(path: Path) -> RunConfig:

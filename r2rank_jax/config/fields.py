@@ -196,7 +196,9 @@ class SFTConfig:
     batch_users: int = 16
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     head_weight: float = 0.5
-    """Weight of the listwise softmax loss on the head, beside the cross-entropy of the rationale."""
+    """Weight of the head's loss, beside the cross-entropy of the rationale."""
+    head_loss: str = "list_net"
+    """Loss of the scores of a list: one of `ranking.losses`, or "module:function" of the same form."""
     log_every: int = 20
     validate_every: int = 200
     checkpoint_every: int = 200
@@ -207,7 +209,7 @@ class SFTConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RLConfig:
-    """Reinforcement learning from NDCG (docs/method.md: the score part and the token part of the gradient)."""
+    """Reinforcement learning from a reward of rankings (docs/method.md: the gradient's score part and token part)."""
 
     steps: int = 400
     batch_users: int = 8
@@ -220,8 +222,12 @@ class RLConfig:
     )
     temperature: float = 0.6
     """Of the sampled tokens; the trainer scores the same tempered distribution."""
-    metric_k: int = 10
-    """k of the NDCG that is the reward."""
+    reward: str = "ndcg@10"
+    """What a ranking is worth: "ndcg@10", "mrr", "0.5*ndcg@10+0.5*recall@10" or "module:function"; docs/ranking.md has
+    all names. Evaluation measures it, too."""
+    rationale_rewards: str = ""
+    """Rewards of the rationales themselves, in units of `reward`: "0.1*cut_off+0.02*too_long@12" or
+    "0.1*module:function", see `train.rationale_rewards`. Empty: none."""
     estimator: Literal["reinforce", "reward_to_go", "pl_rank", "exact"] = "exact"
     """Of the score part, the gradient of V(s)."""
     num_samples: int = 16

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from r2rank_jax.evaluation.metrics import evaluated_metrics
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -108,25 +111,29 @@ def item_knn_scores(
     return scores
 
 
-def analytic_random_ndcg(n: int, k: int) -> float:
-    """Expected NDCG@k of a uniformly random ranking of n items, one of them relevant.
+def analytic_random(n: int, ks: Sequence[int], reward: str | None = None) -> dict[str, float]:
+    """Expected value of every metric for a uniformly random ranking of n items, one of them relevant.
 
-    The relevant item is at each place with probability 1/n: (1/n) sum over r <= min(k, n) of 1 / log2(1 + r).
+    The relevant item is at each place with probability 1/n, so it is the mean over its n places.
 
-    >>> round(analytic_random_ndcg(20, 10), 4)
+    >>> round(analytic_random(20, [10])["ndcg@10"], 4)
     0.2272
+
+    Args:
+        n: items.
+        ks: cut-offs.
+        reward: measured, too; see `metrics.evaluated_metrics`, as for the names of what is returned.
+
+    Raises:
+        ValueError: n or a cut-off below 1, or an unknown reward.
     """
-    if n < 1 or k < 1:
-        raise ValueError(f"n and k must be at least 1, got n={n}, k={k}")
-    return float((1.0 / np.log2(2.0 + np.arange(min(k, n)))).sum() / n)
-
-
-def analytic_random(n: int, ks: Sequence[int]) -> dict[str, float]:
-    """Expected `ndcg@k`, `hr@k` and `mrr` of a uniformly random ranking of n items, one of them relevant."""
-    expected = {f"ndcg@{k}": analytic_random_ndcg(n, k) for k in ks}
-    expected |= {f"hr@{k}": min(k, n) / n for k in ks}
-    expected["mrr"] = float((1.0 / np.arange(1, n + 1)).sum() / n)
-    return expected
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
+    labels, order = jnp.eye(n), jnp.broadcast_to(jnp.arange(n), (n, n))
+    return {
+        name: float(np.mean(np.asarray(metric(order, labels, jnp.ones((n, n), bool)), np.float64)))
+        for name, metric in evaluated_metrics(ks, reward).items()
+    }
 
 
 def _pairs(train_users: ArrayLike, train_items: ArrayLike) -> tuple[IntArray, IntArray]:

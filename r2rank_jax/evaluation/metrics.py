@@ -1,20 +1,53 @@
-"""Ranking metrics of one system, one number per user, in NumPy float64.
+"""Ranking metrics of one system, one number per user.
 
-The training reward lives in `r2rank_jax.ranking.metrics`. Here the input is scores, not rankings, because the
-step from scores to a ranking is where evaluations go wrong: candidate lists often hold the truth last, so
-breaking ties by position hands a constant scorer an NDCG of 0 (or 1, sorted the other way). Ties are broken
-at random.
+The metrics themselves are those of `ranking.metrics`, in float32: what is evaluated is what is trained. Here the input
+is scores, not rankings, because the step from scores to a ranking is where evaluations go wrong: candidate lists often
+hold the truth last, so breaking ties by position gives a constant scorer an NDCG of 0 (or 1, sorted the other way).
+Ties are broken at random.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from r2rank_jax.ranking.metrics import EVALUATED
+from r2rank_jax.ranking.reward import named, ranking_reward
+
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
+OfRanking = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""Rankings int [U, N], labels [U, N], mask [U, N] -> float32 [U]."""
+
+BLOCK_USERS = 4096
+"""Users measured at a time; bounds the memory of sorting."""
+
+
+def evaluated_metrics(ks: Sequence[int], reward: str | None = None) -> dict[str, OfRanking]:
+    """The metrics of an evaluation by name: those of `ranking.metrics.EVALUATED`, and a reward that is not among them.
+
+    Args:
+        ks: cut-offs, each at least 1; a k above N means the whole list.
+        reward: as `ranking.reward.named` takes it; None adds nothing.
+
+    Raises:
+        ValueError: no or bad cut-offs, or an unknown reward.
+    """
+    cutoffs = _cutoffs(ks)
+    metrics: dict[str, OfRanking] = {}
+    for name, evaluated in EVALUATED.items():
+        if evaluated.at_cutoffs:
+            metrics |= {f"{name}@{k}": functools.partial(evaluated.metric, k=k) for k in cutoffs}
+        else:
+            metrics[name] = evaluated.metric
+    if reward is not None and reward not in metrics:
+        metrics[reward] = functools.partial(ranking_reward, reward=named(reward))
+    return metrics
 
 
 def rank_items(scores: ArrayLike, mask: ArrayLike | None = None, *, seed: int) -> NDArray[np.int64]:
@@ -47,11 +80,9 @@ def per_user_metrics(
     ks: Sequence[int],
     *,
     seed: int,
+    reward: str | None = None,
 ) -> dict[str, FloatArray]:
-    """NDCG@k and hit rate@k for every k, and the reciprocal rank of the first relevant item.
-
-    NDCG uses gains 2^label - 1 and discounts 1 / log2(1 + rank) (Burges et al. 2005). A user without a
-    relevant item gets 0 in every metric, as in `r2rank_jax.ranking.metrics`.
+    """Every metric of `evaluated_metrics` for every user.
 
     Args:
         scores: [U, N] real numbers, higher is better.
@@ -59,33 +90,31 @@ def per_user_metrics(
         mask: bool [U, N], True = real item; None = all real.
         ks: cut-offs, each at least 1; a k above N means the whole list.
         seed: of the tie-breaking keys; use one seed for all systems.
+        reward: measured beside the metrics, see `evaluated_metrics`.
 
     Returns:
-        `ndcg@k`, `hr@k` for each k, and `mrr`, each float64 [U] in [0, 1].
+        `ndcg@k`, `hr@k` for each k, `mrr`, and the reward by its name, each float64 [U]. A user without a relevant item
+        gets 0 in all of them.
 
     Raises:
-        ValueError: shapes that differ, no or bad cut-offs, or a score or label of a real item that is not
-            usable.
+        ValueError: shapes that differ, no or bad cut-offs, an unknown reward, or a score or label of a real item that
+            is not usable.
     """
     values, real = _scores_and_mask(scores, mask)
-    cutoffs = _cutoffs(ks)
-    gains = _gains(labels, real)
+    metrics = evaluated_metrics(ks, reward)
+    grades = np.asarray(labels, dtype=np.float64)
+    if grades.shape != real.shape:
+        raise ValueError(f"labels must have the shape of scores {real.shape}, got {grades.shape}")
     order = rank_items(values, real, seed=seed)
-    ranked = np.take_along_axis(gains, order, axis=-1)
-    ideal = -np.sort(-gains, axis=-1)
-    discounts = 1.0 / np.log2(2.0 + np.arange(values.shape[-1]))
-
-    metrics: dict[str, FloatArray] = {}
-    for k in cutoffs:
-        best = ideal[:, :k] @ discounts[:k]
-        got = ranked[:, :k] @ discounts[:k]
-        metrics[f"ndcg@{k}"] = got / np.where(best > 0, best, 1.0)  # got is 0 where best is
-    for k in cutoffs:
-        metrics[f"hr@{k}"] = np.asarray((ranked[:, :k] > 0).any(-1), dtype=np.float64)
-    relevant = ranked > 0
-    first = relevant.argmax(-1) + 1.0
-    metrics["mrr"] = np.where(relevant.any(-1), 1.0 / first, 0.0)
-    return metrics
+    blocks = [
+        {name: metric(*block) for name, metric in metrics.items()}
+        for start in range(0, len(values), BLOCK_USERS)
+        for block in [tuple(jnp.asarray(x[start : start + BLOCK_USERS]) for x in (order, grades, real))]
+    ]
+    return {
+        name: np.concatenate([np.asarray(block[name], np.float64) for block in blocks] or [np.zeros(0)])
+        for name in metrics
+    }
 
 
 def _scores_and_mask(scores: ArrayLike, mask: ArrayLike | None) -> tuple[FloatArray, BoolArray]:
@@ -104,16 +133,6 @@ def _scores_and_mask(scores: ArrayLike, mask: ArrayLike | None) -> tuple[FloatAr
             "a rank by accident: check its scores or mask the item"
         )
     return values, real
-
-
-def _gains(labels: ArrayLike, real: BoolArray) -> FloatArray:
-    grades = np.asarray(labels, dtype=np.float64)
-    if grades.shape != real.shape:
-        raise ValueError(f"labels must have the shape of scores {real.shape}, got {grades.shape}")
-    grades = np.where(real, grades, 0.0)
-    if not (np.isfinite(grades) & (grades >= 0)).all():
-        raise ValueError("labels of real items must be finite and at least 0; 0 = not relevant")
-    return np.exp2(grades) - 1.0
 
 
 def _cutoffs(ks: Sequence[int]) -> list[int]:

@@ -62,6 +62,7 @@ def build_results(
     seed: int,
     provenance: Provenance,
     compared: Sequence[str] | None = None,
+    reward: str | None = None,
 ) -> dict[str, Any]:
     """Summarise per-user metrics of every system into the content of `results.json`.
 
@@ -75,7 +76,8 @@ def build_results(
             several relevant items, and so no such values.
         seed: of the bootstrap and the permutations.
         provenance: see `Provenance`.
-        compared: metrics of the comparisons; None = NDCG at the largest k.
+        compared: metrics of the comparisons; None = NDCG at the largest k, and the reward.
+        reward: that RL maximised, one of the metrics.
 
     Returns:
         A dictionary that `write_results` takes.
@@ -84,7 +86,7 @@ def build_results(
         ResultsError: systems that were not measured alike, or a pair that names no system.
     """
     _check_alike(systems)
-    metrics = list(compared) if compared is not None else [f"ndcg@{max(config.ks)}"]
+    metrics = list(compared) if compared is not None else _compared(config, reward)
     summary = {
         name: {metric: _summary(values, config, seed) for metric, values in per_user.items()}
         for name, per_user in systems.items()
@@ -94,7 +96,9 @@ def build_results(
         "schema": SCHEMA,
         "systems": summary,
         "comparisons": comparisons,
-        "analytic_random": {} if candidate_items is None else baselines.analytic_random(candidate_items, config.ks),
+        "analytic_random": {}
+        if candidate_items is None
+        else baselines.analytic_random(candidate_items, config.ks, reward),
         "data_hash": provenance.data_hash,
         "candidate_hash": provenance.candidate_hash,
         "commit": provenance.commit,
@@ -233,6 +237,10 @@ def _comparison(
     )
     interval = [found.low, found.high]
     return {"a": a, "b": b, "metric": metric, "difference": found.difference, "ci95": interval, "p": found.p}
+
+
+def _compared(config: EvaluationConfig, reward: str | None) -> list[str]:
+    return list(dict.fromkeys([f"ndcg@{max(config.ks)}", *([reward] if reward else [])]))
 
 
 def _check_alike(systems: Mapping[str, PerUser]) -> None:

@@ -1,4 +1,4 @@
-"""What touches the disk or the wire, whatever the bytes mean.
+"""File and network operations that do not depend on what the bytes mean.
 
-In come paths, addresses and archives; out come whole files with checked hashes, or an error and nothing half-written.
+In come paths, addresses and archives. Out come complete files with verified hashes, or an error without partial files.
 """

@@ -1,4 +1,4 @@
-"""Unpacking archives from strangers: every member is judged before the first is written."""
+"""Unpack untrusted archives. All members are checked before the first one is written."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import IO
 
 from r2rank_jax.errors import DataError
 
-TOTAL_BYTES = 1 << 35  # of everything unpacked; MovieLens 25M has 1.2 GB
-RATIO = 100  # unpacked to packed; texts reach 10
+TOTAL_BYTES = 1 << 35  # limit of the unpacked size; MovieLens 25M has 1.2 GB
+RATIO = 100  # limit of unpacked to packed size; text reaches 10
 MEMBERS = 10_000
 _BLOCK = 1 << 20
 _DAMAGED = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, NotImplementedError)
@@ -27,32 +27,32 @@ class Member:
     """One file of an archive."""
 
     name: str
-    size: int  # as the archive says
-    kind: str  # "file", "folder", or what must not be there: "link", "device", ...
+    size: int  # as declared by the archive
+    kind: str  # "file", "folder", or a kind that is refused: "link", "device", ...
     open: Callable[[], IO[bytes] | None]
 
 
 def unpack(archive: Path, folder: Path) -> list[Path]:
-    """Unpack a .zip or .tar.gz; a single folder around everything is left out.
+    """Unpack a .zip or .tar.gz. A single top-level folder is stripped.
 
     Args:
-        archive: the file.
+        archive: path of the archive.
         folder: existing, empty folder.
 
     Returns:
-        The files written.
+        Paths of the written files.
 
     Raises:
-        DataError: no readable archive; a name that leaves the folder, is absolute or comes twice; a link, a device or
-            something encrypted; or more data than an honest archive of that size has.
+        DataError: the archive cannot be read; a name points outside the folder, is absolute or is repeated; a member is
+            a link, a device or encrypted; or the archive unpacks to more data than is plausible for its size.
     """
     try:
         with _members(archive) as members:
-            files = _judged(archive, members)
+            files = _checked_files(archive, members)
             top = _common_folder([name for name, _ in files])
             return [_write(archive, member, folder / name.relative_to(top)) for name, member in files]
     except _DAMAGED as error:
-        raise DataError(f"{archive.name} must be a whole archive, and is not ({error}); fetch it again") from error
+        raise DataError(f"{archive.name} must be a complete archive, got: {error}; fetch it again") from error
 
 
 @contextmanager
@@ -72,7 +72,7 @@ def _zip_member(packed: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:
         kind = "link" if mode == stat.S_IFLNK else "device"
     elif info.flag_bits & 1:
         kind = "encrypted file"
-    # orig_filename: zipfile cuts names at a NUL.
+    # orig_filename, because zipfile truncates names at a NUL.
     return Member(info.orig_filename, info.file_size, kind, lambda: packed.open(info))
 
 
@@ -83,8 +83,8 @@ def _tar_member(packed: tarfile.TarFile, info: tarfile.TarInfo) -> Member:
     return Member(info.name, info.size, kind, lambda: packed.extractfile(info))
 
 
-def _judged(archive: Path, members: Iterator[Member]) -> list[tuple[PurePosixPath, Member]]:
-    """The files, if all members are as they should be; stops at the first that is not."""
+def _checked_files(archive: Path, members: Iterator[Member]) -> list[tuple[PurePosixPath, Member]]:
+    """Return the files if all members are valid; raise at the first member that is not."""
     bound = min(TOTAL_BYTES, RATIO * archive.stat().st_size)
     files: dict[PurePosixPath, tuple[PurePosixPath, Member]] = {}
     total = 0
@@ -92,12 +92,12 @@ def _judged(archive: Path, members: Iterator[Member]) -> list[tuple[PurePosixPat
         total += member.size
         if total > bound or count > MEMBERS:
             raise DataError(
-                f"{archive.name} must hold at most {bound:,} bytes in {MEMBERS:,} members, as an archive of its size "
-                f"can, got more; do not use it"
+                f"{archive.name} must hold at most {bound:,} bytes in {MEMBERS:,} members, the limit for an archive "
+                f"of its size, got more; do not use it"
             )
-        # Two names that differ in case alone are one file on some machines.
+        # Some file systems treat names that differ only in case as the same file.
         key = PurePosixPath(member.name.casefold())
-        problem = _problem(member) or ("a name that comes twice" if key in files else None)
+        problem = _problem(member) or ("a repeated name" if key in files else None)
         if problem:
             raise DataError(
                 f"{archive.name} must be an archive of plain files, but {member.name[:120]!r} is {problem}; do not use "
@@ -107,7 +107,7 @@ def _judged(archive: Path, members: Iterator[Member]) -> list[tuple[PurePosixPat
             files[key] = (PurePosixPath(member.name), member)
     for key in files:
         if any(parent in files for parent in key.parents):
-            raise DataError(f"{archive.name} must not use {str(key)[:120]!r} as file and folder; do not use it")
+            raise DataError(f"{archive.name} must not use {str(key)[:120]!r} as both file and folder; do not use it")
     return list(files.values())
 
 
@@ -116,9 +116,9 @@ def _problem(member: Member) -> str | None:
     if member.kind not in ("file", "folder"):
         return f"a {member.kind}"
     if ".." in path.parts:
-        return "a name that leaves the folder"
+        return "a name that points outside the folder"
     if path.is_absolute() or member.name[1:2] == ":" or "\\" in member.name or not member.name.isprintable():
-        return "an absolute or odd name"
+        return "an absolute or unsafe name"
     return None if path.parts else "a file without a name"
 
 
@@ -129,11 +129,11 @@ def _common_folder(names: list[PurePosixPath]) -> PurePosixPath:
 
 
 def _write(archive: Path, member: Member, path: Path) -> Path:
-    """Copy one file; no more than its announced size is ever written."""
+    """Copy one file. Never writes more than its declared size."""
     path.parent.mkdir(parents=True, exist_ok=True)
     source = member.open()
     if source is None:
-        raise DataError(f"{archive.name} must hold {member.name!r} as a file, and does not; do not use it")
+        raise DataError(f"{archive.name} must hold {member.name!r} as a file, got something else; do not use it")
     left = member.size
     with source, path.open("xb") as out:
         while left and (block := source.read(min(_BLOCK, left))):
@@ -141,7 +141,7 @@ def _write(archive: Path, member: Member, path: Path) -> Path:
             out.write(block)
     if left:
         raise DataError(
-            f"{archive.name} must hold {member.size:,} bytes of {member.name!r} as it says, got "
+            f"{archive.name} must hold the {member.size:,} bytes that it declares for {member.name!r}, got "
             f"{member.size - left:,}; do not use it"
         )
     return path

@@ -1,4 +1,4 @@
-"""Writing so that a failure leaves nothing half-written: a temporary sibling, then one rename."""
+"""Atomic writes: content goes to a temporary sibling, which is renamed once it is complete."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 
 @contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling of `path`; move it onto `path` if the block ends well, delete it if not."""
+    """Yield a temporary sibling of `path`. Move it onto `path` if the block succeeds; otherwise delete it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o644)  # mkstemp makes it private
+        temporary.chmod(0o644)  # mkstemp creates private files
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -27,9 +27,9 @@ def replacing_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling folder; rename it to `path` if the block ends well, delete it if not.
+    """Yield a temporary sibling folder. Rename it to `path` if the block succeeds; otherwise delete it.
 
-    `path` must not exist or be empty: a folder with content is never overwritten.
+    `path` must be missing or an empty folder: a folder with content is never overwritten.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))

@@ -1,4 +1,4 @@
-"""How far long work with files is, on stderr: share, rows and rate. Short work says nothing."""
+"""Progress of long file operations on stderr: share, rows and rate. Short operations print nothing."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import sys
 import time
 from types import TracebackType
 
-QUIET_S = 3.0  # work shorter than this is not worth a line
-LINE_EVERY_S = 10.0  # where stderr is a file; on a screen one line is rewritten twice a second
+QUIET_S = 3.0  # shorter work prints nothing
+LINE_EVERY_S = 10.0  # if stderr is a file; on a terminal one line is rewritten twice a second
 
 
 class Progress:
-    """Progress of one file, or of other work that is counted.
+    """Progress of one file, or of other countable work.
 
     Args:
-        name: of the file, or of the work.
-        total: bytes of the file as it lies on disk, or how many `unit` there are; None where it is not known.
-        unit: what is counted; None: bytes.
+        name: name of the file or of the work.
+        total: size of the file on disk in bytes, or number of units; None if unknown.
+        unit: what is counted; None for bytes.
     """
 
     def __init__(self, name: str, total: int | None, unit: str | None = None):
@@ -29,11 +29,11 @@ class Progress:
         self._shown = False
 
     def update(self, done: int, rows: int | None = None) -> None:
-        """Say where the work stands, if the last word is some time ago.
+        """Print the progress, unless it was printed recently.
 
         Args:
-            done: so far, bytes of the file as it lies on disk or units.
-            rows: read so far; None where there are none, as in a download.
+            done: bytes on disk, or units, processed so far.
+            rows: rows read so far; None if there are none, as in a download.
         """
         now = time.monotonic()
         if now < self._next:

@@ -1,4 +1,4 @@
-"""Work that survives a kill: steps sealed by checksums in a folder beside the output, gone when all is done."""
+"""Resumable work: finished steps are sealed by checksums in a folder beside the output, which is removed at the end."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from r2rank_jax.errors import DataError
 from r2rank_jax.files.atomic import replacing_file, replacing_folder
 from r2rank_jax.files.wheels import sha256
 
-Facts = dict[str, Any]  # what a step found out, as JSON
+Facts = dict[str, Any]  # results of a step, as JSON
 SEAL = "seal.json"
 
 
 class WorkersDied(DataError):
-    """The work stopped half-way through no fault of the data; what is sealed stays for the next run."""
+    """The work stopped for a reason other than the data; sealed steps are kept for the next run."""
 
 
 def sealed(folder: Path, work: Callable[[Path], Facts]) -> Facts:
-    """What `work` wrote into a folder, done once: a folder whose seal is whole is not written again.
+    """Run `work` once and seal its files. A folder with a valid seal is not written again.
 
     Args:
-        folder: where the files shall lie.
-        work: writes files into the folder that it is given and returns facts.
+        folder: folder for the files.
+        work: function that writes files into the given folder and returns facts.
 
     Returns:
-        The facts, of this run or of an earlier one.
+        The facts, from this run or an earlier one.
     """
     facts = read_seal(folder)
     if facts is not None:
@@ -45,28 +45,28 @@ def sealed(folder: Path, work: Callable[[Path], Facts]) -> Facts:
 
 
 def read_seal(folder: Path) -> Facts | None:
-    """The facts of a sealed folder; None where there is none, or where a file is not what the seal says."""
+    """Return the facts of a sealed folder; None without a seal, or if a file does not match it."""
     try:
         seal = json.loads((folder / SEAL).read_text(encoding="utf-8"))
-        whole = all(sha256(folder / name) == digest for name, digest in seal["files"].items())
+        valid = all(sha256(folder / name) == digest for name, digest in seal["files"].items())
     except (OSError, ValueError):
         return None
-    return seal["facts"] if whole else None
+    return seal["facts"] if valid else None
 
 
 @contextmanager
 def work_folder(out: Path, identity: Facts) -> Iterator[Path]:
-    """A hidden folder beside `out` for sealed steps.
+    """Open a hidden folder beside `out` for sealed steps.
 
-    It outlives a kill, and the next run with the same identity goes on there; a run with another identity starts anew.
-    It is removed when the block ends well, and when it ends in an error: then there is nothing to go on with.
+    The folder survives a kill. The next run with the same identity resumes from it; a run with another identity starts
+    over. The folder is deleted when the block ends, whether normally or with an error, except after `WorkersDied`.
 
     Args:
-        out: the folder to be.
+        out: the final output folder.
         identity: everything that the content depends on.
 
     Raises:
-        DataError: another process works there now.
+        DataError: another process is using the folder.
     """
     out = out.resolve()
     folder = out.parent / f".{out.name}.preparing"
@@ -75,9 +75,9 @@ def work_folder(out: Path, identity: Facts) -> Iterator[Path]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise DataError(f"{out} is being prepared by another process now; wait for it, or stop it") from error
+            raise DataError(f"{out} is being prepared by another process; wait for it, or stop it") from error
         try:
-            _start_or_go_on(folder, identity)
+            _start_or_resume(folder, identity)
             yield folder
         except WorkersDied:
             raise
@@ -87,12 +87,12 @@ def work_folder(out: Path, identity: Facts) -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-def _start_or_go_on(folder: Path, identity: Facts) -> None:
+def _start_or_resume(folder: Path, identity: Facts) -> None:
     record = folder / "identity.json"
     content = json.dumps(identity, sort_keys=True)
     same = record.is_file() and record.read_text(encoding="utf-8") == content
-    begun = list(folder.rglob(".*"))  # by a step that was killed
-    for path in begun if same else [path for path in folder.iterdir() if path.name != "lock"]:
+    unfinished = list(folder.rglob(".*"))  # left by a step that was killed
+    for path in unfinished if same else [path for path in folder.iterdir() if path.name != "lock"]:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:

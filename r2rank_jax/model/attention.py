@@ -1,11 +1,11 @@
-"""Attention of new tokens to the segments before them and causally to themselves, behind one function.
+"""Attention of new tokens to the segments before them, and causally to themselves.
 
-`attend` says what is computed; how is a backend's business, chosen by `ModelConfig.attention`.
+`attend` defines what is computed. `ModelConfig.attention` selects the backend that computes it:
 
-einsum   anywhere; shared keys are read in place, all logits are held
-cudnn    NVIDIA GPUs; holds no logits, but copies the keys that rows share to each of them, and JAX hands it the mask
-         as a bias of [rows, 1, queries, keys]
-splash   TPUs; as cudnn, and skips blocks of keys that lie after their queries
+einsum   runs anywhere. It reads shared keys in place and stores all logits.
+cudnn    runs on NVIDIA GPUs. It stores no logits, but copies shared keys to each row, and JAX passes it the mask as a
+         bias of [rows, 1, queries, keys].
+splash   runs on TPUs. It works like cudnn, and skips blocks of keys that come after their queries.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ import jax.numpy as jnp
 from r2rank_jax.errors import ConfigError
 from r2rank_jax.types import Array
 
-# Finite, so that a row without any visible key (padding) gives zeros and not NaN.
+# Finite, so that a row that sees no key (padding) gives a finite result and not NaN.
 MASKED_LOGIT = -1e30
 
-SPLASH_BLOCK = 128  # queries and keys of one tile, the least the kernel takes
+SPLASH_BLOCK = 128  # queries and keys of one tile; the smallest size that the kernel accepts
 
 
 class Segment(NamedTuple):
-    """Keys and values of some tokens; an axis of size 1 is shared by all rows along it."""
+    """Keys and values of some tokens. All rows along an axis of size 1 share them."""
 
-    k: Array  # [U, KV, N|1, G|1, H, C]   as the product with queries wants them: XLA does not transpose a cache, then
+    k: Array  # [U, KV, N|1, G|1, H, C]   laid out for the product with queries, so that XLA does not transpose a cache
     v: Array  # [U, KV, N|1, G|1, C, H]
     valid: Array  # bool [U, N|1, G|1, C]   False = padding
 
@@ -38,22 +38,22 @@ def attend(backend: str, q: Array, context: list[Segment], own: Segment | None) 
     """One softmax over the keys of all segments.
 
     Args:
-        backend: `ModelConfig.attention`; "auto" is "einsum" here, `r2rank` resolves it by measuring.
+        backend: `ModelConfig.attention`. "auto" means "einsum" here; `r2rank` resolves it by timing the backends.
         q: [U, KV, N, G, L, Q/KV, H], already scaled.
-        context: segments before the new tokens, visible wherever they are valid.
-        own: the new tokens themselves [.., N, G, L, ..], visible from their own place on; None where the context
-            holds them already.
+        context: segments before the new tokens. Every new token sees all their valid tokens.
+        own: the new tokens themselves [.., N, G, L, ..], which see each other causally; None if the context already
+            contains them.
 
     Returns:
-        [U, KV, N, G, L, Q/KV, H]; what padding gets is finite, and differs between backends.
+        [U, KV, N, G, L, Q/KV, H]. The result of padding is finite, and differs between backends.
 
     Raises:
-        ConfigError: the backend cannot compute in this type or with this head size.
+        ConfigError: the backend does not support this dtype or head size.
     """
     if backend not in ("auto", "einsum", "cudnn", "splash"):
         raise ValueError(f"attention must be auto, einsum, cudnn or splash, got {backend!r}")
-    # One token at a time is decoding. The kernels need each row to have its own copy of the keys that rows share, and
-    # would copy the whole prefix for every row at every token, to read it once.
+    # A single new token means decoding. The kernels need a copy of shared keys for each row, so at every token they
+    # would copy the whole prefix for every row and read the copy once.
     if backend in ("auto", "einsum") or q.shape[4] == 1 or own is None:
         return _einsum(q, context, own)
     refusal = unsupported(backend, q.dtype, q.shape[-1])
@@ -63,7 +63,7 @@ def attend(backend: str, q: Array, context: list[Segment], own: Segment | None) 
 
 
 def unsupported(backend: str, dtype: Any, head_size: int) -> str | None:
-    """Why a backend cannot compute in this type or with this head size, and the remedy; None where it can."""
+    """Why a backend does not support this dtype or head size, with the remedy; None if it supports both."""
     if backend != "cudnn":
         return None
     if jnp.dtype(dtype) not in (jnp.dtype(jnp.float16), jnp.dtype(jnp.bfloat16)):
@@ -80,15 +80,15 @@ def unsupported(backend: str, dtype: Any, head_size: int) -> str | None:
 
 
 def _einsum(q: Array, context: list[Segment], own: Segment | None) -> Array:
-    """Each segment's keys meet all queries that share them in one matrix product.
+    """Multiply each segment's keys with all queries that share them in one matrix product.
 
-    The weights of all segments are normalised by one float32 sum, so plain autodiff is exact; merging separate
-    attention calls by their log-sum-exp is not (its public gradients are wrong).
+    The weights of all segments are normalized by one float32 sum, so plain autodiff is exact. Merging separate
+    attention calls by their log-sum-exp is not: the gradients through the public API are wrong.
     """
     segments = [(s.k, s.v, s.valid[:, None, :, :, None, None, :]) for s in context]
     if own is not None:
         segments.append((own.k, own.v, causal(own.valid)[:, None, :, :, :, None, :]))
-    # Added and not selected: the derivative then has nothing to do.
+    # The mask is added, not selected with `where`, because an addition costs nothing in the backward pass.
     logits = [_logits(q, k) + jnp.where(visible, 0.0, MASKED_LOGIT) for k, _, visible in segments]
     peak = jnp.max(jnp.stack([jnp.max(x, axis=-1) for x in logits]), axis=0)[..., None]
     weights = [jnp.exp(x - jax.lax.stop_gradient(peak)) for x in logits]
@@ -112,8 +112,8 @@ def _einsum(q: Array, context: list[Segment], own: Segment | None) -> Array:
 def _logits(q: Array, k: Array) -> Array:
     """Queries times the keys of one segment: float32 [U, KV, N, G, L, Q/KV, C].
 
-    Autodiff forms the derivative of k as (dlogitsᵀ q)ᵀ, and XLA for CPU writes dlogitsᵀ, as wide as there are keys, to
-    memory first. As qᵀ dlogits it is the narrow factor that is turned around (as in `transformer.widen`).
+    Autodiff computes the derivative of k as (dlogitsᵀ q)ᵀ, and XLA for CPU first writes dlogitsᵀ, whose width is the
+    number of keys, to memory. Computed as qᵀ dlogits, only the narrow factor is transposed (as in `transformer.widen`).
     """
     return jnp.einsum(_equation(k, "uk{r}lqh,uk{s}hc->uk{r}lqc"), q, _squeeze(k), preferred_element_type=jnp.float32)
 
@@ -133,13 +133,13 @@ _logits.defvjp(_logits_forward, _logits_backward)
 
 
 def _cudnn(q: Array, context: list[Segment], own: Segment, implementation: Literal["cudnn", "xla"] = "cudnn") -> Array:
-    """The fused kernel of cuDNN under a boolean mask; `implementation="xla"` is the same without a GPU."""
-    # cuDNN differentiates under a mask only where both lengths are even.
+    """The fused kernel of cuDNN with a boolean mask; `implementation="xla"` computes the same without a GPU."""
+    # With a mask, cuDNN has a backward pass only if both lengths are even.
     rows = _to_rows(q, context, own, multiple=2)
     new = rows.q.shape[2]
-    before = rows.valid[:, None, :-new]
+    earlier = rows.valid[:, None, :-new]
     visible = jnp.concatenate(
-        [jnp.broadcast_to(before, (*before.shape[:1], new, before.shape[2])), causal(rows.valid[:, -new:])], axis=-1
+        [jnp.broadcast_to(earlier, (*earlier.shape[:1], new, earlier.shape[2])), causal(rows.valid[:, -new:])], axis=-1
     )
     out = jax.nn.dot_product_attention(
         rows.q.swapaxes(1, 2),  # [R, L, Q, H]
@@ -153,12 +153,12 @@ def _cudnn(q: Array, context: list[Segment], own: Segment, implementation: Liter
 
 
 def _splash(q: Array, context: list[Segment], own: Segment, *, interpret: bool = False) -> Array:
-    """The block-sparse flash attention that JAX has for TPUs; `interpret` runs it, slowly, anywhere.
+    """JAX's block-sparse flash attention for TPUs; `interpret` runs it anywhere, slowly.
 
-    It knows a static mask and segments that do not see each other. Real tokens are one segment and padding another,
-    so padding sees the padding up to itself: finite, and never nothing.
+    The kernel supports a static mask and segments that do not see each other. Real tokens are one segment and padding
+    is another, so padding sees at least itself and its result is finite.
     """
-    # Here and not above: only TPUs need it, and importing it is slow.
+    # Imported here because only TPUs need it and the import is slow.
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         CausalMask,
         MultiHeadMask,
@@ -175,8 +175,8 @@ def _splash(q: Array, context: list[Segment], own: Segment, *, interpret: bool =
     return _from_rows(out, q)
 
 
-class _Rows(NamedTuple):
-    """Queries and keys of R = U·N·G rows that share nothing; the last L of the C keys are those of the queries."""
+class _KernelInputs(NamedTuple):
+    """Queries and keys of R = U·N·G rows that share nothing. The last L of the C keys belong to the queries' tokens."""
 
     q: Array  # [R, Q, L, H]
     k: Array  # [R, KV, C, H]
@@ -184,8 +184,8 @@ class _Rows(NamedTuple):
     valid: Array  # bool [R, C]
 
 
-def _to_rows(q: Array, context: list[Segment], own: Segment, *, multiple: int) -> _Rows:
-    """Give each row its own copy of all its keys; pad the context, and the new tokens, to a multiple."""
+def _to_rows(q: Array, context: list[Segment], own: Segment, *, multiple: int) -> _KernelInputs:
+    """Copy all its keys to each row; pad the context and the new tokens to a multiple."""
     items, forks, length = q.shape[2:5]
     gap = -sum(segment.valid.shape[-1] for segment in context) % multiple
     tail = -length % multiple
@@ -193,15 +193,15 @@ def _to_rows(q: Array, context: list[Segment], own: Segment, *, multiple: int) -
     def fold(x: Array) -> Array:  # [U, N|1, G|1, ...] -> [R, ...]
         return jnp.broadcast_to(x, (x.shape[0], items, forks, *x.shape[3:])).reshape(-1, *x.shape[3:])
 
-    def pad(x: Array, axis: int, before: int, after: int) -> Array:
-        return jnp.pad(x, [(before, after) if i == axis else (0, 0) for i in range(x.ndim)])
+    def pad(x: Array, axis: int, left: int, right: int) -> Array:
+        return jnp.pad(x, [(left, right) if i == axis else (0, 0) for i in range(x.ndim)])
 
     def join(parts: list[Array], axis: int) -> Array:
         return jnp.concatenate([*map(fold, parts[:-1]), pad(fold(parts[-1]), axis, gap, tail)], axis)
 
     segments = [*context, own]
     heads_inside = pad(jnp.transpose(q, (0, 2, 3, 1, 5, 4, 6)), 5, 0, tail)  # [U, N, G, KV, Q/KV, L, H]
-    return _Rows(
+    return _KernelInputs(
         q=heads_inside.reshape(-1, q.shape[1] * q.shape[5], length + tail, q.shape[6]),
         k=join([jnp.transpose(s.k, (0, 2, 3, 1, 5, 4)) for s in segments], 2),
         v=join([jnp.moveaxis(s.v, 1, 3) for s in segments], 2),
@@ -210,23 +210,23 @@ def _to_rows(q: Array, context: list[Segment], own: Segment, *, multiple: int) -
 
 
 def _from_rows(out: Array, q: Array) -> Array:
-    """[R, Q, L and padding, H] -> [U, KV, N, G, L, Q/KV, H], like `q`."""
+    """[R, Q, padded L, H] -> [U, KV, N, G, L, Q/KV, H], the shape of `q`."""
     users, kv_heads, items, forks, length, group, size = q.shape
     out = out[:, :, :length].reshape(users, items, forks, kv_heads, group, length, size)
     return jnp.transpose(out, (0, 3, 1, 2, 5, 4, 6)).astype(q.dtype)
 
 
 def causal(valid: Array) -> Array:
-    """Which of the new tokens each of them sees: bool [..., L] -> bool [..., L, L].
+    """Causal mask of the new tokens: bool [..., L] -> bool [..., L, L].
 
-    Padding sees itself, which keeps it finite.
+    Padding sees itself, so that its result is finite.
     """
     offset = jnp.arange(valid.shape[-1])
     return ((offset[:, None] >= offset[None, :]) & valid[..., None, :]) | (offset[:, None] == offset[None, :])
 
 
 def _squeeze(x: Array) -> Array:
-    """Drop the shared axes N and G, so that the contraction folds all rows that share them into one matrix."""
+    """Drop shared axes N and G, so that the contraction folds all rows that share keys into one matrix."""
     return x.reshape(x.shape[:2] + tuple(n for n in x.shape[2:4] if n > 1) + x.shape[4:])
 
 

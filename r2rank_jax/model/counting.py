@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from r2rank_jax.config import ModelConfig, Trained
 
 
-class Lists(NamedTuple):
-    """A batch of prompts and rationales, all segments full."""
+class BatchShape(NamedTuple):
+    """Sizes of a batch of prompts and rationales without padding."""
 
     users: int  # U
     prefix: int  # P
@@ -25,7 +25,7 @@ class Lists(NamedTuple):
 
 
 def parameters(model: ModelConfig) -> int:
-    """Numbers that are trained, the scoring head included."""
+    """The number of parameters, including the scoring head."""
     heads = 2 * model.heads + 2 * model.kv_heads  # queries and outputs; keys and values
     layer = heads * model.head_size * model.width + 3 * model.width * model.mlp_width + 2 * model.width
     if model.attention_bias:
@@ -38,28 +38,28 @@ def parameters(model: ModelConfig) -> int:
 
 
 def _adapted_axes(model: ModelConfig) -> int:
-    """Inputs and outputs of a layer's seven matrices, added up: what one rank of its adapters costs."""
+    """The number of adapter parameters of a layer per rank: inputs plus outputs of its seven matrices."""
     attention = 4 * model.width + (2 * model.heads + 2 * model.kv_heads) * model.head_size
     return attention + 3 * (model.width + model.mlp_width)
 
 
-def forward_flops(model: ModelConfig, lists: Lists, *, shared: bool = True, logits: bool = True) -> float:
+def forward_flops(model: ModelConfig, shape: BatchShape, *, shared: bool = True, logits: bool = True) -> float:
     """Floating point operations of one forward pass.
 
-    Matrix products only: 2 per weight and token, 4 · heads · head size per query-key pair and layer (causal pairs
-    once), 2 · V · D per logit row.
+    Only matrix products count: 2 per weight and token, 4 · heads · head size per query-key pair and layer (each causal
+    pair once), 2 · V · D per row of logits.
 
     Args:
         model: its shape.
-        lists: the batch.
-        shared: False = every rationale with its own copy of the prompt.
+        shape: sizes of the batch.
+        shared: False = every rationale has its own copy of the prompt.
         logits: False = hidden states only.
     """
     attention = (2 * model.heads + 2 * model.kv_heads) * model.head_size * model.width
     weights = attention + 3 * model.width * model.mlp_width + model.lora_rank * _adapted_axes(model)
     per_token = 2.0 * model.layers * weights
     per_pair = 4.0 * model.layers * model.heads * model.head_size
-    users, p, s, t, n, g = lists
+    users, p, s, t, n, g = shape
     m = n * g
     if shared:
         tokens = p + n * s + m * t
@@ -70,23 +70,23 @@ def forward_flops(model: ModelConfig, lists: Lists, *, shared: bool = True, logi
     return users * (per_token * tokens + per_pair * pairs + of_logits)
 
 
-def update_flops(model: ModelConfig, lists: Lists, *, shared: bool = True, trained: Trained = "all") -> float:
-    """Forward and backward of one update; recomputation, which a machine may add, is not counted.
+def update_flops(model: ModelConfig, shape: BatchShape, *, shared: bool = True, trained: Trained = "all") -> float:
+    """Floating point operations of the forward and backward pass of one update, without recomputation.
 
-    A backward pass costs one forward for the derivatives of what was read and one for those of the matrices, which a
-    frozen backbone saves; the head alone needs neither.
+    A backward pass costs as much as one forward pass for the gradients of activations and one for the gradients of
+    matrices. A frozen backbone saves the second; training the head alone saves both.
     """
-    return {"all": 3, "adapters": 2, "head": 1}[trained] * forward_flops(model, lists, shared=shared)
+    return {"all": 3, "adapters": 2, "head": 1}[trained] * forward_flops(model, shape, shared=shared)
 
 
 def cache_bytes(model: ModelConfig, tokens: int) -> int:
-    """Keys and values of some tokens in all layers, in the type of the computation."""
+    """Bytes of the keys and values of some tokens in all layers, in the compute dtype."""
     return tokens * model.layers * 2 * model.kv_heads * model.head_size * jnp.dtype(model.dtype).itemsize
 
 
-def decode_bytes(model: ModelConfig, lists: Lists) -> float:
-    """Memory that a rollout has to read: all weights once a token, and the keys and values that are there by then."""
+def decode_bytes(model: ModelConfig, shape: BatchShape) -> float:
+    """Bytes that a rollout reads from memory: for each token, all weights and the keys and values of earlier tokens."""
     weights = jnp.dtype(model.dtype).itemsize * parameters(model)
-    shared = lists.users * (lists.prefix + lists.items * lists.suffix)
-    own = lists.rows * (lists.length - 1) / 2  # on average
-    return lists.length * (weights + cache_bytes(model, 1) * (shared + own))
+    shared = shape.users * (shape.prefix + shape.items * shape.suffix)
+    own = shape.rows * (shape.length - 1) / 2  # on average
+    return shape.length * (weights + cache_bytes(model, 1) * (shared + own))

@@ -1,8 +1,8 @@
-"""Prefix, suffix and rationale: the decoder applied along three levels of sharing.
+"""Forward passes over prefix, suffix and rationale, the three levels at which rows share tokens.
 
-prefix_forward      [U, P]        read once per user
-suffix_forward      [U, N, S]     read once per item, on top of the prefix
-rationale_forward   [U, N, G, T]  read once per rationale, on top of both
+prefix_forward      [U, P]        once per user
+suffix_forward      [U, N, S]     once per item, after the prefix
+rationale_forward   [U, N, G, T]  once per rationale, after both
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from r2rank_jax.types import Array, KeyValues, ListBatch, Params, Rationales
 
 @struct.dataclass
 class ItemContext:
-    """All that a rationale needs to know of what stands before it."""
+    """Everything that reading a rationale needs from the tokens before it."""
 
     prefix: KeyValues
     suffix: KeyValues
@@ -53,10 +53,10 @@ def suffix_forward(
     Args:
         config: shape of the model.
         params: its parameters.
-        prefix: what `prefix_forward` returned.
+        prefix: from `prefix_forward`.
         prefix_length: int32 [U].
         tokens: int32 [U, N, S].
-        length: int32 [U, N]; 0 (a masked item) is read as 1.
+        length: int32 [U, N]; 0 (a masked item) counts as 1.
     """
     length = jnp.maximum(length, 1)
     positions = prefix_length[:, None, None] + jnp.arange(tokens.shape[-1])
@@ -72,14 +72,14 @@ def suffix_forward(
 
 
 def read_items(config: ModelConfig, params: Params, batch: ListBatch, prefix: KeyValues | None = None) -> ItemContext:
-    """Prefix, unless it is given, then items."""
+    """Read the prefix, unless it is given, and then the items."""
     if prefix is None:
         prefix = prefix_forward(config, params, batch.prefix, batch.prefix_length)
     return suffix_forward(config, params, prefix, batch.prefix_length, batch.suffix, batch.suffix_length)
 
 
 def rationale_forward(config: ModelConfig, params: Params, context: ItemContext, rationales: Rationales) -> Array:
-    """Final-norm hidden states of rationale tokens, [U, N, G, T, D]."""
+    """Final-norm hidden states of the rationale tokens, [U, N, G, T, D]."""
     tokens = rationales.tokens
     positions = context.length[:, :, None, None] + jnp.arange(tokens.shape[-1])
     positions = jnp.broadcast_to(positions, tokens.shape)
@@ -90,7 +90,7 @@ def rationale_forward(config: ModelConfig, params: Params, context: ItemContext,
 
 @struct.dataclass
 class RationaleStates:
-    """Hidden states of a model that has read given rationales."""
+    """Hidden states of a model that has read rationales."""
 
     predicting: Array  # [U, N, G, T, D]  at the token before each rationale token
     last: Array  # [U, N, G, D]     at the last rationale token
@@ -99,13 +99,11 @@ class RationaleStates:
 def read_rationales(
     config: ModelConfig, params: Params, batch: ListBatch, rationales: Rationales, prefix: KeyValues | None = None
 ) -> RationaleStates:
-    """Prefix (unless it is given), items, rationales: the one forward of SFT, of RL and of its reference."""
+    """Read prefix (unless it is given), items and rationales: the forward pass of SFT, of RL and of its reference."""
     context = read_items(config, params, batch, prefix)
-    if not rationales.tokens.size:  # reasoning turned off: the head reads the item
-        silent = jnp.broadcast_to(context.last_hidden[:, :, None], (*rationales.length.shape, config.width))
-        return RationaleStates(
-            predicting=jnp.zeros((*rationales.tokens.shape, config.width), silent.dtype), last=silent
-        )
+    if not rationales.tokens.size:  # reasoning is turned off: the head reads the item
+        last = jnp.broadcast_to(context.last_hidden[:, :, None], (*rationales.length.shape, config.width))
+        return RationaleStates(predicting=jnp.zeros((*rationales.tokens.shape, config.width), last.dtype), last=last)
     hidden = rationale_forward(config, params, context, rationales)
     first = jnp.broadcast_to(context.last_hidden[:, :, None, None], (*hidden.shape[:3], 1, hidden.shape[-1]))
     return RationaleStates(
@@ -115,18 +113,18 @@ def read_rationales(
 
 
 def real_tokens(batch: ListBatch, rationales: Rationales) -> Array:
-    """bool [U, N, G, T]: neither padding nor of a masked item."""
+    """bool [U, N, G, T]: True for tokens that are neither padding nor part of a masked item."""
     return padding_mask(rationales.length, rationales.tokens.shape[-1]) & batch.mask[:, :, None, None]
 
 
 @struct.dataclass
 class Judgement:
-    """What the model thinks of given rationales."""
+    """Statistics and scores of given rationales under the model."""
 
     logp: Array  # float32 [U, N, G, T]   of each rationale token, 0 on padding
-    entropy: Array  # float32 [U, N, G, T]   of the distribution it was drawn from, 0 on padding
-    kl: Array  # float32 [U, N, G, T]   of that distribution from the reference's, 0 on padding or without one
-    scores: Array  # float32 [U, N, G]      the head, read at the last rationale token
+    entropy: Array  # float32 [U, N, G, T]   of the distribution it was sampled from, 0 on padding
+    kl: Array  # float32 [U, N, G, T]   of that distribution from the reference's, 0 on padding or without a reference
+    scores: Array  # float32 [U, N, G]      of the head at the last rationale token
 
 
 def judge(
@@ -148,9 +146,9 @@ def judge(
         batch: prompts.
         rationales: tokens to judge.
         reference: another policy's `RationaleStates.predicting` of the same rationales, and its parameters.
-        prefix: what `prefix_forward` returned for this batch, where it has been read already.
-        temperature: logits are divided by it, as they were when the tokens were sampled.
-        joint: False stops the score's gradient at the hidden state, so that only the head learns from it.
+        prefix: from `prefix_forward` on this batch, if it has been read already.
+        temperature: divides the logits, as it did when the tokens were sampled.
+        joint: False stops the gradient of the scores at the hidden state, so that only the head learns from them.
     """
     states = read_rationales(config, params, batch, rationales, prefix)
     tokens = token_statistics(*_predictions(params, batch, rationales, states, reference), temperature=temperature)
@@ -169,8 +167,10 @@ def judge_and_sum(
     temperature: float = 1.0,
     joint: bool = True,
 ) -> tuple[Array, Judgement]:
-    """The sum of a loss over tokens, float32 []; and `judge`, whose scores can be differentiated, but no longer its
-    statistics. The gradient costs two vocabulary products less than through those.
+    """The sum of a loss over tokens, float32 [], and the result of `judge`.
+
+    Of that result, only the scores are differentiable. The gradient of the sum needs two matrix products with the
+    vocabulary less than a gradient through the statistics of `judge`.
 
     Args:
         loss: of each token; the other arguments are those of `judge`.
@@ -178,10 +178,10 @@ def judge_and_sum(
         params: its parameters.
         batch: prompts.
         rationales: tokens to judge.
-        reference: another policy.
-        prefix: read before.
+        reference: another policy's hidden states and parameters.
+        prefix: from `prefix_forward`, if it has been read already.
         temperature: divides the logits.
-        joint: False keeps the score's gradient in the head.
+        joint: False stops the gradient of the scores at the hidden state.
     """
     states = read_rationales(config, params, batch, rationales, prefix)
     predictions = _predictions(params, batch, rationales, states, reference)
@@ -196,7 +196,7 @@ def _predictions(
     states: RationaleStates,
     reference: tuple[Array, Params] | None,
 ) -> tuple[Array, Array, Array, Array, tuple[Array, Array] | None]:
-    """What `token_statistics` asks for."""
+    """Arguments of `token_statistics`."""
     other = None if reference is None else (reference[0], vocabulary_kernel(reference[1]))
     return states.predicting, vocabulary_kernel(params), rationales.tokens, real_tokens(batch, rationales), other
 

@@ -1,10 +1,10 @@
-"""Hugging Face checkpoints and ours: which tensor is which, how it is laid out, and what config.json means.
+"""Map Hugging Face checkpoints to our parameters and back: tensor names, layouts, and config.json.
 
-One table serves both directions. An axis is a letter of `r2rank_jax.types` (F is the MLP's width, K stands for KV, R
-for the rank of an adapter, 1 for an axis of one); letters written together are one axis of theirs, the later letter
-running faster. Theirs are torch Linear weights [out, in], ours the transposed [in, out] with heads taken apart, and
-every layer of ours lies in one array whose leading axis is the layer. RoPE rotates halves in both, so no row has to
-change its place.
+One table serves both directions. Axes are named by the letters of `r2rank_jax.types`; in addition, F is the width of
+the MLP, K stands for KV, R is the rank of an adapter, and 1 is an axis of size one. Letters written together are one
+axis of the Hugging Face tensor, with the last letter varying fastest. Hugging Face stores torch Linear weights
+[out, in]. We store the transpose [in, out] with a separate axis for heads, and all layers in one array with a leading
+layer axis. Both sides rotate halves in RoPE, so rows need no permutation.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LAYER = "model.layers.{layer}."
 _CLASSES: dict[str, Form] = {"ForCausalLM": "causal-lm", "ForSequenceClassification": "scorer"}
 _FAMILIES = ("Qwen2", "Qwen3", "Llama")
 ARCHITECTURES = tuple(f"{family}{kind}" for kind in _CLASSES for family in _FAMILIES)
-_IGNORED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")  # a constant of old checkpoints
+_IGNORED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")  # a constant in old checkpoints
 
 
 def _always(config: ModelConfig) -> bool:
@@ -42,7 +42,7 @@ def _normed(config: ModelConfig) -> bool:
     return config.qk_norm
 
 
-# their name, their axes, our path, our axes (of one layer), which models have it
+# Hugging Face name, Hugging Face axes, our path, our axes (of one layer), whether a model has the tensor
 _TABLE: tuple[tuple[str, str, str, str, Callable[[ModelConfig], bool]], ...] = (
     ("model.embed_tokens.weight", "V D", "embedding", "V D", _always),
     (_LAYER + "input_layernorm.weight", "D", "layers.attention_norm.scale", "D", _always),
@@ -70,61 +70,61 @@ class Tensor:
     """One tensor of a Hugging Face checkpoint and its place in our parameters."""
 
     name: str
-    """Theirs."""
+    """In the Hugging Face checkpoint."""
     shape: tuple[int, ...]
-    """Theirs."""
+    """In the Hugging Face checkpoint."""
     path: tuple[str, ...]
-    """Keys of our tree."""
+    """Keys of our parameter tree."""
     layer: int | None
-    """Index into our leaf's leading axis; None where the leaf has no layers."""
+    """Index into the leading axis of our array; None if it has no layer axis."""
     split: tuple[int, ...]
-    """Their shape with joined axes taken apart."""
+    """The Hugging Face shape with joined axes split."""
     order: tuple[int, ...]
     """Our axis i is axis order[i] of `split`."""
 
-    def to_ours(self, theirs: Any) -> Any:
-        """Their array as ours, of one layer; a view where the array is contiguous NumPy."""
-        return theirs.reshape(self.split).transpose(self.order)
+    def to_ours(self, tensor: Any) -> Any:
+        """Convert a Hugging Face tensor to our array of one layer; a view if the tensor is a contiguous NumPy array."""
+        return tensor.reshape(self.split).transpose(self.order)
 
-    def to_theirs(self, ours: Any) -> Any:
+    def to_hf(self, array: Any) -> Any:
         """Inverse of `to_ours`."""
-        back = sorted(range(len(self.order)), key=self.order.__getitem__)
-        return ours.transpose(back).reshape(self.shape)
+        inverse = sorted(range(len(self.order)), key=self.order.__getitem__)
+        return array.transpose(inverse).reshape(self.shape)
 
 
 def tensors(config: ModelConfig, *, language_head: bool, score_head: bool) -> list[Tensor]:
-    """Every tensor of a checkpoint, in the order in which it is written.
+    """Every tensor of a checkpoint, in the order in which checkpoints are written.
 
     Args:
-        config: of the model.
-        language_head: with `lm_head.weight`, unless it is tied to the embedding.
-        score_head: with `score.weight`.
+        config: shape of the model.
+        language_head: include `lm_head.weight`, unless it is tied to the embedding.
+        score_head: include `score.weight`.
     """
     heads = {LANGUAGE_HEAD: language_head, SCORE_HEAD: score_head}
     rows = [row for row in _TABLE if heads.get(row[0], True) and row[4](config)]
-    found = [_tensor(config, row, None) for row in rows if "{layer}" not in row[0]]
+    outside = [_tensor(config, row, None) for row in rows if "{layer}" not in row[0]]
     layers = [_tensor(config, row, n) for n in range(config.layers) for row in rows if "{layer}" in row[0]]
-    return found[:1] + layers + found[1:]
+    return outside[:1] + layers + outside[1:]
 
 
 def adapter_tensors(config: ModelConfig) -> list[Tensor]:
-    """Every tensor of the adapters as PEFT names and lays them out: lora_A [r, in] and lora_B [out, r]."""
+    """Every tensor of the adapters with PEFT's names and layout: lora_A [r, in] and lora_B [out, r]."""
     rows: list[tuple[str, str, str, str, Any]] = []
-    for name, theirs, path, _, _ in _TABLE:
+    for name, hf_axes, path, _, _ in _TABLE:
         if name.endswith("_proj.weight"):
-            stem, (out, into) = "base_model.model." + name.removesuffix(".weight"), theirs.split()
+            stem, (out, into) = "base_model.model." + name.removesuffix(".weight"), hf_axes.split()
             rows.append((f"{stem}.lora_A.weight", f"R {into}", f"{path}_a", f"{' '.join(into)} R", _always))
             rows.append((f"{stem}.lora_B.weight", f"{out} R", f"{path}_b", f"R {' '.join(out)}", _always))
     return [_tensor(config, row, n) for n in range(config.layers) for row in rows]
 
 
 def ignorable(name: str, config: ModelConfig) -> bool:
-    """Whether a tensor that nothing asks for may be there: it repeats what is known already."""
+    """Whether a checkpoint may contain this tensor although no parameter needs it, because it repeats another value."""
     return bool(_IGNORED.fullmatch(name)) or (name == LANGUAGE_HEAD and config.tied_embeddings)
 
 
 def _tensor(config: ModelConfig, row: tuple[str, str, str, str, Any], layer: int | None) -> Tensor:
-    name, theirs, path, ours, _ = row
+    name, hf_axes, path, axes, _ = row
     size = {
         "1": 1,
         "D": config.width,
@@ -135,14 +135,14 @@ def _tensor(config: ModelConfig, row: tuple[str, str, str, str, Any], layer: int
         "R": config.lora_rank,
         "V": config.vocabulary,
     }
-    letters = theirs.replace(" ", "").replace("1", "")
+    letters = hf_axes.replace(" ", "").replace("1", "")
     return Tensor(
         name=name.format(layer=layer),
-        shape=tuple(math.prod(size[letter] for letter in axis) for axis in theirs.split()),
+        shape=tuple(math.prod(size[letter] for letter in axis) for axis in hf_axes.split()),
         path=tuple(path.split(".")),
         layer=layer,
         split=tuple(size[letter] for letter in letters),
-        order=tuple(letters.index(letter) for letter in ours.split()),
+        order=tuple(letters.index(letter) for letter in axes.split()),
     )
 
 
@@ -150,7 +150,7 @@ def architecture_of(values: Mapping[str, Any]) -> tuple[str, Form]:
     """The family ("Qwen2", "Qwen3", "Llama") and the form that a config.json names.
 
     Raises:
-        ConfigError: none that we can compute.
+        ConfigError: the architecture is not supported.
     """
     named = values.get("architectures") or []
     for kind, form in _CLASSES.items():
@@ -158,24 +158,24 @@ def architecture_of(values: Mapping[str, Any]) -> tuple[str, Form]:
             if named == [family + kind]:
                 return family, form
     raise ConfigError(
-        f"config.json must name one architecture of {', '.join(ARCHITECTURES)}, got {named}; import a model of these"
+        f"config.json must name one architecture of {', '.join(ARCHITECTURES)}, got {named}; import one of these"
     )
 
 
 def config_from_hf(values: Mapping[str, Any]) -> ModelConfig:
-    """What a Hugging Face config.json says, as ours.
+    """Convert the content of a Hugging Face config.json.
 
     Args:
-        values: its content; RoPE settings may stand in `rope_parameters` (transformers 5) or in `rope_theta` and
+        values: the content. RoPE settings may be in `rope_parameters` (transformers 5) or in `rope_theta` and
             `rope_scaling`.
 
     Raises:
-        ConfigError: something that this decoder does not compute, or a value that is missing.
+        ConfigError: a setting that this decoder does not support, or a missing value.
     """
     family, form = architecture_of(values)
     _refuse_what_differs(values, family, form)
     heads, width = _integer(values, "num_attention_heads"), _integer(values, "hidden_size")
-    # What a file leaves out is what the family's class in transformers says.
+    # Missing values default to those of the family's class in transformers.
     head_size = 128 if family == "Qwen3" else width // heads
     kv_heads = values.get("num_key_value_heads")
     return ModelConfig(
@@ -198,7 +198,7 @@ def family_of(config: ModelConfig) -> str:
     """The family whose classes in transformers compute this model.
 
     Raises:
-        ConfigError: none does.
+        ConfigError: no family does.
     """
     if config.qk_norm and config.attention_bias:
         raise ConfigError(
@@ -207,8 +207,9 @@ def family_of(config: ModelConfig) -> str:
         )
     if not config.qk_norm and not config.attention_bias and config.width % config.heads:
         raise ConfigError(
-            f"transformers takes a Llama only where its heads divide its width, got model.heads={config.heads} and "
-            f"model.width={config.width}; the model can be trained and used here but not exported"
+            f"transformers accepts a Llama only if its number of heads divides its width, got "
+            f"model.heads={config.heads} and model.width={config.width}; the model can be trained and used here but "
+            "not exported"
         )
     return "Qwen3" if config.qk_norm else "Qwen2" if config.attention_bias else "Llama"
 
@@ -216,19 +217,19 @@ def family_of(config: ModelConfig) -> str:
 def config_to_hf(
     config: ModelConfig, *, form: Form, pad: int, stop: int, bos: int | None, positions: int, dtype: str
 ) -> dict[str, Any]:
-    """Inverse of `config_from_hf`, in the words that transformers 4 and 5 and other readers understand alike.
+    """Inverse of `config_from_hf`, with keys that transformers 4 and 5 and other readers understand.
 
     Args:
-        config: the model's.
-        form: which of the two heads goes with it.
+        config: shape of the model.
+        form: which of the two heads is exported.
         pad: id of the padding token; a scorer reads the last token that is not padding.
         stop: id of the token that ends a rationale.
-        bos: id that the tokenizer puts before a text, if any.
-        positions: longest sequence that the model is meant for.
+        bos: id of the token that the tokenizer puts before a text, if any.
+        positions: the longest supported sequence.
         dtype: of the stored weights, "bfloat16" or "float32".
 
     Raises:
-        ConfigError: no such architecture, or a scorer whose padding could be a stop token.
+        ConfigError: no family computes the model, or a scorer's padding token is its stop token.
     """
     family = family_of(config)
     if form == "scorer" and pad == stop:
@@ -236,7 +237,7 @@ def config_to_hf(
             f"a scorer needs a padding token that is not its stop token {stop}: transformers scores the last token "
             "that is not padding; give the tokenizer a padding token of its own, or export with --form causal-lm"
         )
-    kind = next(kind for kind, its_form in _CLASSES.items() if its_form == form)
+    kind = next(kind for kind, class_form in _CLASSES.items() if class_form == form)
     values = {
         "architectures": [family + kind],
         "model_type": family.lower(),
@@ -277,20 +278,20 @@ def _rope_scaling(config: ModelConfig) -> dict[str, Any] | None:
 
 
 def _refuse_what_differs(values: Mapping[str, Any], family: str, form: Form) -> None:
-    """Settings under which a supported architecture computes something else than our decoder."""
+    """Refuse settings with which a supported architecture differs from our decoder."""
     if values.get("auto_map"):
         raise ConfigError(
-            f"config.json must not name code of its own, got auto_map={values['auto_map']}: none is ever run; if the "
-            "weights are those of the plain architecture, take auto_map out of config.json"
+            f"config.json must not name custom code, got auto_map={values['auto_map']}: custom code is never run; if "
+            "the weights belong to the plain architecture, remove auto_map from config.json"
         )
     if values.get("quantization_config"):
-        raise ConfigError("weights must not be quantised, got a quantization_config; import the original weights")
+        raise ConfigError("weights must not be quantized, got a quantization_config; import the original weights")
     only = {"hidden_act": "silu", "mlp_bias": False, "rope_interleaved": False}
-    only |= {} if family == "Qwen2" else {"attention_bias": False}  # Qwen2 has its biases whatever the file says
+    only |= {} if family == "Qwen2" else {"attention_bias": False}  # Qwen2 always has these biases
     for name, supported in only.items():
-        found = values.get(name, supported)
-        if found != supported:
-            raise ConfigError(f"{name} must be {supported!r}, got {found!r}; import a model without it")
+        value = values.get(name, supported)
+        if value != supported:
+            raise ConfigError(f"{name} must be {supported!r}, got {value!r}; import a model without it")
     kinds = values.get("layer_types") or []
     every = not kinds and values.get("use_sliding_window", False) and values.get("sliding_window") is not None
     if any(kind != "full_attention" for kind in kinds) or (
@@ -307,31 +308,31 @@ def _refuse_what_differs(values: Mapping[str, Any], family: str, form: Form) -> 
 
 def _rope(values: Mapping[str, Any]) -> dict[str, Any]:
     """The fields `rope_*` of `ModelConfig`."""
-    found = values.get("rope_scaling") or values.get("rope_parameters") or {}
-    kind = found.get("rope_type", found.get("type", "default"))
-    partial = found.get("partial_rotary_factor", values.get("partial_rotary_factor", 1.0))
-    if any(isinstance(part, dict) for part in found.values()) or kind not in ("default", "llama3") or partial != 1.0:
+    scaling = values.get("rope_scaling") or values.get("rope_parameters") or {}
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    partial = scaling.get("partial_rotary_factor", values.get("partial_rotary_factor", 1.0))
+    if any(isinstance(part, dict) for part in scaling.values()) or kind not in ("default", "llama3") or partial != 1.0:
         raise ConfigError(
-            f"RoPE must be of type default or llama3, alike in all layers and over whole heads, got {found}; import a "
-            "model with one of these"
+            f"RoPE must be of type default or llama3, the same in all layers and over whole heads, got {scaling}; "
+            "import a model with one of these types"
         )
-    theta = {"rope_theta": float(found.get("rope_theta", values.get("rope_theta", 10_000.0)))}
+    theta = {"rope_theta": float(scaling.get("rope_theta", values.get("rope_theta", 10_000.0)))}
     if kind == "default":
         return theta
     names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    missing = [name for name in names if name not in found]
+    missing = [name for name in names if name not in scaling]
     if missing:
-        raise ConfigError(f"RoPE of type llama3 must have {', '.join(names)}, got {found}; restore config.json")
+        raise ConfigError(f"RoPE of type llama3 must have {', '.join(names)}, got {scaling}; restore config.json")
     return theta | {
-        "rope_factor": float(found["factor"]),
-        "rope_low_frequency": float(found["low_freq_factor"]),
-        "rope_high_frequency": float(found["high_freq_factor"]),
-        "rope_original_positions": int(found["original_max_position_embeddings"]),
+        "rope_factor": float(scaling["factor"]),
+        "rope_low_frequency": float(scaling["low_freq_factor"]),
+        "rope_high_frequency": float(scaling["high_freq_factor"]),
+        "rope_original_positions": int(scaling["original_max_position_embeddings"]),
     }
 
 
 def _integer(values: Mapping[str, Any], name: str) -> int:
-    found = values.get(name)
-    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
-        raise ConfigError(f"config.json must give {name} as a whole number of at least 1, got {found!r}; restore it")
-    return found
+    value = values.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"config.json must give {name} as an integer of at least 1, got {value!r}; restore it")
+    return value

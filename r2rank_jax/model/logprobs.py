@@ -1,12 +1,13 @@
-"""What the model says of given tokens: never [rows, T, V] logits at once, and few for padding.
+"""Log-probabilities and related statistics of given tokens, without ever holding [rows, T, V] logits.
 
-Rationales differ in length, so nearly half of a batch's slots are padding, and with a vocabulary wider than the model
-the logits are half of all work. Each user's real slots are therefore brought to the front, and only as many chunks of
-slots are visited as the longest user needs; what fits into one chunk is read whole. The trip count is known at run time
-only, which plain reverse-mode differentiation cannot follow; the derivatives are written out instead.
+Rationales differ in length, so nearly half of a batch's slots are padding; and with a vocabulary wider than the model
+the logits are half of all work. Each user's real slots are therefore moved to the front, and only as many chunks of
+slots are visited as the user with most tokens needs. If all slots fit into one chunk, there is no loop. The trip count
+is known only at run time, which plain reverse-mode differentiation does not support, so the derivatives are written
+out.
 
-A loss that is a sum over tokens (`token_loss`) is differentiated while a chunk's logits are at hand, as Liger's fused
-cross-entropy does (Hsu et al. 2024). Any other function of `token_statistics` has to make them a second time.
+A loss that is a sum over tokens (`token_loss`) is differentiated while the logits of a chunk exist, as in Liger's fused
+cross-entropy (Hsu et al. 2024). Any other function of `token_statistics` computes the logits a second time.
 """
 
 from __future__ import annotations
@@ -21,37 +22,37 @@ import jax.numpy as jnp
 
 from r2rank_jax.types import Array
 
-# Tokens whose float32 logits are held at once, in all rows together.
+# The number of tokens, over all rows, whose float32 logits exist at the same time.
 CHUNK_TOKENS = 512
 
 
 class TokenStatistics(NamedTuple):
-    """Of each token, in nats; float32 [U, ...], 0 on padding."""
+    """Statistics of each token in nats; float32 [U, ...], 0 on padding."""
 
     logp: Array  # log p(token)
-    entropy: Array  # H(p), of the distribution that the token was drawn from
-    kl: Array  # KL(p || reference), over the whole vocabulary; 0 without a reference
+    entropy: Array  # H(p) of the distribution that the token was sampled from
+    kl: Array  # KL(p || reference) over the whole vocabulary; 0 without a reference
 
 
-# Statistics, what else is known of the same tokens, and of all of them -> the loss of each token.
+# Statistics, constants of the same tokens, shared constants -> the loss of each token.
 OfToken = Callable[[TokenStatistics, Any, Any], Array]
 
 
 class TokenLoss(NamedTuple):
-    """A loss that asks nothing of other tokens."""
+    """A loss of each token that does not depend on other tokens."""
 
     of_token: OfToken  # elementwise; closes over no traced values
-    known: Any  # pytree of [U, ...] like the tokens, constants
-    shared: Any  # pytree, constants
+    per_token: Any  # constants: pytree of [U, ...] like the tokens
+    shared: Any  # constants: pytree
 
 
 class _Tokens(NamedTuple):
-    """Flat slots: all that the model's parameters have no part in."""
+    """Flattened slots and constants: all inputs that are not differentiated."""
 
     targets: Array  # int32 [U, L]
     real: Array  # bool [U, L]
     reference: tuple[Array, Array] | None  # [U, L, D'], [V, D']
-    known: Any  # pytree of [U, L]
+    per_token: Any  # pytree of [U, L]
     shared: Any  # pytree
 
 
@@ -65,9 +66,9 @@ def token_statistics(
     temperature: float = 1.0,
     chunk_tokens: int = CHUNK_TOKENS,
 ) -> TokenStatistics:
-    """Log-probabilities of tokens, and what is known of the distributions behind them.
+    """Log-probabilities of tokens, and the entropy and KL of the distributions that they were sampled from.
 
-    Differentiable in `hidden` and `kernel` by every result; the reference is a constant.
+    Every result is differentiable with respect to `hidden` and `kernel`; the reference is a constant.
 
     Args:
         hidden: [U, ..., D] states that predict the targets.
@@ -76,11 +77,13 @@ def token_statistics(
         real: bool [U, ...]; False = padding.
         reference: another model's hidden states [U, ..., D'] and kernel [V, D'].
         temperature: divides all logits.
-        chunk_tokens: memory bound, rounded to whole slots of every user.
+        chunk_tokens: tokens per chunk, which bounds memory; rounded down to the same number of slots of every user.
     """
     tokens, width = _flat(targets, real, reference, (), (), chunk_tokens)
-    found = _statistics(hidden.reshape(*tokens.targets.shape, hidden.shape[-1]), kernel, tokens, temperature, width)
-    return TokenStatistics(*(part.reshape(targets.shape) for part in found))
+    statistics = _statistics(
+        hidden.reshape(*tokens.targets.shape, hidden.shape[-1]), kernel, tokens, temperature, width
+    )
+    return TokenStatistics(*(part.reshape(targets.shape) for part in statistics))
 
 
 def token_loss(
@@ -94,36 +97,37 @@ def token_loss(
     temperature: float = 1.0,
     chunk_tokens: int = CHUNK_TOKENS,
 ) -> tuple[Array, TokenStatistics]:
-    """The sum of a loss over real tokens, whose gradient costs no second look at the logits.
+    """The sum of a loss over real tokens. Its gradient does not compute the logits a second time.
 
     Args:
-        loss: what is summed; the other arguments are those of `token_statistics`.
+        loss: the loss of each token; the other arguments are those of `token_statistics`.
         hidden: [U, ..., D].
         kernel: [V, D].
         targets: int32 [U, ...].
         real: bool [U, ...].
         reference: [U, ..., D'] and [V, D'].
         temperature: divides all logits.
-        chunk_tokens: memory bound.
+        chunk_tokens: tokens per chunk.
 
     Returns:
-        float32 [], differentiable in `hidden` and `kernel`; and the statistics, which are not.
+        The sum, float32 [], differentiable with respect to `hidden` and `kernel`; and the statistics, which are not
+        differentiable.
     """
-    tokens, width = _flat(targets, real, reference, loss.known, loss.shared, chunk_tokens)
+    tokens, width = _flat(targets, real, reference, loss.per_token, loss.shared, chunk_tokens)
     flat = hidden.reshape(*tokens.targets.shape, hidden.shape[-1])
-    total, found = _loss(loss.of_token, flat, kernel, tokens, temperature, width)
-    return total, TokenStatistics(*(jax.lax.stop_gradient(part).reshape(targets.shape) for part in found))
+    total, statistics = _loss(loss.of_token, flat, kernel, tokens, temperature, width)
+    return total, TokenStatistics(*(jax.lax.stop_gradient(part).reshape(targets.shape) for part in statistics))
 
 
 def _flat(
-    targets: Array, real: Array, reference: Any, known: Any, shared: Any, chunk_tokens: int
+    targets: Array, real: Array, reference: Any, per_token: Any, shared: Any, chunk_tokens: int
 ) -> tuple[_Tokens, int]:
-    """All slots of a user in one row, and how many of them make a chunk."""
+    """All slots of a user in one row, and the number of slots of each user in a chunk."""
     users, slots = targets.shape[0], math.prod(targets.shape[1:])
     flat = lambda x: x.reshape(users, slots)  # noqa: E731
     if reference is not None:
         reference = reference[0].reshape(users, slots, reference[0].shape[-1]), reference[1]
-    tokens = _Tokens(flat(targets), flat(real), reference, jax.tree.map(flat, known), shared)
+    tokens = _Tokens(flat(targets), flat(real), reference, jax.tree.map(flat, per_token), shared)
     return tokens, min(slots, max(1, chunk_tokens // max(users, 1)))
 
 
@@ -137,13 +141,13 @@ def _statistics_forward(hidden: Array, kernel: Array, tokens: _Tokens, temperatu
 
 
 def _statistics_backward(temperature: float, width: int, saved: Any, cotangents: TokenStatistics) -> Any:
-    """The cotangents make it a sum over tokens."""
+    """The statistics weighted by their cotangents are a sum over tokens, with a gradient like that of `token_loss`."""
     hidden, kernel, tokens = saved
 
-    def of_token(found: TokenStatistics, by: TokenStatistics, _: Any) -> Array:
-        return found.logp * by.logp + found.entropy * by.entropy + found.kl * by.kl
+    def of_token(statistics: TokenStatistics, weights: TokenStatistics, _: Any) -> Array:
+        return statistics.logp * weights.logp + statistics.entropy * weights.entropy + statistics.kl * weights.kl
 
-    tokens = tokens._replace(known=cotangents)
+    tokens = tokens._replace(per_token=cotangents)
     return *_visit_all(of_token, hidden, kernel, tokens, temperature, width)[2:], None
 
 
@@ -154,15 +158,15 @@ _statistics.defvjp(_statistics_forward, _statistics_backward)
 def _loss(
     of_token: OfToken, hidden: Array, kernel: Array, tokens: _Tokens, temperature: float, width: int
 ) -> tuple[Array, TokenStatistics]:
-    found = _visit_all(None, hidden, kernel, tokens, temperature, width)[0]
-    return jnp.sum(jnp.where(tokens.real, of_token(found, tokens.known, tokens.shared), 0.0)), found
+    statistics = _visit_all(None, hidden, kernel, tokens, temperature, width)[0]
+    return jnp.sum(jnp.where(tokens.real, of_token(statistics, tokens.per_token, tokens.shared), 0.0)), statistics
 
 
 def _loss_forward(
     of_token: OfToken, hidden: Array, kernel: Array, tokens: _Tokens, temperature: float, width: int
 ) -> Any:
-    found, loss, d_hidden, d_kernel = _visit_all(of_token, hidden, kernel, tokens, temperature, width)
-    return (loss, found), (d_hidden, d_kernel)
+    statistics, loss, d_hidden, d_kernel = _visit_all(of_token, hidden, kernel, tokens, temperature, width)
+    return (loss, statistics), (d_hidden, d_kernel)
 
 
 def _loss_backward(of_token: OfToken, temperature: float, width: int, saved: Any, cotangents: Any) -> Any:
@@ -175,76 +179,94 @@ _loss.defvjp(_loss_forward, _loss_backward)
 def _visit_all(
     of_token: OfToken | None, hidden: Array, kernel: Array, tokens: _Tokens, temperature: float, width: int
 ) -> tuple[TokenStatistics, Array, Array, Array]:
-    """One pass over all chunks. Returns statistics [U, L]; and of `of_token`, if there is one, the sum and its
-    derivatives by hidden states [U, L, D] and kernel [V, D].
+    """One pass over all chunks.
 
-    With logits z, p = softmax(z) and q the reference's:
-
-    ∂logp_t/∂z = onehot_t − p,   ∂H/∂z = −p (log p + H),   ∂KL/∂z = p (log p − log q − KL).
+    Returns:
+        The statistics [U, L]; and if `of_token` is given, its sum and the gradient of the sum with respect to hidden
+        states [U, L, D] and kernel [V, D].
     """
     real = tokens.real
     if not real.size:
         return TokenStatistics(*3 * [jnp.zeros(real.shape)]), jnp.zeros(()), hidden, jnp.zeros_like(kernel)
     order, chunks = _real_first(real, width)
+    visit = _visitor(of_token, hidden, kernel, tokens, temperature, order, width)
+    zeros = jnp.zeros((3, *order.shape)), jnp.zeros(()), jnp.zeros((*order.shape, hidden.shape[-1]))
+    start = (*zeros, jnp.zeros(kernel.shape[::-1]))
+    # If all slots fit into one chunk there is no loop. Collectives of sharded parameters are then outside of loops,
+    # where XLA can schedule them (several fake CPU devices deadlock otherwise).
+    single = width == real.shape[1]
+    statistics, loss, d_hidden, d_kernel = (
+        visit(jnp.int32(0), start) if single else jax.lax.fori_loop(0, chunks, visit, start)
+    )
+    place = jnp.argsort(order[:, : real.shape[1]], axis=1)  # the place of each slot in `order`
+    statistics = TokenStatistics(*(jnp.where(real, _take(part, place), 0.0) for part in statistics))
+    return statistics, loss, _take(d_hidden, place).astype(hidden.dtype), d_kernel.T.astype(kernel.dtype)
+
+
+def _visitor(
+    of_token: OfToken | None,
+    hidden: Array,
+    kernel: Array,
+    tokens: _Tokens,
+    temperature: float,
+    order: Array,
+    width: int,
+) -> Callable[[Array, Any], Any]:
+    """The function that adds one chunk of slots to statistics, loss, d_hidden and d_kernel.
+
+    With logits z, p = softmax(z) and q the reference's:
+
+    ∂logp_t/∂z = onehot_t − p,   ∂H/∂z = −p (log p + H),   ∂KL/∂z = p (log p − log q − KL).
+    """
     vocabulary = jnp.arange(kernel.shape[0])
 
-    def visit(chunk: Array, so_far: Any) -> Any:
-        statistics, loss, d_hidden, d_kernel = so_far
+    def visit(chunk: Array, carry: Any) -> Any:
+        statistics, loss, d_hidden, d_kernel = carry
         slots = _slots(order, chunk, width)
-        # Padding of the users with fewer tokens, and what the last chunk reaches beyond the last slot: it may hold
-        # anything, and zero times infinity is not zero.
-        inside = (chunk * width + jnp.arange(width) < real.shape[1]) & _take(real, slots)
-        real_here = inside.reshape(-1)
+        # False for the padding of users with fewer tokens, and for slots of the last chunk beyond the last slot. Their
+        # values may be anything, and zero times infinity is not zero, so they are replaced by zeros.
+        inside = (chunk * width + jnp.arange(width) < tokens.real.shape[1]) & _take(tokens.real, slots)
+        real = inside.reshape(-1)
 
-        def here(x: Array) -> Array:  # [U, L, ...] -> [M, ...], the slots of this chunk
+        def take(x: Array) -> Array:  # [U, L, ...] -> [M, ...], the slots of this chunk
             taken = _take(x, slots)
             return jnp.where(_like(inside, taken), taken, 0).reshape(-1, *x.shape[2:])
 
-        h, targets = here(hidden), here(tokens.targets)[:, None]
+        h, targets = take(hidden), take(tokens.targets)[:, None]
         log_p = _log_probabilities(h, kernel, temperature)  # [M, V]
         p = jnp.exp(log_p)
         entropy = -jnp.sum(p * log_p, axis=-1)
         log_ratio, kl = jnp.zeros(()), jnp.zeros_like(entropy)
         if tokens.reference is not None:
-            log_ratio = log_p - _log_probabilities(here(tokens.reference[0]), tokens.reference[1], temperature)
-            kl = jnp.sum(p * log_ratio, axis=-1)  # differences first: equal policies give exactly 0
+            log_ratio = log_p - _log_probabilities(take(tokens.reference[0]), tokens.reference[1], temperature)
+            kl = jnp.sum(p * log_ratio, axis=-1)  # a sum of differences: equal policies give exactly 0
         logp = jnp.take_along_axis(log_p, targets, axis=-1)[:, 0]
-        found = TokenStatistics(*(jnp.where(real_here, part, 0.0) for part in (logp, entropy, kl)))
-        shaped = jnp.stack(found).reshape(3, *inside.shape)
+        chunk_statistics = TokenStatistics(*(jnp.where(real, part, 0.0) for part in (logp, entropy, kl)))
+        shaped = jnp.stack(chunk_statistics).reshape(3, *inside.shape)
         statistics = jax.lax.dynamic_update_slice_in_dim(statistics, shaped, chunk * width, axis=2)
         if of_token is None:
             return statistics, loss, d_hidden, d_kernel
 
-        def total(found: TokenStatistics) -> Array:
-            return jnp.sum(jnp.where(real_here, of_token(found, jax.tree.map(here, tokens.known), tokens.shared), 0.0))
+        def total(s: TokenStatistics) -> Array:
+            return jnp.sum(jnp.where(real, of_token(s, jax.tree.map(take, tokens.per_token), tokens.shared), 0.0))
 
-        value, by = jax.value_and_grad(total)(found)
-        by_logp, by_entropy, by_kl = (slope[:, None] for slope in by)
-        slope = by_logp * ((vocabulary == targets) - p) - by_entropy * p * (log_p + entropy[:, None])
-        slope += by_kl * p * (log_ratio - kl[:, None])
-        slope = jnp.where(real_here[:, None], slope / temperature, 0.0).astype(h.dtype)
-        by_h = jnp.matmul(slope, kernel.astype(h.dtype), preferred_element_type=jnp.float32)
-        # [D, V] and not [V, D]: transposing the narrow factor is twice as fast on CPU as transposing the wide one.
-        d_kernel += jnp.matmul(h.T, slope, preferred_element_type=jnp.float32)
-        shaped = by_h.reshape(*inside.shape, -1)
+        value, d_statistics = jax.value_and_grad(total)(chunk_statistics)
+        d_logp, d_entropy, d_kl = (d[:, None] for d in d_statistics)
+        d_logits = d_logp * ((vocabulary == targets) - p) - d_entropy * p * (log_p + entropy[:, None])
+        d_logits += d_kl * p * (log_ratio - kl[:, None])
+        d_logits = jnp.where(real[:, None], d_logits / temperature, 0.0).astype(h.dtype)
+        d_h = jnp.matmul(d_logits, kernel.astype(h.dtype), preferred_element_type=jnp.float32)
+        # [D, V], not [V, D]: on CPU, transposing the narrow factor is twice as fast as transposing the wide one.
+        d_kernel += jnp.matmul(h.T, d_logits, preferred_element_type=jnp.float32)
+        shaped = d_h.reshape(*inside.shape, -1)
         d_hidden = jax.lax.dynamic_update_slice_in_dim(d_hidden, shaped, chunk * width, axis=1)
         return statistics, loss + value, d_hidden, d_kernel
 
-    nothing = jnp.zeros((3, *order.shape)), jnp.zeros(()), jnp.zeros((*order.shape, hidden.shape[-1]))
-    start = (*nothing, jnp.zeros(kernel.shape[::-1]))
-    # Where all slots fit into one chunk there is no loop: collectives of sharded parameters stay outside of loops then,
-    # where XLA can schedule them (several fake CPU devices deadlock otherwise).
-    single = width == real.shape[1]
-    found, loss, d_hidden, d_kernel = (
-        visit(jnp.int32(0), start) if single else jax.lax.fori_loop(0, chunks, visit, start)
-    )
-    place = jnp.argsort(order[:, : real.shape[1]], axis=1)  # where each slot went
-    statistics = TokenStatistics(*(jnp.where(real, _take(part, place), 0.0) for part in found))
-    return statistics, loss, _take(d_hidden, place).astype(hidden.dtype), d_kernel.T.astype(kernel.dtype)
+    return visit
 
 
 def _real_first(real: Array, width: int) -> tuple[Array, Array]:
-    """Each user's slots, real ones first, padded to whole chunks with slot 0; and the chunks that hold real slots."""
+    """Each user's slots, real ones first, padded to whole chunks with slot 0; and how many chunks hold real slots."""
     order = jnp.argsort(~real, axis=1, stable=True)
     order = jnp.pad(order, ((0, 0), (0, -real.shape[1] % width)))
     longest = jnp.max(jnp.sum(real, axis=1, dtype=jnp.int32))
@@ -256,7 +278,7 @@ def _slots(order: Array, chunk: Array, width: int) -> Array:
 
 
 def _like(mask: Array, x: Array) -> Array:
-    """mask [U, L] -> [U, L, 1, ...], to be broadcast against x."""
+    """mask [U, L] -> [U, L, 1, ...], which broadcasts against x."""
     return mask.reshape(mask.shape + (1,) * (x.ndim - 2))
 
 

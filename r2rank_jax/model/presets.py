@@ -1,4 +1,4 @@
-"""Shapes of pretrained models, as their `config.json` gives them."""
+"""Shapes of pretrained models, from their `config.json`."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""A decoder of the Qwen2 / Qwen3 / Llama family that extends known segments of tokens by a new one.
+"""A decoder of the Qwen2 / Qwen3 / Llama family that extends segments of tokens by a new segment.
 
-`extend` is its one forward: new tokens attend to the segments before them (prefix, item, what was decoded so far)
-and causally to themselves. Called on nothing it reads a prefix; called on a prefix it reads the items of a user;
-called on both it scores rationales, or, one token at a time, decodes them. Nothing shared is computed twice.
+`extend` is its only forward pass: new tokens attend to the segments before them (prefix, item, decoded tokens) and
+causally to themselves. Without context it reads a prefix; after a prefix it reads the items of a user; after both it
+scores rationales or decodes them one token at a time. Shared tokens are computed once.
 
-The weights of all layers are stacked along a leading axis, so that deep models compile as one loop over them.
-Logical axes stand beside each weight's shape; `r2rank_jax.sharding` maps them to mesh axes.
+The weights of all layers are stacked along a leading axis, so that deep models compile as one loop over layers. Each
+weight is declared with its shape and its logical axes, which `r2rank_jax.sharding` maps to mesh axes.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from r2rank_jax.config import ModelConfig
 from r2rank_jax.model.attention import Segment, attend
 from r2rank_jax.types import Array, KeyValues, Params
 
-# From so many layers on, many tokens are read in one loop over the layers, so that a program does not grow with depth.
-# Fewer are written out. Where the border lies is a guess: neither time nor memory was measured against it.
+# Models with at least this many layers read tokens in a loop over layers, so that programs do not grow with depth. The
+# layers of smaller models are written out. The threshold is a guess: neither time nor memory was measured.
 LOOPED_LAYERS = 8
 
-# What a layer that is computed again keeps, by the name of `ModelConfig.remat`; None: its input alone.
+# Checkpoint policies, by the name in `ModelConfig.remat`; None keeps only the input of each layer.
 REMAT_POLICIES: dict[str, Any] = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "block": None}
 
 
@@ -42,7 +42,7 @@ def _adapter(
     out_shape: tuple[int, ...],
     out_axes: tuple[str | None, ...],
 ) -> Array | float:
-    """What the adapter of a matrix adds to its product with x [.., in..]; see `model.adapters`."""
+    """The term that a matrix's adapter adds to its product with x [.., in..]; see `model.adapters`."""
     c: ModelConfig = module.config
     if not c.lora_rank:
         return 0.0
@@ -69,11 +69,11 @@ class RMSNorm(nn.Module):
 
 
 def frequencies(config: ModelConfig) -> Array:
-    """Radians per position of each pair of a head's numbers, float32 [H/2] (Su et al. 2021).
+    """Rotation in radians per position of each pair of a head's dimensions, float32 [H/2] (Su et al. 2021).
 
-    With `rope_factor` above 1 they are stretched as in Llama 3.1: wavelengths that fit into the original context fewer
-    than `rope_low_frequency` times grow by the factor, those that fit more than `rope_high_frequency` times stay, and
-    those between are interpolated.
+    With `rope_factor` above 1, frequencies are rescaled as in Llama 3.1. Wavelengths that fit into the original context
+    fewer than `rope_low_frequency` times grow by the factor, those that fit more than `rope_high_frequency` times stay,
+    and those between are interpolated.
     """
     half = config.head_size // 2
     plain = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
@@ -84,7 +84,7 @@ def frequencies(config: ModelConfig) -> Array:
 
 
 def rotate(x: Array, positions: Array, frequency: Array) -> Array:
-    """Rotary position embedding in the half-split layout of the Hugging Face checkpoints.
+    """Rotary position embedding in the half-split layout of Hugging Face checkpoints.
 
     Args:
         x: [U, N, G, L, heads, H].
@@ -129,10 +129,10 @@ class Attention(nn.Module):
         if cache is None:
             out = attend(c.attention, q, context, Segment(k, v, valid))
         else:
-            (old_k, old_v, seen), slot = cache
+            (old_k, old_v, cache_valid), slot = cache
             k = jax.lax.dynamic_update_slice(old_k, k, (0, 0, 0, 0, 0, slot))
             v = jax.lax.dynamic_update_slice(old_v, v, (0, 0, 0, 0, slot, 0))
-            out = attend(c.attention, q, [*context, Segment(k, v, seen)], None)
+            out = attend(c.attention, q, [*context, Segment(k, v, cache_valid)], None)
         out = out.transpose(0, 2, 3, 4, 1, 5, 6).reshape(users, items, forks, length, c.heads, c.head_size)
         o = _weight(self, "o", (c.heads, c.head_size, c.width), ("heads", None, "embed"), c.heads * c.head_size)
         mixed = jnp.einsum("ungljh,jhd->ungld", out, o.astype(x.dtype))
@@ -154,8 +154,8 @@ class Attention(nn.Module):
 def widen(x: Array, kernel: Array) -> Array:
     """x [..., D] times kernel [D, F] with F > D.
 
-    Autodiff forms the kernel's derivative as (dyᵀ x)ᵀ, and XLA for CPU writes dyᵀ to memory first: the wide factor. As
-    xᵀ dy it is the narrow one that is turned around, a tenth of an update's time less (docs/performance.md).
+    Autodiff computes the kernel's derivative as (dyᵀ x)ᵀ, and XLA for CPU first writes dyᵀ, the wide factor, to memory.
+    Computed as xᵀ dy, the narrow factor is transposed, which saves a tenth of an update's time (docs/performance.md).
     """
     return x @ kernel
 
@@ -190,7 +190,7 @@ class GatedMLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: its output, and the keys and values of the new tokens or the whole cache."""
+    """One layer. Returns its output, and the keys and values of the new tokens or of the whole cache."""
 
     config: ModelConfig
 
@@ -219,28 +219,28 @@ def extend(
     context: tuple[KeyValues, ...] = (),
     cache: tuple[KeyValues, Array] | None = None,
 ) -> tuple[Array, KeyValues]:
-    """Read one more segment: a pure function of the parameters.
+    """Read one more segment, as a pure function of the parameters.
 
     Args:
         config: shape of the model.
-        params: its parameters, the layers stacked or `by_layer`.
+        params: its parameters, with layers stacked or split by `by_layer`.
         tokens: int32 [U, N|1, G|1, L].
-        positions: int32, same shape: true tokens before each one.
+        positions: int32, same shape: the number of true tokens before each token.
         valid: bool, same shape: False = padding.
-        context: the segments before this one, in any order; positions are inside their keys.
-        cache: for decoding one token per row: earlier tokens of the same rows with room for this one, which is
-            among the valid ones already, and the slot int32 [] where it goes.
+        context: the segments before this one, in any order, since their keys already contain the positions.
+        cache: for decoding one token per row: earlier tokens of the same rows with an empty slot for this token, which
+            the `valid` of the cache already includes; and the index of the slot, int32 [].
 
     Returns:
-        Final-norm hidden states [U, N|1, G|1, L, D], and the keys and values of these tokens or the whole cache.
+        Final-norm hidden states [U, N|1, G|1, L, D], and the keys and values of these tokens or of the whole cache.
     """
 
     def block(x: Array, layer: _Layer) -> tuple[Array, tuple[Array, Array]]:
-        before = [Segment(*kv, part.valid) for kv, part in zip(layer.context, context, strict=True)]
-        room = None
+        segments = [Segment(*kv, part.valid) for kv, part in zip(layer.context, context, strict=True)]
+        layer_cache = None
         if cache is not None and layer.cache is not None:
-            room = Segment(*layer.cache, cache[0].valid), cache[1]
-        out: Any = Block(config).apply({"params": layer.weights}, x, positions, valid, before, room)
+            layer_cache = Segment(*layer.cache, cache[0].valid), cache[1]
+        out: Any = Block(config).apply({"params": layer.weights}, x, positions, valid, segments, layer_cache)
         return out[0], out[1:]
 
     if config.remat in REMAT_POLICIES:
@@ -251,46 +251,46 @@ def extend(
         x, (k, v) = jax.lax.scan(block, x, _Layer(params["layers"], stacked, None))
         keys, values = tuple(jnp.unstack(k)), tuple(jnp.unstack(v))
     else:
-        found = []
-        for at, weights in enumerate(by_layer(params["layers"])):
-            room = None if cache is None else (cache[0].k[at], cache[0].v[at])
-            x, kv = block(x, _Layer(weights, [(part.k[at], part.v[at]) for part in context], room))
-            found.append(kv)
-        keys, values = zip(*found, strict=True)
+        kv_by_layer = []
+        for i, weights in enumerate(by_layer(params["layers"])):
+            layer_cache = None if cache is None else (cache[0].k[i], cache[0].v[i])
+            x, kv = block(x, _Layer(weights, [(part.k[i], part.v[i]) for part in context], layer_cache))
+            kv_by_layer.append(kv)
+        keys, values = zip(*kv_by_layer, strict=True)
     hidden: Any = RMSNorm(config.norm_epsilon).apply({"params": params["final_norm"]}, x)
     return hidden, KeyValues(k=keys, v=values, valid=valid if cache is None else cache[0].valid)
 
 
 class _Layer(NamedTuple):
-    """What belongs to one layer, or, stacked, to all."""
+    """The arrays of one layer or, stacked, of all layers."""
 
     weights: Params
-    context: list[tuple[Array, Array]]  # keys and values of each segment before
+    context: list[tuple[Array, Array]]  # keys and values of each earlier segment
     cache: tuple[Array, Array] | None  # of earlier tokens of the same rows
 
 
 def by_layer(layers: Params) -> tuple[Params, ...]:
-    """The weights of each layer, out of the stacked ones; what is `by_layer` already stays as it is."""
+    """Split stacked weights into the weights of each layer. Weights that are already split are returned as they are."""
     if isinstance(layers, tuple):
         return layers
     leaves, tree = jax.tree.flatten(layers)
-    # One split, whose derivative is one concatenation; that of L slices would be a sum of L arrays of full size.
+    # The derivative of one split is one concatenation; that of L slices would be a sum of L arrays of full size.
     split = [[part[0] for part in jax.lax.split(leaf, (1,) * leaf.shape[0])] for leaf in leaves]
     return tuple(jax.tree.unflatten(tree, weights) for weights in zip(*split, strict=True))
 
 
 def in_compute_dtype(config: ModelConfig, params: Params) -> Params:
-    """The layers' matrices and biases in the type they are used in; norms, whose scales are used in float32, stay.
+    """Cast the matrices and biases of layers to the compute dtype. Norms, whose scales are used in float32, stay.
 
-    Made once, where the float32 originals would be gathered from other devices, or converted, for every use. The
-    embedding stays float32: its rows' gradients are summed over all tokens, which half a type is too coarse for.
+    Casting once avoids gathering or converting the float32 originals for every use. The embedding stays float32:
+    the gradients of its rows are sums over all tokens, for which bfloat16 is too coarse.
     """
     stacked = lambda x: x.astype(config.dtype) if x.ndim > 2 else x  # noqa: E731  a stacked norm has two axes
     return params | {"layers": jax.tree.map(stacked, params["layers"])}
 
 
 def initial_params(config: ModelConfig, key: Array) -> Params:
-    """Random parameters that still carry their logical axes; `flax.core.meta.unbox` takes them off."""
+    """Random parameters, boxed with their logical axes; `flax.core.meta.unbox` removes the boxes."""
     keys = dict(zip(("embedding", "layers", "lm_head", "score_head"), jax.random.split(key, 4)))
 
     def normal(name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], fan_in: int) -> Any:
@@ -318,11 +318,13 @@ def initial_params(config: ModelConfig, key: Array) -> Params:
 
 
 def vocabulary_kernel(params: Params) -> Array:
-    """The matrix [V, D] that turns hidden states into logits: the embedding itself where it is tied."""
+    """The matrix [V, D] that maps hidden states to logits: the embedding itself if they are tied."""
     return params.get("lm_head", params["embedding"])
 
 
 def scores(params: Params, hidden: Array) -> Array:
-    """The scoring head: one number per hidden state [..., D] -> float32 [...]. Plackett-Luce ignores a shared shift,
-    so the head has no bias."""
+    """The scoring head: hidden states [..., D] -> float32 [...].
+
+    The head has no bias, because Plackett-Luce does not change when a constant is added to all scores.
+    """
     return hidden.astype(jnp.float32) @ params["score_head"]

@@ -1,1 +1,1 @@
-"""Will it fit, and what will it cost: a run's programs measured without the machine that would run them."""
+"""What a run's programs need in memory and time, estimated or compiled without the machine that would run them."""

@@ -1,10 +1,10 @@
-"""Programs compiled for a machine that is not there, each process with the compiler of one platform.
+"""Compile programs for a machine that need not be present, with the compiler of one platform per process.
 
-    cpu     JAX itself, on as many fake devices as are asked for
+    cpu     JAX itself, on as many fake devices as requested
     tpu     pip install --target compilers/tpu --no-deps 'libtpu==0.0.42.*'          (what jax 0.10.2 was released with)
     gpu     pip install --target compilers/cuda --no-deps jax-cuda13-plugin jax-cuda13-pjrt          (jax's own version)
 
-The folder is put on the path of a process of its own, `python -m r2rank_jax.plan.compiled`: it reads a request from
+The folder is added to the path of a separate process, `python -m r2rank_jax.plan.compiled`, which reads a request from
 stdin and prints one line of JSON for each program.
 """
 
@@ -37,48 +37,52 @@ CONTENT = {"tpu": "libtpu", "gpu": "jax_plugins"}
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What XLA says of one program on one device."""
+class CompiledProgram:
+    """XLA's memory analysis and collectives of one program on one device."""
 
     name: str
-    bytes: int = 0  # arguments, results and temporaries at the fullest moment
+    bytes: int = 0  # arguments, results and temporaries at the peak
     temporary_bytes: int = 0
-    seconds: float = 0.0  # of compiling
+    seconds: float = 0.0  # compile time
     collectives: dict[str, Collectives] = field(default_factory=dict)
-    error: str | None = None  # the compiler's, where it refused
+    error: str | None = None  # the compiler's message, if it failed
 
 
 def missing_compiler(topology: Topology, folder: Path | None) -> str | None:
-    """Why programs cannot be compiled for a topology here, and the remedy; None where they can."""
+    """Why programs cannot be compiled for a topology on this machine, with the remedy; None if they can."""
     platform = topology.device.platform
     if topology.kind == "v4":
-        return "the compiler knows single cores of a v4, JAX runs on pairs; --backend abstract is all there is for it"
+        return "the compiler targets single cores of a v4, but JAX runs on pairs of cores; use --backend abstract"
     if platform == "cpu":
         return None
     folder = folder or DEFAULT_FOLDER[platform]
     if (folder / CONTENT[platform]).is_dir():
         return None
     command = INSTALL[platform].format(folder=folder, jax=jax.__version__)
-    return f"compiling for {topology.name} needs {CONTENT[platform]} in {folder}, which is not there; run: {command}"
+    return f"compiling for {topology.name} needs {CONTENT[platform]} in {folder}, which is missing; run: {command}"
 
 
 def compile_programs(
-    phases: dict[str, RunConfig], topology: Topology, folder: Path | None, *, heard: Callable[[Measured], None]
-) -> tuple[list[Measured], str | None]:
-    """Compile the programs of "sft" and "rl".
+    phases: dict[str, RunConfig],
+    topology: Topology,
+    folder: Path | None,
+    *,
+    on_program: Callable[[CompiledProgram], None],
+) -> tuple[list[CompiledProgram], str | None]:
+    """Compile the programs of SFT and RL.
 
     Args:
-        phases: a configuration for each, with nothing left to be decided on the machine.
-        topology: to compile for.
-        folder: with the compiler; None = the default one.
-        heard: is told of each program as it comes.
+        phases: "sft" and "rl" -> a configuration in which no setting is left to resolve on the machine.
+        topology: the devices to compile for.
+        folder: holds the compiler; None = the default folder.
+        on_program: called with each program as soon as it is compiled.
 
     Returns:
-        The programs; and why there are no more, where the process failed.
+        The programs, and why some are missing if the process failed.
     """
     request = {"topology": topology.name, "phases": {name: to_json(config) for name, config in phases.items()}}
     command = [sys.executable, "-m", "r2rank_jax.plan.compiled"]
-    found = []
+    programs = []
     with subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -92,10 +96,12 @@ def compile_programs(
         process.stdin.close()
         for line in process.stdout:
             if line.startswith("{"):
-                found.append(_measured(json.loads(line)))
-                heard(found[-1])
-        said = process.stderr.read().strip().splitlines()
-    return found, None if process.returncode == 0 else (said[-1] if said else f"exit code {process.returncode}")
+                programs.append(_from_json(json.loads(line)))
+                on_program(programs[-1])
+        errors = process.stderr.read().strip().splitlines()
+    if process.returncode == 0:
+        return programs, None
+    return programs, errors[-1] if errors else f"exit code {process.returncode}"
 
 
 def _environment(topology: Topology, folder: Path | None) -> dict[str, str]:
@@ -109,11 +115,12 @@ def _environment(topology: Topology, folder: Path | None) -> dict[str, str]:
         paths.insert(0, str((folder or DEFAULT_FOLDER[platform]).resolve()))
     if platform == "tpu":
         environment |= {
-            # libtpu asks the cloud for what it is told here.
+            # Without these settings libtpu asks the cloud for them.
             "TPU_SKIP_MDS_QUERY": "1",
             "TPU_WORKER_HOSTNAMES": "localhost",
             "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-            # A quarter of the time (32 s for 127), and up to a seventh more memory: what is found is an upper bound.
+            # Compiles in a quarter of the time (32 s instead of 127 s) and uses up to a seventh more memory, so the
+            # result is an upper bound.
             "JAX_EXEC_TIME_OPTIMIZATION_EFFORT": os.environ.get("JAX_EXEC_TIME_OPTIMIZATION_EFFORT", "-1.0"),
         }
     if platform == "gpu":
@@ -121,19 +128,19 @@ def _environment(topology: Topology, folder: Path | None) -> dict[str, str]:
     return environment | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 
 
-def _measured(line: dict[str, Any]) -> Measured:
+def _from_json(line: dict[str, Any]) -> CompiledProgram:
     collectives = {kind: Collectives(*values) for kind, values in line.pop("collectives").items()}
-    return Measured(collectives=collectives, **line)
+    return CompiledProgram(collectives=collectives, **line)
 
 
 def devices_of(topology: Topology) -> list[jax.Device]:
-    """Devices that can be compiled for, and nothing else."""
+    """Devices of a topology, for compilation only."""
     from jax.experimental import topologies
 
     if topology.device.platform == "cpu":
         return jax.devices()
     if topology.device.platform == "tpu":
-        hosts = (*(min(size, 2) for size in topology.shape[:2]), 1)  # 2 x 2 chips each, where there are as many
+        hosts = (*(min(size, 2) for size in topology.shape[:2]), 1)  # at most 2 x 2 chips per host
         return topologies.get_topology_desc(
             platform="tpu", topology_name=topology.name, chips_per_host_bounds=hosts
         ).devices
@@ -156,19 +163,19 @@ def _serve(request: dict[str, Any]) -> None:
             print(json.dumps(asdict(_compile(name, program, topology.device.platform))), flush=True)
 
 
-def _compile(name: str, program: jax.stages.Lowered, platform: str) -> Measured:
+def _compile(name: str, program: jax.stages.Lowered, platform: str) -> CompiledProgram:
     began = time.monotonic()
     try:
         compiled = program.compile()
-    except jax.errors.JaxRuntimeError as error:  # too large for the device, or a defect of the compiler
-        return Measured(name, error=str(error).strip().splitlines()[0], seconds=time.monotonic() - began)
+    except jax.errors.JaxRuntimeError as error:  # too large for the device, or a compiler bug
+        return CompiledProgram(name, error=str(error).strip().splitlines()[0], seconds=time.monotonic() - began)
     memory = compiled.memory_analysis()
     assert memory is not None
     whole = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     whole += memory.temp_size_in_bytes
-    # Temporaries may take the place of donated arguments; XLA for CPU does not say what the fullest moment is.
+    # Temporaries may reuse the memory of donated arguments. XLA for CPU does not report the peak.
     peak = whole if platform == "cpu" else memory.peak_memory_in_bytes or whole
-    return Measured(
+    return CompiledProgram(
         name,
         bytes=peak,
         temporary_bytes=memory.temp_size_in_bytes,

@@ -1,8 +1,8 @@
-"""Accelerators as their makers describe them, and topologies as `--topology` names them.
+"""Accelerators with their makers' figures, and topologies as `--topology` names them.
 
-Memory is what JAX may fill: TPUs keep a little of it for themselves (the figures are those of the compiler's own
-messages), and of a GPU's JAX takes three quarters unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise. Rates are of
-dense bfloat16 products and of the device's own memory.
+Memory is the part that JAX may use. TPUs reserve a little of theirs (the figures are those of the compiler's own
+messages). On GPUs, JAX takes three quarters unless XLA_PYTHON_CLIENT_MEM_FRACTION is set. Rates are for dense bfloat16
+matrix products and for the device's own memory.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from typing import NamedTuple
 
 from r2rank_jax.config import MeshConfig
 from r2rank_jax.errors import ConfigError
-from r2rank_jax.train.memory import GIB
+from r2rank_jax.train.memory.chunk_choice import GIB
 
 GPU_SHARE = 0.75
 TERA = 1e12
 
 
 class Device(NamedTuple):
-    """One accelerator, as JAX counts them."""
+    """One accelerator, as JAX counts devices."""
 
     platform: str  # "tpu", "gpu" or "cpu"
-    memory_bytes: int  # that a program may fill
+    memory_bytes: int  # available to programs
     flops_per_s: float  # bfloat16, dense; 0 = unknown
     bytes_per_s: float  # of its memory; 0 = unknown
     gpu: GPU | None = None
 
 
 class GPU(NamedTuple):
-    """What XLA's compiler for NVIDIA asks about a GPU that is not there."""
+    """Properties that XLA's compiler for NVIDIA needs of a GPU that is not present."""
 
     name: str
-    capability: int  # major number; the minor one of all of these is 0
+    capability: int  # major version; the minor version of all these GPUs is 0
     cores: int
     fpus_per_core: int
     clock_ghz: float
@@ -56,7 +56,7 @@ def _tpu(memory_gib: float, tera_flops: float, tera_bytes: float) -> Device:
 
 
 # Sources: cloud.google.com/tpu/docs (system architecture of each generation); NVIDIA's data sheets of A100, H100, H200
-# and HGX B200. A GPU's memory is what its driver reports, a little less than what is printed on it.
+# and HGX B200. A GPU's memory is what its driver reports, a little less than the data sheet says.
 DEVICES = {
     "v4": _tpu(30.75, 275, 1.228),
     "v5e": _tpu(15.75, 197, 0.819),
@@ -67,7 +67,7 @@ DEVICES = {
     "h100": _gpu(84_942_979_072, 989, 3.352, _HOPPER),
     "h200": _gpu(151_397_597_184, 989, 4.8, _HOPPER._replace(name="NVIDIA H200 141GB HBM3e")),
     "b200": _gpu(191_514_411_008, 2250, 7.672, _BLACKWELL),
-    "cpu": Device("cpu", 0, 0.0, 0.0),  # fake devices share this machine's memory
+    "cpu": Device("cpu", 0, 0.0, 0.0),  # fake devices share the memory of this machine
 }
 TORUS_AXES = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2}
 
@@ -75,7 +75,7 @@ TORUS_AXES = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2}
 class Topology(NamedTuple):
     """Devices of one kind."""
 
-    name: str  # as it was given
+    name: str  # as given on the command line
     kind: str
     shape: tuple[int, ...]
     device: Device
@@ -89,13 +89,13 @@ def parse_topology(name: str) -> Topology:
     """Read `v5p:4x4x8`, `h200:8` or `cpu:8`.
 
     Raises:
-        ConfigError: an unknown kind, or sizes that are none of this kind's.
+        ConfigError: an unknown kind, or sizes that do not fit the kind.
     """
     kind, _, sizes = name.partition(":")
     if kind not in DEVICES:
         raise ConfigError(
-            f"--topology must be KIND:SIZE with a kind out of {', '.join(DEVICES)}, got {name!r}; "
-            f"write for instance v5p:2x2x2, h200:8 or cpu:8"
+            f"--topology must be KIND:SIZE with KIND one of {', '.join(DEVICES)}, got {name!r}; "
+            f"for example v5p:2x2x2, h200:8 or cpu:8"
         )
     axes = TORUS_AXES.get(kind, 1)
     try:
@@ -104,8 +104,8 @@ def parse_topology(name: str) -> Topology:
         shape = ()
     if len(shape) != axes or min(shape, default=0) < 1:
         example = "x".join(["2"] * axes) if axes > 1 else "8"
-        what = f"{axes} sizes of chips" if axes > 1 else "a number of devices"
-        raise ConfigError(f"--topology {kind} needs {what}, as in {kind}:{example}, got {name!r}; write it like that")
+        sizes_needed = f"{axes} sizes, in chips" if axes > 1 else "a number of devices"
+        raise ConfigError(f"--topology {kind} needs {sizes_needed}, got {name!r}; for example {kind}:{example}")
     device = DEVICES[kind]
     if kind == "cpu":
         machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -114,7 +114,7 @@ def parse_topology(name: str) -> Topology:
 
 
 def require_mesh(mesh: MeshConfig, topology: Topology) -> None:
-    """The mesh must use every device of the topology.
+    """Check that the mesh uses every device of the topology.
 
     Raises:
         ConfigError: it uses more or fewer.
@@ -126,14 +126,14 @@ def require_mesh(mesh: MeshConfig, topology: Topology) -> None:
         f"set --mesh.fsdp {rest}" if rest and not left else f"set --mesh.fsdp {topology.devices} and the others to 1"
     )
     raise ConfigError(
-        f"mesh data={mesh.data} x fsdp={mesh.fsdp} x tensor={mesh.tensor} = {mesh.devices} must be the number of "
-        f"devices of the topology, {topology.name} has {topology.devices}; {remedy}, or name a topology of "
+        f"mesh data={mesh.data} x fsdp={mesh.fsdp} x tensor={mesh.tensor} = {mesh.devices} must equal the number of "
+        f"devices of the topology, but {topology.name} has {topology.devices}; {remedy}, or choose a topology of "
         f"{mesh.devices}"
     )
 
 
 def target_config(topology: Topology) -> str:
-    """The text form of XLA's `GpuTargetConfigProto`: what the compiler would ask the GPU for."""
+    """XLA's `GpuTargetConfigProto` in text form: the properties that the compiler would query from the GPU."""
     gpu, memory = topology.device.gpu, topology.device.memory_bytes
     assert gpu is not None
     return f"""

@@ -1,8 +1,9 @@
 """Bytes of every program of a run on one device, from shapes and shardings alone.
 
-What is an argument or a result of a program is counted exactly. Of its temporaries, activations are what autodiff keeps
-(`train/memory.py`), the rest is written down below as multiples of what it is made of, held against XLA by
-`tests/runs/test_plan.py`. Not counted: the padding of TPU tiles, and what GSPMD copies because it found no better way.
+Arguments and results of a program are counted exactly. Its activations are the residuals of autodiff
+(`train/memory/activations.py`). Its other temporaries are estimated below as multiples of the arrays they are made
+from; `tests/plan/test_plan.py` compares the estimates with XLA. Two things are not counted: the padding of TPU tiles,
+and the copies that GSPMD makes where it finds no better way.
 """
 
 from __future__ import annotations
@@ -19,57 +20,49 @@ from jax.sharding import AbstractMesh
 
 from r2rank_jax.config import RunConfig
 from r2rank_jax.model.adapters import is_adapter
-from r2rank_jax.model.counting import Lists, cache_bytes
+from r2rank_jax.model.counting import BatchShape, cache_bytes
 from r2rank_jax.plan.devices import Topology
 from r2rank_jax.plan.programs import abstract_rationales, abstract_rollout
 from r2rank_jax.rollout.generate import past_sizes
 from r2rank_jax.sharding import abstract_lists, abstract_params, mesh_of_shapes
-from r2rank_jax.train.memory import (
-    GIB,
-    Plan,
-    gradient_bytes,
-    kept_bytes,
-    layer_bytes,
-    logits_bytes,
-    on_one_device,
-    plan_update,
-    update_budget,
-)
+from r2rank_jax.train.memory.activations import layer_residual_bytes, logits_bytes, on_one_device, residual_bytes
+from r2rank_jax.train.memory.chunk_choice import GIB, ChunkChoice, choose_chunks, update_budget
+from r2rank_jax.train.memory.gradients import gradient_bytes
 from r2rank_jax.train.state import TrainState, abstract_state
-from r2rank_jax.train.trained import split
+from r2rank_jax.train.trainable import split_params
 from r2rank_jax.types import ListBatch, Params
 
 WEIGHTS, MOMENTS, AVERAGE, REFERENCE = "weights", "optimizer moments", "parameter average", "reference policy"
 GRADIENTS, ACTIVATIONS, CACHES, BATCH = "gradients", "activations", "KV caches", "batch"
 KINDS = (WEIGHTS, MOMENTS, AVERAGE, REFERENCE, GRADIENTS, ACTIVATIONS, CACHES, BATCH)
 
-# Arrays as large as a rollout's logits, float32, that are there together while a token is drawn.
+# Float32 arrays of the size of a rollout's logits that exist at the same time while a token is sampled.
 SAMPLING = 3
 
 
 @dataclass(frozen=True)
-class Use:
+class MemoryUse:
     """Bytes on one device while a program runs, by kind."""
 
     program: dict[str, int]  # its arguments, results and temporaries
-    beside: dict[str, int]  # what the run keeps meanwhile
+    resident: dict[str, int]  # arrays that the run keeps in memory while the program runs
 
     @property
     def total(self) -> int:
-        return sum(self.program.values()) + sum(self.beside.values())
+        return sum(self.program.values()) + sum(self.resident.values())
 
     def of(self, kind: str) -> int:
-        return self.program.get(kind, 0) + self.beside.get(kind, 0)
+        return self.program.get(kind, 0) + self.resident.get(kind, 0)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A configuration on a topology."""
+    """The memory that a configuration needs on a topology."""
 
-    config: RunConfig  # with attention and budget decided
-    programs: dict[str, Use]
-    sft: Plan
-    rl: Plan
+    config: RunConfig  # with attention and budget resolved
+    programs: dict[str, MemoryUse]
+    sft: ChunkChoice
+    rl: ChunkChoice
 
     @property
     def peak(self) -> int:
@@ -77,45 +70,44 @@ class Estimate:
 
 
 def estimate(config: RunConfig, topology: Topology) -> Estimate:
-    """Decide what a run on this topology would decide for itself, and count.
+    """Resolve the settings that a run on this topology resolves itself, and count bytes.
 
     Args:
         config: its mesh has as many devices as the topology.
-        topology: where it is to run.
+        topology: the devices that the run would use.
     """
-    config = decided(config, topology)
+    config = resolved(config, topology)
     mesh = mesh_of_shapes(config.mesh)
-    held = _Held.of(mesh, config, topology.device.platform)
-    plans = [
-        plan_update(
-            config.model,
-            config.compute,
+    run = _RunState.of(mesh, config, topology.device.platform)
+    choices = [
+        choose_chunks(
+            config,
             abstract_lists(mesh, config, users),  # type: ignore[arg-type]
             abstract_rationales(mesh, config, users, rationales),
-            batch_shards=config.mesh.batch_shards,
-            tensor=config.mesh.tensor,
-            trained=config.trained,
             platform=topology.device.platform,
         )
         for users, rationales in ((config.sft.batch_users, 1), (config.rl.batch_users, config.rl.rationales))
     ]
-    programs = {"sft step": _sft_step(held, plans[0]), **_rollout(held), **_rl_steps(held, plans[1])}
-    return Estimate(config, programs, *plans)
+    programs = {"sft step": _sft_step(run, choices[0]), **_rollout(run), **_rl_steps(run, choices[1])}
+    return Estimate(config, programs, *choices)
 
 
-def decided(config: RunConfig, topology: Topology) -> RunConfig:
-    """The configuration with what `r2rank` decides on the machine itself; attention is not measured: einsum."""
+def resolved(config: RunConfig, topology: Topology) -> RunConfig:
+    """The configuration with the settings that `r2rank` otherwise resolves on the machine.
+
+    Attention cannot be timed here, so "auto" becomes "einsum".
+    """
     model, compute = config.model, config.compute
     if model.attention == "auto":
         model = dataclasses.replace(model, attention="einsum")
-    if compute.update_gib is None and topology.device.platform != "cpu":  # a CPU does not say what it has
+    if compute.update_gib is None and topology.device.platform != "cpu":  # a CPU does not report its memory
         gib = update_budget(config.model, config.mesh, topology.device.platform, topology.device.memory_bytes) / GIB
         compute = dataclasses.replace(compute, update_gib=gib)
     return dataclasses.replace(config, model=model, compute=compute)
 
 
 def bytes_on_device(tree: Any) -> int:
-    """Bytes of one device's part of a pytree of shapes, types and shardings."""
+    """Bytes of one device's shards of a pytree of shapes, dtypes and shardings."""
 
     def size(x: Any) -> int:
         shape = x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
@@ -130,8 +122,8 @@ _abstract_params: Any = functools.cache(abstract_params)
 
 
 @dataclass(frozen=True)
-class _Held:
-    """What a run's programs have in common."""
+class _RunState:
+    """The state and settings that a run's programs share."""
 
     config: RunConfig
     sft: TrainState
@@ -142,8 +134,8 @@ class _Held:
     platform: str
 
     @classmethod
-    def of(cls, mesh: AbstractMesh, config: RunConfig, platform: str) -> _Held:
-        # Parameters do not depend on how they are computed with; a search asks for the same ones again and again.
+    def of(cls, mesh: AbstractMesh, config: RunConfig, platform: str) -> _RunState:
+        # Parameters do not depend on these settings, and a search for a remedy asks for the same parameters many times.
         model = dataclasses.replace(config.model, dtype="float32", attention="auto", remat="auto")
         rl = config.rl
         return cls(
@@ -158,21 +150,21 @@ class _Held:
 
     @property
     def tree(self) -> int:
-        """Parameters as an update uses them: float32, gathered along fsdp."""
+        """Bytes of the parameters as an update uses them: float32, gathered along fsdp."""
         return _gathered_bytes(self.reference)
 
     @property
-    def moved(self) -> tuple[int, int]:
-        """Those of them that are trained: without embedding and LM head, and these."""
-        moved = split(self.config.trained, self.reference)[0]
-        vocabulary = {name: moved.get(name) for name in ("embedding", "lm_head")}
-        return _gathered_bytes(moved) - _gathered_bytes(vocabulary), _gathered_bytes(vocabulary)
+    def trainable(self) -> tuple[int, int]:
+        """Bytes of the trained parameters among them: all but embedding and LM head, then embedding and LM head."""
+        trainable = split_params(self.config.trained, self.reference)[0]
+        vocabulary = {name: trainable.get(name) for name in ("embedding", "lm_head")}
+        return _gathered_bytes(trainable) - _gathered_bytes(vocabulary), _gathered_bytes(vocabulary)
 
-    def lists(self, users: int, items: int, rationales: int) -> Lists:
-        """What one device reads together."""
+    def device_shape(self, users: int, items: int, rationales: int) -> BatchShape:
+        """The part of a batch that one device reads together."""
         data = self.config.data
         users //= self.config.mesh.batch_shards
-        return Lists(users, data.prefix_tokens, data.suffix_tokens, data.rationale_tokens, items, rationales)
+        return BatchShape(users, data.prefix_tokens, data.suffix_tokens, data.rationale_tokens, items, rationales)
 
 
 def _gathered_bytes(params: Params) -> int:
@@ -180,7 +172,7 @@ def _gathered_bytes(params: Params) -> int:
 
 
 def _gathered(leaf: Any) -> tuple[int, ...]:
-    """Shape on one device with the fsdp axis undone."""
+    """Shape on one device after a gather along fsdp."""
     shape = leaf.sharding.shard_shape(leaf.shape)
     return tuple(full if axis == "fsdp" else part for full, part, axis in zip(leaf.shape, shape, leaf.sharding.spec))
 
@@ -193,98 +185,110 @@ def _state(state: TrainState) -> dict[str, int]:
     }
 
 
-def _sft_step(held: _Held, plan: Plan) -> Use:
-    config, users = held.config, held.config.sft.batch_users
-    m: Any = held.mesh
+def _sft_step(run: _RunState, choice: ChunkChoice) -> MemoryUse:
+    config, users = run.config, run.config.sft.batch_users
+    m: Any = run.mesh
     batch = abstract_lists(m, config, users), abstract_rationales(m, config, users, 1)
-    return Use(_state(held.sft) | {BATCH: bytes_on_device(batch)} | _update(held, plan, users, 1, 2), {})
+    return MemoryUse(_state(run.sft) | {BATCH: bytes_on_device(batch)} | _update(run, choice, users, 1, 2), {})
 
 
-def _rl_steps(held: _Held, plan: Plan) -> dict[str, Use]:
-    config, rl = held.config, held.config.rl
-    rollout, assessment = abstract_rollout(held.mesh, config)
-    state, reference = _state(held.rl), bytes_on_device(held.reference)
-    batch = bytes_on_device((held.batch, rollout))
-    known = bytes_on_device(assessment)
-    lists = held.lists(rl.batch_users, plan.chunk_items, rl.rationales)
-    reading = _forward(held, plan, lists)
-    assess = {REFERENCE: reference, BATCH: batch + known, ACTIVATIONS: reading}
-    beside = dict(state)
-    if rl.updates > 1:  # the policy is read too
-        assess[WEIGHTS] = beside.pop(WEIGHTS)
-    if config.mesh.fsdp > 1:  # gathered: before a loop over chunks as they are, else in the type of the computation
-        chunks = plan.chunk_items < config.data.candidate_items
-        assess[REFERENCE] += held.tree if chunks else decoding_weights(held)
+def _rl_steps(run: _RunState, choice: ChunkChoice) -> dict[str, MemoryUse]:
+    config, rl = run.config, run.config.rl
+    rollout, assessment = abstract_rollout(run.mesh, config)
+    state, reference = _state(run.rl), bytes_on_device(run.reference)
+    batch = bytes_on_device((run.batch, rollout))
+    assessed = bytes_on_device(assessment)
+    shape = run.device_shape(rl.batch_users, choice.chunk_items, rl.rationales)
+    reading = _forward(run, choice, shape)
+    assess = {REFERENCE: reference, BATCH: batch + assessed, ACTIVATIONS: reading}
+    resident = dict(state)
+    if rl.updates > 1:  # the policy is an argument too
+        assess[WEIGHTS] = resident.pop(WEIGHTS)
+    if config.mesh.fsdp > 1:  # gathered: in float32 before a loop over chunks, otherwise in the compute dtype
+        chunks = choice.chunk_items < config.data.candidate_items
+        assess[REFERENCE] += run.tree if chunks else decoding_weights(run)
     update = (
-        state | {REFERENCE: reference, BATCH: batch + known} | _update(held, plan, rl.batch_users, rl.rationales, 3)
+        state | {REFERENCE: reference, BATCH: batch + assessed} | _update(run, choice, rl.batch_users, rl.rationales, 3)
     )
-    return {"rl assess": Use(assess, beside), "rl update": Use(update, {})}
+    return {"rl assess": MemoryUse(assess, resident), "rl update": MemoryUse(update, {})}
 
 
-def _update(held: _Held, plan: Plan, users: int, rationales: int, logits: int) -> dict[str, int]:
-    """Temporaries of a gradient and its step; `logits` arrays like a chunk's logits are there together."""
-    config, mesh = held.config, held.config.mesh
-    chunks = plan.chunk_items < config.data.candidate_items
-    lists = held.lists(users, plan.chunk_items, rationales)
-    local = on_one_device(plan.model, mesh.tensor)
-    # Read whole, GSPMD splits a chunk of logits of all users; in a loop each device has one of its own.
+def _update(run: _RunState, choice: ChunkChoice, users: int, rationales: int, logits: int) -> dict[str, int]:
+    """Temporaries of a gradient and its optimizer step.
+
+    Args:
+        run: the state of the run.
+        choice: how the update is divided.
+        users: users of the global batch.
+        rationales: G.
+        logits: float32 arrays of the size of a chunk's logits that exist at the same time.
+    """
+    config, mesh = run.config, run.config.mesh
+    chunks = choice.chunk_items < config.data.candidate_items
+    shape = run.device_shape(users, choice.chunk_items, rationales)
+    local = on_one_device(choice.model, mesh.tensor)
+    # Without a loop over chunks, GSPMD splits the logits of all users; in a loop each device has its own.
     shards = 1 if chunks else mesh.batch_shards
-    slots = lists.items * rationales * lists.length
-    of_logits = logits_bytes(local, lists.users * shards, slots, logits) // shards
-    of_logits += 4 * local.vocabulary * local.width  # the vocabulary's derivative, which adds up meanwhile
-    layers, vocabulary = held.moved
+    slots = shape.items * rationales * shape.length
+    of_logits = logits_bytes(local, shape.users * shards, slots, logits) // shards
+    of_logits += 4 * local.vocabulary * local.width  # the gradient of the vocabulary, summed over chunks
+    layers, vocabulary = run.trainable
     sizes = {"layers": layers, "vocabulary": vocabulary}
-    gradients = int(gradient_bytes(plan.model, mesh, held.platform, chunks=chunks, **sizes))
-    if chunks and mesh.fsdp > 1:  # what stays is gathered before the loop all the same
-        gradients += held.tree - layers - vocabulary
-    # Logits come at the end of the forward pass, gradients after them: the larger of both counts.
-    return {GRADIENTS: gradients, ACTIVATIONS: kept_bytes(local, lists, config.trained) + max(of_logits - gradients, 0)}
+    gradients = int(gradient_bytes(choice.model, mesh, run.platform, chunks=chunks, **sizes))
+    if chunks and mesh.fsdp > 1:  # frozen parameters are gathered before the loop too
+        gradients += run.tree - layers - vocabulary
+    # Logits exist at the end of the forward pass and gradients after it, so only the larger of the two counts.
+    activations = residual_bytes(local, shape, config.trained) + max(of_logits - gradients, 0)
+    return {GRADIENTS: gradients, ACTIVATIONS: activations}
 
 
-def _forward(held: _Held, plan: Plan, lists: Lists) -> int:
-    """Activations of a forward pass: keys and values of what is shared, and about half of what a layer would keep."""
-    local = on_one_device(plan.model, held.config.mesh.tensor)
-    shared = cache_bytes(local, lists.users * (lists.prefix + lists.items * lists.suffix))
-    return shared + layer_bytes(local, lists) // 2
+def _forward(run: _RunState, choice: ChunkChoice, shape: BatchShape) -> int:
+    """Activations of a forward pass: shared keys and values, and about half of the residuals of one layer."""
+    local = on_one_device(choice.model, run.config.mesh.tensor)
+    shared = cache_bytes(local, shape.users * (shape.prefix + shape.items * shape.suffix))
+    return shared + layer_residual_bytes(local, shape) // 2
 
 
-def _rollout(held: _Held) -> dict[str, Use]:
-    config, rl, data = held.config, held.config.rl, held.config.data
+def _rollout(run: _RunState) -> dict[str, MemoryUse]:
+    config, rl, data = run.config, run.config.rl, run.config.data
     local = on_one_device(config.model, config.mesh.tensor)
-    lists = held.lists(rl.batch_users, data.candidate_items, rl.rationales)
-    state, reference = _state(held.rl), bytes_on_device(held.reference)
-    beside = {**state, REFERENCE: reference}
-    weights = decoding_weights(held)
+    shape = run.device_shape(rl.batch_users, data.candidate_items, rl.rationales)
+    state, reference = _state(run.rl), bytes_on_device(run.reference)
+    resident = {**state, REFERENCE: reference}
+    weights = decoding_weights(run)
     wave = min(config.compute.wave_tokens, data.rationale_tokens)
     pasts = past_sizes(data.rationale_tokens, max(wave, 1))
-    shared = cache_bytes(local, lists.users * (lists.prefix + lists.items * lists.suffix))
-    own = cache_bytes(local, lists.rows)  # of one token each
-    rollout, _ = abstract_rollout(held.mesh, config)
+    shared = cache_bytes(local, shape.users * (shape.prefix + shape.items * shape.suffix))
+    own = cache_bytes(local, shape.rows)  # of one token per row
+    rollout, _ = abstract_rollout(run.mesh, config)
     width = jnp.dtype(config.model.dtype).itemsize * config.model.width
-    rows = bytes_on_device(rollout) + 2 * lists.rows * width + 8 * lists.rows
-    batch = bytes_on_device(held.batch)
-    tokens = lists.prefix + lists.items * lists.suffix  # those before the rationales, out of all
-    reading = layer_bytes(local, lists) * tokens // (tokens + lists.items * lists.rationales * lists.length) // 2
-    logits = SAMPLING * lists.rows * local.vocabulary * 4
+    rows = bytes_on_device(rollout) + 2 * shape.rows * width + 8 * shape.rows
+    batch = bytes_on_device(run.batch)
+    tokens = shape.prefix + shape.items * shape.suffix  # before the rationales
+    all_tokens = tokens + shape.items * shape.rationales * shape.length
+    reading = layer_residual_bytes(local, shape) * tokens // all_tokens // 2
+    logits = SAMPLING * shape.rows * local.vocabulary * 4
     start = {WEIGHTS: weights, CACHES: shared + wave * own, BATCH: batch + rows, ACTIVATIONS: reading}
-    found = {"rollout start": Use(start, beside)}
-    beside = {**beside, BATCH: batch}
+    programs = {"rollout start": MemoryUse(start, resident)}
+    resident = {**resident, BATCH: batch}
     if data.rationale_tokens:
         caches = shared + (pasts[-1] + wave) * own
-        found["rollout wave"] = Use({WEIGHTS: weights, CACHES: caches, BATCH: rows, ACTIVATIONS: logits}, beside)
+        programs["rollout wave"] = MemoryUse(
+            {WEIGHTS: weights, CACHES: caches, BATCH: rows, ACTIVATIONS: logits}, resident
+        )
         if len(pasts) > 1:
-            joined = (pasts[-2] + pasts[-1] + 2 * wave) * own  # the last wave is copied too
-            outside = {**beside, WEIGHTS: beside[WEIGHTS] + weights, CACHES: shared}
-            found["rollout merge"] = Use({CACHES: joined, BATCH: 2 * rows}, outside)
-    outside = {**beside, CACHES: shared + (pasts[-1] + wave) * own}
-    outside[WEIGHTS] += weights  # of which it reads the head
-    found["rollout finish"] = Use({BATCH: rows}, outside)
-    return found
+            joined = (pasts[-2] + pasts[-1] + 2 * wave) * own  # the last wave is copied as well
+            kept = {**resident, WEIGHTS: resident[WEIGHTS] + weights, CACHES: shared}
+            programs["rollout merge"] = MemoryUse({CACHES: joined, BATCH: 2 * rows}, kept)
+    kept = {**resident, CACHES: shared + (pasts[-1] + wave) * own}
+    kept[WEIGHTS] += weights  # the program uses only the head
+    programs["rollout finish"] = MemoryUse({BATCH: rows}, kept)
+    return programs
 
 
-def decoding_weights(held: _Held) -> int:
-    """The copy that a rollout makes: adapters merged, gathered along fsdp, matrices in the type of the computation."""
-    width = jnp.dtype(held.config.model.dtype).itemsize
+def decoding_weights(run: _RunState) -> int:
+    """Bytes of a rollout's copy of the weights: adapters merged, gathered along fsdp, matrices in the compute dtype."""
+    width = jnp.dtype(run.config.model.dtype).itemsize
 
     def size(path: Any, x: Any) -> int:
         if is_adapter(path[-1].key):
@@ -292,4 +296,4 @@ def decoding_weights(held: _Held) -> int:
         axes = len(x.shape) - (path[0].key == "layers")
         return math.prod(_gathered(x)) * (width if axes > 1 else 4)
 
-    return sum(jax.tree.leaves(jax.tree.map_with_path(size, held.reference)))
+    return sum(jax.tree.leaves(jax.tree.map_with_path(size, run.reference)))

@@ -1,4 +1,4 @@
-"""The compiled pieces of SFT and RL, given shapes instead of values: what `runs/` compiles, before there is data."""
+"""The programs of SFT and RL that `runs/` compiles, lowered from shapes instead of data."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from r2rank_jax.types import Rationales
 
 
 def lowered_sft(mesh: Mesh, config: RunConfig) -> Iterator[tuple[str, jax.stages.Lowered]]:
-    """The step of SFT, traced."""
+    """Trace and lower the step of SFT."""
     state = abstract_state(mesh, config.model, config.sft.optimizer, config.sft.steps, config.trained)
     batch = abstract_lists(mesh, config, config.sft.batch_users)
-    said = abstract_rationales(mesh, config, config.sft.batch_users, 1)
-    yield "sft step", make_sft_step(mesh, config).lower(state, batch, said)  # type: ignore[attr-defined]
+    rationales = abstract_rationales(mesh, config, config.sft.batch_users, 1)
+    yield "sft step", make_sft_step(mesh, config).lower(state, batch, rationales)  # type: ignore[attr-defined]
 
 
 def lowered_rl(mesh: Mesh, config: RunConfig) -> Iterator[tuple[str, jax.stages.Lowered]]:
-    """The rollout's largest programs and both halves of RL's step, traced one by one as they are asked for."""
+    """Lower the rollout's largest programs and both halves of RL's step, one at a time as they are requested."""
     rl = config.rl
     state = abstract_state(mesh, config.model, rl.optimizer, rl.steps * rl.updates, config.trained)
     batch = abstract_lists(mesh, config, rl.batch_users)
-    # A stop token is a number of the tokenizer that shapes do not depend on.
+    # Shapes do not depend on the stop token.
     rollout_fn = make_rollout(mesh, config, 0)
     yield from rollout_fn.lower_largest(state.params, batch).items()
     reference = abstract_params(mesh, config.model)
@@ -43,7 +43,7 @@ def lowered_rl(mesh: Mesh, config: RunConfig) -> Iterator[tuple[str, jax.stages.
 
 
 def abstract_rationales(mesh: Mesh | AbstractMesh, config: RunConfig, batch_users: int, rationales: int) -> Rationales:
-    """Shapes, types and shardings of [U, N, G, T] rationales."""
+    """Shapes, dtypes and shardings of [U, N, G, T] rationales."""
     rows = (batch_users, config.data.candidate_items, rationales)
     return Rationales(
         tokens=_leaf(mesh, jnp.int32, *rows, config.data.rationale_tokens),
@@ -53,7 +53,7 @@ def abstract_rationales(mesh: Mesh | AbstractMesh, config: RunConfig, batch_user
 
 
 def abstract_rollout(mesh: Mesh | AbstractMesh, config: RunConfig) -> tuple[Rollout, Assessment]:
-    """What RL's rollout hands to `assess`, and `assess` to `update`."""
+    """The rollout that RL passes to `assess`, and the assessment that it passes to `update`."""
     rl = config.rl
     rows = (rl.batch_users, config.data.candidate_items, rl.rationales)
     tokens = (*rows, config.data.rationale_tokens)

@@ -1,4 +1,8 @@
-"""What to change where a run does not fit: ladders of changes, and the shortest climb that a new estimate confirms."""
+"""Which settings to change if a run does not fit into memory.
+
+A ladder is a list of changes to one setting, from the smallest to the largest. The search combines a few ladders and
+returns the smallest combination that, by a new estimate, fits.
+"""
 
 from __future__ import annotations
 
@@ -9,100 +13,101 @@ from typing import NamedTuple
 
 from r2rank_jax.config import MeshConfig, RunConfig
 from r2rank_jax.errors import ConfigError
-from r2rank_jax.model.counting import Lists
+from r2rank_jax.model.counting import BatchShape
 from r2rank_jax.plan.devices import Topology
 from r2rank_jax.plan.estimate import Estimate, estimate
-from r2rank_jax.train.memory import GIB, kept_bytes, logits_bytes, on_one_device
+from r2rank_jax.train.memory.activations import logits_bytes, on_one_device, residual_bytes
+from r2rank_jax.train.memory.chunk_choice import GIB
 
-# Rungs of several ladders that are climbed together, at most.
-TOGETHER = 3
+# At most this many ladders are combined.
+MAX_LADDERS = 3
 
 
 class Change(NamedTuple):
-    """One rung: flags as they would be typed, and what they make of a configuration."""
+    """One rung of a ladder: command-line flags, and the same change to a configuration."""
 
     flags: dict[str, str]
     apply: Callable[[RunConfig], RunConfig]
 
 
 class Remedy(NamedTuple):
-    """The nearest change that fits, and the one before it, which does not."""
+    """The smallest change that fits, and the next smaller one, which does not."""
 
     flags: dict[str, str]
     peak_bytes: int
     config: RunConfig
-    short_flags: dict[str, str]  # a rung less; nothing where it was the first
+    short_flags: dict[str, str]  # one rung lower; empty if there is none
     short_peak_bytes: int
 
 
-def nearest_remedy(found: Estimate, topology: Topology) -> Remedy | None:
-    """Search for the fewest and cheapest changes with which the estimate fits.
+def nearest_remedy(current: Estimate, topology: Topology) -> Remedy | None:
+    """Search for the fewest and cheapest changes that make the estimate fit.
 
     Args:
-        found: an estimate that does not.
-        topology: where it has to.
+        current: an estimate that does not fit.
+        topology: its devices must hold the run.
 
     Returns:
-        None where no climb of up to three ladders fits.
+        The remedy, or None if no combination of up to three ladders fits.
     """
-    ladders = list(_ladders(found))
+    ladders = list(_ladders(current))
     tried: dict[tuple[str, ...], Estimate | None] = {}
 
     def climb(rungs: tuple[Change, ...]) -> Estimate | None:
         name = tuple(f"{flag} {value}" for rung in rungs for flag, value in rung.flags.items())
         if name not in tried:
-            config = found.config
+            config = current.config
             try:
                 for rung in rungs:
                     config = rung.apply(config)
                 tried[name] = estimate(config, topology)
-            except ConfigError:  # a combination that a configuration itself refuses
+            except ConfigError:  # an invalid combination
                 tried[name] = None
         return tried[name]
 
-    for together in range(1, TOGETHER + 1):
+    for together in range(1, MAX_LADDERS + 1):
         for chosen in itertools.combinations(ladders, together):
             top = climb(tuple(ladder[-1] for ladder in chosen))
             if top is None or top.peak > topology.device.memory_bytes:
-                continue  # not even at the top
+                continue  # not even the largest changes fit
             steps = [range(len(ladder)) for ladder in chosen]
             for at in sorted(itertools.product(*steps), key=sum):
                 rungs = tuple(ladder[i] for ladder, i in zip(chosen, at, strict=True))
-                there = climb(rungs)
-                if there is not None and there.peak <= topology.device.memory_bytes:
-                    return _remedy(found, rungs, there, climb, chosen, at)
+                changed = climb(rungs)
+                if changed is not None and changed.peak <= topology.device.memory_bytes:
+                    return _remedy(current, rungs, changed, climb, chosen, at)
     return None
 
 
 def _remedy(
-    found: Estimate,
+    current: Estimate,
     rungs: tuple[Change, ...],
-    there: Estimate,
+    changed: Estimate,
     climb: Callable[[tuple[Change, ...]], Estimate | None],
     chosen: tuple[list[Change], ...],
     at: tuple[int, ...],
 ) -> Remedy:
-    """With the rung below: of the last ladder, or without it where this is its first."""
+    """Add the next smaller change: one rung lower on the last ladder, or without that ladder at its first rung."""
     below = rungs[:-1] if at[-1] == 0 else (*rungs[:-1], chosen[-1][at[-1] - 1])
-    short = climb(below) if below else found
-    return Remedy(_flags(rungs), there.peak, there.config, _flags(below), (short or found).peak)
+    short = climb(below) if below else current
+    return Remedy(_flags(rungs), changed.peak, changed.config, _flags(below), (short or current).peak)
 
 
 def _flags(rungs: tuple[Change, ...]) -> dict[str, str]:
     return {flag: value for rung in rungs for flag, value in rung.flags.items()}
 
 
-def _ladders(found: Estimate) -> Iterator[list[Change]]:
-    """Changes from the cheapest to the dearest, each ladder from its least step to its largest."""
-    config = found.config
+def _ladders(current: Estimate) -> Iterator[list[Change]]:
+    """All ladders, from the cheapest to the most expensive change."""
+    config = current.config
     for ladder in (
-        _smaller_chunks(found),
-        _recomputing(found),
+        _smaller_chunks(current),
+        _recomputing(current),
         _split_parameters(config.mesh),
         _half_precision(config),
         _short_moments(config),
         _fewer_users(config),
-        _all_at_once(found),
+        _all_at_once(current),
         _split_heads(config),
         _adapters(config),
     ):
@@ -111,10 +116,10 @@ def _ladders(found: Estimate) -> Iterator[list[Change]]:
             yield rungs
 
 
-def _smaller_chunks(found: Estimate) -> Iterator[Change]:
-    """Items at a time; costs nothing but the size of a matrix product."""
-    gib = max(found.sft.activation_bytes, found.rl.activation_bytes) / GIB
-    while max(found.sft.chunk_items, found.rl.chunk_items) > 1 and gib > 0.05:
+def _smaller_chunks(current: Estimate) -> Iterator[Change]:
+    """Fewer items at a time. The only cost is smaller matrix products."""
+    gib = max(current.sft.activation_bytes, current.rl.activation_bytes) / GIB
+    while max(current.sft.chunk_items, current.rl.chunk_items) > 1 and gib > 0.05:
         gib = float(f"{gib / 2:.2g}")
         yield Change(
             {"--compute.update-gib": f"{gib:g}"},
@@ -122,14 +127,14 @@ def _smaller_chunks(found: Estimate) -> Iterator[Change]:
         )
 
 
-def _recomputing(found: Estimate) -> Iterator[Change]:
-    """A third more work in the update."""
-    if {found.sft.model.remat, found.rl.model.remat} != {"block"}:
+def _recomputing(current: Estimate) -> Iterator[Change]:
+    """Recompute layers: a third more work in the update."""
+    if {current.sft.model.remat, current.rl.model.remat} != {"block"}:
         yield Change({"--model.remat": "block"}, lambda c: replace(c, model=replace(c.model, remat="block")))
 
 
 def _split_parameters(mesh: MeshConfig) -> Iterator[Change]:
-    """From copies along data to parts along fsdp: more communication."""
+    """Split parameters along fsdp instead of copying them along data: more communication."""
     data, fsdp = mesh.data, mesh.fsdp
     while data % 2 == 0:
         data, fsdp = data // 2, fsdp * 2
@@ -142,7 +147,7 @@ def _half_precision(config: RunConfig) -> Iterator[Change]:
 
 
 def _short_moments(config: RunConfig) -> Iterator[Change]:
-    """Adam's first moment in half its bytes."""
+    """Keep Adam's first moment in bfloat16."""
     if "float32" in (config.sft.optimizer.moment_dtype, config.rl.optimizer.moment_dtype):
         yield Change(
             {f"--{phase}.optimizer.moment-dtype": "bfloat16" for phase in ("sft", "rl")},
@@ -154,17 +159,20 @@ def _short_moments(config: RunConfig) -> Iterator[Change]:
         )
 
 
-def _all_at_once(found: Estimate) -> Iterator[Change]:
-    """No loop before which all parameters are gathered; every layer is recomputed, and has collectives."""
-    config = found.config
-    if config.mesh.fsdp == 1 or min(found.sft.chunk_items, found.rl.chunk_items) == config.data.candidate_items:
+def _all_at_once(current: Estimate) -> Iterator[Change]:
+    """Read all items at once, so that parameters need not be gathered before a loop over chunks.
+
+    The cost is that every layer is recomputed and has collectives.
+    """
+    config = current.config
+    if config.mesh.fsdp == 1 or min(current.sft.chunk_items, current.rl.chunk_items) == config.data.candidate_items:
         return
     data, rl = config.data, config.rl
     local = replace(on_one_device(config.model, config.mesh.tensor), remat="block")
     users = max(config.sft.batch_users, rl.batch_users) // config.mesh.batch_shards
     sizes = data.prefix_tokens, data.suffix_tokens, data.rationale_tokens, data.candidate_items
-    lists = Lists(users, *sizes, rl.rationales)
-    size = kept_bytes(local, lists, config.trained) + logits_bytes(local, users, lists.rows * lists.length)
+    shape = BatchShape(users, *sizes, rl.rationales)
+    size = residual_bytes(local, shape, config.trained) + logits_bytes(local, users, shape.rows * shape.length)
     gib = float(f"{size / GIB + 0.05:.1f}")
     yield Change(
         {"--compute.update-gib": f"{gib:g}", "--model.remat": "block"},
@@ -173,7 +181,7 @@ def _all_at_once(found: Estimate) -> Iterator[Change]:
 
 
 def _adapters(config: RunConfig) -> Iterator[Change]:
-    """Another experiment: the backbone stays, and needs neither gradients nor moments."""
+    """Train adapters only. This is another experiment: the frozen backbone needs neither gradients nor moments."""
     if config.trained == "all":
         yield Change(
             {"--trained": "adapters", "--model.lora-rank": "16"},
@@ -182,7 +190,7 @@ def _adapters(config: RunConfig) -> Iterator[Change]:
 
 
 def _fewer_users(config: RunConfig) -> Iterator[Change]:
-    """Noisier gradients from smaller batches."""
+    """Smaller batches: noisier gradients."""
     shards, sft, rl = config.mesh.batch_shards, config.sft.batch_users, config.rl.batch_users
     while max(sft, rl) > shards:
         sft, rl = (max(users // 2 // shards, 1) * shards for users in (sft, rl))
@@ -195,7 +203,7 @@ def _fewer_users(config: RunConfig) -> Iterator[Change]:
 
 
 def _split_heads(config: RunConfig) -> Iterator[Change]:
-    """Part of the fsdp axis, then of the data axis, for tensor: collectives in every layer."""
+    """Move devices from the fsdp axis, then from the data axis, to tensor: collectives in every layer."""
     mesh, model = config.mesh, config.model
     data, fsdp, tensor = mesh.data, mesh.fsdp, mesh.tensor
     while fsdp % 2 == 0 or data % 2 == 0:

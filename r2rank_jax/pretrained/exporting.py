@@ -222,7 +222,7 @@ def _reader(policy: Policy, wanted: list[Tensor]) -> Callable[[str], np.ndarray]
         last = tensor.path[-1]
         a, b = f"{last}_a", f"{last}_b"
         own = {key: _of_layer(part[key], tensor.layer) for key in (last, a, b) if key in part}
-        return tensor.to_theirs(np.asarray(own[last] + delta(policy.config, own[a], own[b]) if a in own else own[last]))
+        return tensor.to_hf(np.asarray(own[last] + delta(policy.config, own[a], own[b]) if a in own else own[last]))
 
     return value
 

@@ -1,20 +1,20 @@
-"""Plackett-Luce rankings: density, sampling, metrics, expected NDCG, gradient estimators, losses, credit."""
+"""Plackett-Luce rankings: density, sampling, metrics, rewards and their expectation, gradient estimators, credit."""
 
 from r2rank_jax.ranking.credit import item_advantages, leave_item_out, swap
 from r2rank_jax.ranking.estimators import surrogate
-from r2rank_jax.ranking.expectation import expected_ndcg, swapped_expected_ndcg
+from r2rank_jax.ranking.expectation import expected_ndcg, expected_reward, swapped_expected_ndcg
 from r2rank_jax.ranking.losses import (
     Loss,
     approx_ndcg,
     lambda_rank,
     list_mle,
+    list_net,
     negative_expected_ndcg,
     softmax_cross_entropy,
 )
 from r2rank_jax.ranking.metrics import (
     average_precision,
     dcg,
-    discounts,
     has_relevant,
     hit_rate,
     ndcg,
@@ -31,15 +31,19 @@ from r2rank_jax.ranking.plackett_luce import (
     rank_marginals,
     sample,
 )
+from r2rank_jax.ranking.reward import Reward, Term, discounts, ranking_reward
 
 __all__ = [
     "Loss",
+    "Reward",
+    "Term",
     "approx_ndcg",
     "average_precision",
     "dcg",
     "discounts",
     "entropy",
     "expected_ndcg",
+    "expected_reward",
     "has_relevant",
     "hit_rate",
     "item_advantages",
@@ -47,6 +51,7 @@ __all__ = [
     "lambda_rank",
     "leave_item_out",
     "list_mle",
+    "list_net",
     "log_prob",
     "log_prob_per_place",
     "mode",
@@ -54,6 +59,7 @@ __all__ = [
     "negative_expected_ndcg",
     "normalized_gains",
     "rank_marginals",
+    "ranking_reward",
     "recall",
     "reciprocal_rank",
     "sample",

@@ -2,7 +2,8 @@
 
 A user has N items and G rationales per item; rationale g of item i gave the score s_{i,g}, and the g-th
 rationales of all items make list g. The token-level policy gradient is Σ_{i,g} A_{i,g} ∇log π(rationale i,g). With
-V the expected NDCG of a list (`expectation`) and R(y) the NDCG of one ranking, choices of A are:
+V the expected reward of a list (`expectation`) and R(y) the reward of one ranking, NDCG@k or any `reward`, choices of
+A are:
 
 | rule              | A_{i,g}                                                     | estimates, on-policy              |
 |-------------------|-------------------------------------------------------------|-----------------------------------|
@@ -38,7 +39,7 @@ Advantages are constants: no gradient flows through them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import jax
@@ -46,10 +47,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from r2rank_jax.ranking.arguments import broadcast_mask, item_indices, leading, places, real_scores, same_items
-from r2rank_jax.ranking.expectation import Method, expected_ndcg, swapped_expected_ndcg
-from r2rank_jax.ranking.metrics import discounts, normalized_gains
+from r2rank_jax.ranking import reward as rewards
+from r2rank_jax.ranking.arguments import broadcast_mask, item_indices, leading, real_scores, same_items
+from r2rank_jax.ranking.expectation import Method, add_terms, expected_reward, swapped_expected_ndcg
 from r2rank_jax.ranking.plackett_luce import mode
+from r2rank_jax.ranking.reward import Reward, Term
 
 Rule = Literal["shared", "counterfactual", "first_order", "leave_item_out", "swap"]
 
@@ -61,6 +63,7 @@ def item_advantages(
     *,
     rule: Rule,
     k: int | None = None,
+    reward: Reward | None = None,
     method: Method = "auto",
 ) -> jax.Array:
     """The advantage of every rationale of every item.
@@ -71,6 +74,7 @@ def item_advantages(
       mask: [..., N] True for a real item.
       rule: see the top of this module, also for which are unbiased. "counterfactual" and "first_order" need G >= 2.
       k: cut-off of the NDCG; None takes all N places.
+      reward: instead of NDCG@k; its terms carry their own cut-offs.
       method: how V is computed, see `expectation`; the last two rules do without V.
 
     Returns:
@@ -80,6 +84,7 @@ def item_advantages(
     Raises:
       ValueError: if shapes disagree, the rule is unknown, or it needs more rationales.
     """
+    reward = rewards.chosen(reward, k)
     scores = jax.lax.stop_gradient(jnp.asarray(scores, jnp.float32))
     if scores.ndim < 2:
         raise ValueError(
@@ -93,15 +98,8 @@ def item_advantages(
         )
     if mask is not None:
         mask = broadcast_mask(mask, labels.shape, "labels")[..., None, :]
-    rules = {
-        "shared": _shared,
-        "counterfactual": _counterfactual,
-        "first_order": _first_order,
-        "leave_item_out": _by_score(leave_item_out),
-        "swap": _by_score(swap),
-    }
-    if rule not in rules:
-        raise ValueError(f'rule must be one of {tuple(rules)}; got {rule!r}; "counterfactual" is the default choice')
+    if rule not in _RULES:
+        raise ValueError(f'rule must be one of {tuple(_RULES)}; got {rule!r}; "counterfactual" is the default choice')
     num_rationales = scores.shape[-2]
     if rule in ("counterfactual", "first_order") and num_rationales < 2:
         raise ValueError(
@@ -111,17 +109,22 @@ def item_advantages(
     scores, real = real_scores(scores, mask)
     shape = (*leading(scores=scores.shape, labels=(*labels.shape[:-1], 1, labels.shape[-1])), scores.shape[-1])
     scores, real = jnp.broadcast_to(scores, shape), jnp.broadcast_to(real, shape)
-    advantages = rules[rule](scores, labels[..., None, :], real, k, method)
+    advantages = _RULES[rule](scores, labels[..., None, :], real, reward, method)
     return jax.lax.stop_gradient(jnp.where(real, advantages, 0.0))
 
 
 def leave_item_out(
-    ranking: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None, *, k: int | None = None
+    ranking: ArrayLike,
+    labels: ArrayLike,
+    mask: ArrayLike | None = None,
+    *,
+    k: int | None = None,
+    reward: Reward | None = None,
 ) -> jax.Array:
-    """What every item is worth to a ranking: NDCG@k minus that of the ranking without it, the others moving up.
+    """What every item is worth to a ranking: its NDCG@k minus that of the ranking without it, the others moving up.
 
     gain_i w_{r_i} − Σ_{j below i} gain_j (w_{r_j − 1} − w_{r_j}), in O(N). The normaliser stays that of the whole list.
-    As an advantage it is unbiased for the expected NDCG of whatever made the ranking, a sort by score or a draw from
+    As an advantage it is unbiased for the expected reward of whatever made the ranking, a sort by score or a draw from
     Plackett-Luce, because what is left after removal does not depend on the item's score.
 
     Args:
@@ -129,6 +132,7 @@ def leave_item_out(
       labels: [..., N] graded relevance.
       mask: [..., N] True for a real item; masked items stand last, as `mode` and `sample` put them.
       k: cut-off of the NDCG; None takes all N places.
+      reward: instead of NDCG@k.
 
     Returns:
       [..., N], by item, 0 for masked ones. The item at place k + 1 moves up into the cut-off.
@@ -136,24 +140,29 @@ def leave_item_out(
     Raises:
       ValueError: if the ranking is not a full one, shapes do not broadcast, or labels of real items are negative.
     """
-    gains, weights, back, _ = _on_ranking(ranking, labels, mask, k)
-    above = jnp.concatenate([weights[:1], weights[:-1]])  # after moving up by one place; the first stays
-    lift = gains * (above - weights)
-    below = jnp.flip(jnp.cumsum(jnp.flip(lift, axis=-1), axis=-1), axis=-1) - lift
-    return back(gains * weights - below)
+    return _on_ranking(_without_item, ranking, labels, mask, rewards.chosen(reward, k))
 
 
-def swap(ranking: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None, *, k: int | None = None) -> jax.Array:
+def swap(
+    ranking: ArrayLike,
+    labels: ArrayLike,
+    mask: ArrayLike | None = None,
+    *,
+    k: int | None = None,
+    reward: Reward | None = None,
+) -> jax.Array:
     """What its place is worth to every item: NDCG@k minus that with the item exchanged with another, on average.
 
-    mean over the other items j of (gain_i − gain_j)(w_{r_i} − w_{r_j}), in O(N) from four sums. Biased as an advantage
-    (see the top of this module), in the direction of LambdaRank.
+    mean over the other items j of (gain_i − gain_j)(w_{r_i} − w_{r_j}), in O(N) from four sums; in O(N²) for terms that
+    pay the first relevant item only. Biased as an advantage (see the top of this module), in the direction of
+    LambdaRank.
 
     Args:
       ranking: [..., N] all items, best first; leading axes broadcast with those of `labels`.
       labels: [..., N] graded relevance.
       mask: [..., N] True for a real item; masked items stand last.
       k: cut-off of the NDCG; None takes all N places.
+      reward: instead of NDCG@k.
 
     Returns:
       [..., N], by item, 0 for masked ones.
@@ -161,60 +170,108 @@ def swap(ranking: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None, *
     Raises:
       ValueError: as `leave_item_out`.
     """
-    gains, weights, back, real = _on_ranking(ranking, labels, mask, k)
+    return _on_ranking(_exchanged, ranking, labels, mask, rewards.chosen(reward, k))
+
+
+# Term, gains [..., N] and mask [..., N] by place, weights [N] of the places -> credit [..., N] by place.
+_Credit = Callable[[Term, jax.Array, jax.Array, np.ndarray], jax.Array]
+
+
+def _on_ranking(
+    credit: _Credit, ranking: ArrayLike, labels: ArrayLike, mask: ArrayLike | None, reward: Reward
+) -> jax.Array:
+    """Σ over the terms of scale · credit, which is computed by place, brought back to items: [..., N]."""
+    values = []
+    for term in reward.terms:
+        gains = term.gains(labels, mask)
+        num_items = gains.shape[-1]
+        order = item_indices(ranking, num_items)
+        same_items("ranking", order.shape, "labels", gains.shape)
+        shape = (*leading(ranking=order.shape, labels=gains.shape), num_items)
+        real = jnp.broadcast_to(broadcast_mask(mask, gains.shape, "labels"), shape)
+        order, gains = jnp.broadcast_to(order, shape), jnp.broadcast_to(gains, shape)
+        num_places = term.num_places(num_items)
+        weights = np.pad(term.weights(num_places), (0, num_items - num_places))
+        by_place = credit(
+            term, jnp.take_along_axis(gains, order, axis=-1), jnp.take_along_axis(real, order, axis=-1), weights
+        )
+        values.append(jnp.put_along_axis(jnp.zeros_like(by_place), order, by_place, axis=-1, inplace=False))
+    return add_terms(reward, values)
+
+
+def _without_item(term: Term, gains: jax.Array, real: jax.Array, weights: np.ndarray) -> jax.Array:
+    """What the ranking loses with each place's item, the items below it moving up."""
+    if term.counts == "first":
+        first, second, padded = *_first_two(gains), jnp.append(weights, 0.0)
+        place = jnp.arange(gains.shape[-1])
+        none = first == gains.shape[-1]
+        left = jnp.where(second < gains.shape[-1], padded[second - 1], 0.0)
+        without = jnp.where(place == first, left, jnp.where(place < first, padded[first - 1], padded[first]))
+        return jnp.where(none, 0.0, padded[first] - without)
+    del real
+    above = jnp.concatenate([weights[:1], weights[:-1]])  # after moving up by one place; the first stays
+    lift = gains * (above - weights)
+    below = jnp.flip(jnp.cumsum(jnp.flip(lift, axis=-1), axis=-1), axis=-1) - lift
+    return gains * weights - below
+
+
+def _exchanged(term: Term, gains: jax.Array, real: jax.Array, weights: np.ndarray) -> jax.Array:
+    """What the ranking loses when each place's item is exchanged with another, on average."""
     count = jnp.sum(real, axis=-1, keepdims=True).astype(jnp.float32)
+    others = jnp.maximum(count - 1.0, 1.0)
+    if term.counts == "first":
+        first, second, padded = *(x[..., None] for x in _first_two(gains)), jnp.append(weights, 0.0)
+        place = jnp.arange(gains.shape[-1])
+        upper, lower = jnp.minimum(place[:, None], place), jnp.maximum(place[:, None], place)
+        relevant = gains > 0
+        up, down = relevant[..., upper], relevant[..., lower]  # [..., N, N]: of each pair's upper and lower item
+        moved = jnp.where(~up & down, jnp.minimum(first, upper), first)
+        moved = jnp.where(up & ~down & (upper == first), jnp.minimum(second, lower), moved)
+        change = jnp.where(real[..., :, None] & real[..., None, :], padded[first] - padded[moved], 0.0)
+        return jnp.sum(change, axis=-1) / others
     by_place = jnp.where(real, weights, 0.0)
 
     def total(values: jax.Array) -> jax.Array:
         return jnp.sum(values, axis=-1, keepdims=True)
 
     pairs = count * gains * by_place - gains * total(by_place) - by_place * total(gains) + total(gains * by_place)
-    return back(jnp.where(real, pairs, 0.0) / jnp.maximum(count - 1.0, 1.0))
+    return jnp.where(real, pairs, 0.0) / others
 
 
-def _on_ranking(
-    ranking: ArrayLike, labels: ArrayLike, mask: ArrayLike | None, k: int | None
-) -> tuple[jax.Array, np.ndarray, Callable[[jax.Array], jax.Array], jax.Array]:
-    """Gains [..., N] and the mask by place, the weight of each place [N], and the way back from places to items."""
-    gains = normalized_gains(labels, mask, k=k)
+def _first_two(gains: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Places, from 0, of the first and the second relevant item, N where there is none: int [..., 1] each."""
     num_items = gains.shape[-1]
-    ranking = item_indices(ranking, num_items)
-    same_items("ranking", ranking.shape, "labels", gains.shape)
-    shape = (*leading(ranking=ranking.shape, labels=gains.shape), num_items)
-    real = jnp.broadcast_to(broadcast_mask(mask, gains.shape, "labels"), shape)
-    ranking, gains = jnp.broadcast_to(ranking, shape), jnp.broadcast_to(gains, shape)
-    num_places = places(k, num_items)
-    weights = np.pad(discounts(num_places), (0, num_items - num_places))
-
-    def back(by_place: jax.Array) -> jax.Array:
-        return jnp.put_along_axis(jnp.zeros_like(by_place), ranking, by_place, axis=-1, inplace=False)
-
-    return jnp.take_along_axis(gains, ranking, axis=-1), weights, back, jnp.take_along_axis(real, ranking, axis=-1)
+    rank = jnp.cumsum(gains > 0, axis=-1)
+    first, second = (
+        jnp.min(jnp.where((gains > 0) & (rank == n), jnp.arange(num_items), num_items), axis=-1, keepdims=True)
+        for n in (1, 2)
+    )
+    return first, second
 
 
-def _shared(scores: jax.Array, labels: jax.Array, real: jax.Array, k: int | None, method: Method) -> jax.Array:
+def _shared(scores: jax.Array, labels: jax.Array, real: jax.Array, reward: Reward, method: Method) -> jax.Array:
     """V of the list minus the mean V of the user's other lists, the same for all items: [..., G, N]."""
-    values = expected_ndcg(scores, labels, real, k=k, method=method)  # [..., G]
+    values = expected_reward(scores, labels, real, reward=reward, method=method)  # [..., G]
     num_lists = scores.shape[-2]
     if num_lists > 1:
         values = (values - jnp.mean(values, axis=-1, keepdims=True)) * (num_lists / (num_lists - 1))
     return jnp.broadcast_to(values[..., None], real.shape)
 
 
-def _counterfactual(scores: jax.Array, labels: jax.Array, real: jax.Array, k: int | None, method: Method) -> jax.Array:
+def _counterfactual(scores: jax.Array, labels: jax.Array, real: jax.Array, reward: Reward, method: Method) -> jax.Array:
     """V minus its mean over the item's other rationales, the other items held fixed: [..., G, N]."""
-    values = expected_ndcg(scores, labels, real, k=k, method=method)  # [..., G]
+    values = expected_reward(scores, labels, real, reward=reward, method=method)  # [..., G]
     others = _others(scores.shape[-2])  # [G, G-1]
     alternatives = scores[..., others, :]  # [..., G, G-1, N]
-    swapped = swapped_expected_ndcg(scores, labels, alternatives, real, k=k, method=method)
+    swapped = swapped_expected_ndcg(scores, labels, alternatives, real, reward=reward, method=method)
     return values[..., None] - jnp.mean(swapped, axis=-2)
 
 
-def _first_order(scores: jax.Array, labels: jax.Array, real: jax.Array, k: int | None, method: Method) -> jax.Array:
+def _first_order(scores: jax.Array, labels: jax.Array, real: jax.Array, reward: Reward, method: Method) -> jax.Array:
     """Slope of V at the list times the score's distance from the item's mean score: [..., G, N]."""
 
     def total(scores: jax.Array) -> jax.Array:
-        return jnp.sum(expected_ndcg(scores, labels, real, k=k, method=method))
+        return jnp.sum(expected_reward(scores, labels, real, reward=reward, method=method))
 
     return jax.grad(total)(scores) * (scores - jnp.mean(scores, axis=-2, keepdims=True))
 
@@ -222,9 +279,9 @@ def _first_order(scores: jax.Array, labels: jax.Array, real: jax.Array, k: int |
 def _by_score(credit: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """The rule that applies a credit of given rankings to the rankings by score."""
 
-    def rule(scores: jax.Array, labels: jax.Array, real: jax.Array, k: int | None, method: Method) -> jax.Array:
+    def rule(scores: jax.Array, labels: jax.Array, real: jax.Array, reward: Reward, method: Method) -> jax.Array:
         del method
-        return credit(mode(scores, real), labels, real, k=k)
+        return credit(mode(scores, real), labels, real, reward=reward)
 
     return rule
 
@@ -233,3 +290,12 @@ def _others(num_rationales: int) -> np.ndarray:
     """Row g lists all rationales but g: int [G, G-1]."""
     grid = np.arange(num_rationales)
     return np.stack([np.delete(grid, g) for g in grid])
+
+
+_RULES: Mapping[str, Callable[..., jax.Array]] = {
+    "shared": _shared,
+    "counterfactual": _counterfactual,
+    "first_order": _first_order,
+    "leave_item_out": _by_score(leave_item_out),
+    "swap": _by_score(swap),
+}

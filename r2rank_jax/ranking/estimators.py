@@ -1,8 +1,8 @@
-"""Surrogates of the expected NDCG: functions whose gradient is an unbiased estimate of ∇V(s).
+"""Surrogates of the expected reward: functions whose gradient is an unbiased estimate of ∇V(s).
 
-To be maximised. Each surrogate's value is itself an unbiased estimate of V = E[NDCG@k] (the mean reward of
-the sampled rankings, or V itself for "exact"), so it can be logged as it is; each one's gradient is the
-estimator's gradient.
+To be maximised. Each surrogate's value is itself an unbiased estimate of V = E[R(y)], R being NDCG@k or any `reward`
+(the mean reward of the sampled rankings, or V itself for "exact"), so it can be logged as it is; each one's gradient is
+the estimator's gradient. All are linear in the reward, so that those of several terms add up over the same rankings.
 
 | estimator        | gradient, averaged over M sampled rankings                                            |
 |------------------|---------------------------------------------------------------------------------------|
@@ -43,13 +43,14 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
-from r2rank_jax.ranking.arguments import places
-from r2rank_jax.ranking.choices import Choices, choices
-from r2rank_jax.ranking.expectation import expected_ndcg, prepare
-from r2rank_jax.ranking.metrics import discounts
-from r2rank_jax.ranking.sampling import draw
+from r2rank_jax.ranking import reward as rewards
+from r2rank_jax.ranking.draws.choices import Choices, choices
+from r2rank_jax.ranking.draws.sampling import draw
+from r2rank_jax.ranking.expectation import add_terms, expected_reward, prepare_terms
+from r2rank_jax.ranking.reward import Reward, Term
 
 Estimator = Literal["reinforce", "reward_to_go", "pl_rank", "exact"]
 
@@ -63,9 +64,10 @@ def surrogate(
     estimator: Estimator,
     num_samples: int = 16,
     k: int | None = None,
+    reward: Reward | None = None,
     centred_gains: bool = True,
 ) -> jax.Array:
-    """An estimate of E[NDCG@k] whose gradient in `scores` is an unbiased estimate of ∇E[NDCG@k]. Maximise it.
+    """An estimate of E[R] whose gradient in `scores` is an unbiased estimate of ∇E[R], R being NDCG@k. Maximise it.
 
     Args:
       key: a JAX PRNG key; not used by "exact".
@@ -75,10 +77,12 @@ def surrogate(
       estimator: see the table at the top of this module.
       num_samples: M, rankings sampled per list; at least 2 for the estimators with a leave-one-out baseline;
         not used by "exact".
-      k: cut-off of the metric; None takes all N places. Only min(k, N) places are sampled.
-      centred_gains: subtract the list's mean gain from all gains. Every ranking collects the same sum of discounts, so
+      k: cut-off of the NDCG; None takes all N places. Only min(k, N) places are sampled.
+      reward: instead of NDCG@k; its terms carry their own cut-offs.
+      centred_gains: subtract the list's mean gain from all gains. Every ranking collects the same sum of weights, so
         this leaves the expectation alone. In "pl_rank" it cuts the variance; the leave-one-out baselines of the other
-        two absorb it, so that for them it changes nothing.
+        two absorb it, so that for them it changes nothing. Terms that pay the first relevant item only do not collect
+        the same sum, and keep their gains.
 
     Returns:
       [...] one number per list. First derivatives only: the sampled estimators' second derivatives mean
@@ -87,13 +91,18 @@ def surrogate(
     Raises:
       ValueError: if shapes disagree, the estimator is unknown, or it needs more samples.
     """
+    reward = rewards.chosen(reward, k)
     if estimator == "exact":
-        return expected_ndcg(scores, labels, mask, k=k)
+        return expected_reward(scores, labels, mask, reward=reward)
     check_sampled(estimator, num_samples)
-    scores, gains, real = prepare(scores, labels, mask, k)
+    scores, gains, real = prepare_terms(scores, labels, mask, reward)
     fixed = jax.lax.stop_gradient(scores)
-    rankings = draw(key, fixed, real, num_samples, places(k, scores.shape[-1]))  # [..., M, K]
-    value, gradient = value_and_gradient(fixed, gains, real, rankings, estimator, centred_gains=centred_gains)
+    rankings = draw(key, fixed, real, num_samples, reward.num_places(scores.shape[-1]))  # [..., M, K]
+    estimates = [
+        value_and_gradient(fixed, gain, real, rankings, estimator, centred_gains=centred_gains, term=term)
+        for term, gain in zip(reward.terms, gains)
+    ]
+    value, gradient = (add_terms(reward, parts) for parts in zip(*estimates))
     # The value of `value` with the slope `gradient`.
     carrier = jnp.sum(gradient * (scores - fixed), axis=-1)
     return value + carrier
@@ -121,6 +130,7 @@ def value_and_gradient(
     estimator: Estimator,
     *,
     centred_gains: bool = True,
+    term: Term = rewards.ndcg().terms[0],  # noqa: B008 - a frozen value
 ) -> tuple[jax.Array, jax.Array]:
     """What the sampled estimators make of given rankings; `surrogate` draws them and calls this.
 
@@ -131,27 +141,30 @@ def value_and_gradient(
       rankings: [..., M, K] independent rankings from PL(scores).
       estimator: "reinforce", "reward_to_go" or "pl_rank".
       centred_gains: as in `surrogate`.
+      term: of the reward, before its scale; it may weigh fewer places than K.
 
     Returns:
       The mean reward [...], and the estimate of ∇V [..., N], 0 at masked items.
     """
-    weights = discounts(rankings.shape[-1], scores.dtype)
+    num_places = min(term.num_places(scores.shape[-1]), rankings.shape[-1])
+    weights = np.pad(term.weights(num_places, scores.dtype), (0, rankings.shape[-1] - num_places))
     shape = (*rankings.shape[:-1], scores.shape[-1])
     wide_scores, wide_gains, wide_real = (jnp.broadcast_to(x[..., None, :], shape) for x in (scores, gains, real))
-    value = jnp.mean(jnp.sum(jnp.take_along_axis(wide_gains, rankings, axis=-1) * weights, axis=-1), axis=-1)
-    if centred_gains:
+    placed_gains = jnp.take_along_axis(wide_gains, rankings, axis=-1)
+    value = jnp.mean(jnp.sum(term.payments(placed_gains, weights), axis=-1), axis=-1)
+    payable = term.payable(placed_gains)
+    if centred_gains and term.counts == "every":
         count = jnp.maximum(jnp.sum(real, axis=-1, keepdims=True), 1).astype(gains.dtype)
         gains = jnp.where(real, gains - jnp.sum(gains, axis=-1, keepdims=True) / count, 0.0)
-        wide_gains = jnp.broadcast_to(gains[..., None, :], shape)
+        placed_gains = jnp.take_along_axis(jnp.broadcast_to(gains[..., None, :], shape), rankings, axis=-1)
     chosen = choices(wide_scores, rankings, wide_real)
-    # A masked item collects nothing: its place is beyond the list.
-    discount = jnp.where(chosen.real, weights, 0.0)
-    rewards = jnp.take_along_axis(wide_gains, rankings, axis=-1) * discount
-    terms = _SAMPLED[estimator](rewards, discount, chosen)
-    return value, _gradient(scores, gains, real, rankings, chosen, terms)
+    # What a gain of 1 earns at each place. A masked item collects nothing: its place is beyond the list.
+    price = jnp.where(chosen.real & payable, weights, 0.0)
+    shares = _SAMPLED[estimator](placed_gains * price, price, chosen)
+    return value, _gradient(scores, gains, real, rankings, chosen, shares)
 
 
-class _Terms(NamedTuple):
+class _Shares(NamedTuple):
     """The parts of own_r [i placed] + Σ_{q <= r} S_q(i) (gain_i per_gain_q − toll_q), r = r_i: each [..., M, K]."""
 
     own: jax.Array  # for being placed here
@@ -159,38 +172,38 @@ class _Terms(NamedTuple):
     per_gain: jax.Array | None  # for the reward that this place could have brought; None = 0
 
 
-def _reinforce(rewards: jax.Array, discount: jax.Array, chosen: Choices) -> _Terms:
+def _reinforce(rewards: jax.Array, price: jax.Array, chosen: Choices) -> _Shares:
     """The whole list's reward, compared with the other rankings', on every choice."""
-    del discount
+    del price
     advantage = jnp.where(chosen.real, _leave_one_out(jnp.sum(rewards, axis=-1, keepdims=True)), 0.0)
-    return _Terms(own=advantage, toll=advantage, per_gain=None)
+    return _Shares(own=advantage, toll=advantage, per_gain=None)
 
 
-def _reward_to_go(rewards: jax.Array, discount: jax.Array, chosen: Choices) -> _Terms:
+def _reward_to_go(rewards: jax.Array, price: jax.Array, chosen: Choices) -> _Shares:
     """As `_reinforce`, but a place's choice answers only for the reward from that place on."""
-    del discount
+    del price
     # The baseline of place r comes from the other rankings only, so it is independent of this ranking's
     # choices and leaves the estimate unbiased.
     advantage = jnp.where(chosen.real, _leave_one_out(_from_place_on(rewards)), 0.0)
-    return _Terms(own=advantage, toll=advantage, per_gain=None)
+    return _Shares(own=advantage, toll=advantage, per_gain=None)
 
 
-def _pl_rank(rewards: jax.Array, discount: jax.Array, chosen: Choices) -> _Terms:
+def _pl_rank(rewards: jax.Array, price: jax.Array, chosen: Choices) -> _Shares:
     """PL-Rank-3: λ_i = G_{r_i+1} [i placed] + Σ_{q <= r_i} S_q(i) (w_q gain_i − G_q), G the rewards from a place on."""
     del chosen
     to_go = _from_place_on(rewards)
-    return _Terms(own=to_go - rewards, toll=to_go, per_gain=discount)
+    return _Shares(own=to_go - rewards, toll=to_go, per_gain=price)
 
 
 def _gradient(
-    scores: jax.Array, gains: jax.Array, real: jax.Array, rankings: jax.Array, chosen: Choices, terms: _Terms
+    scores: jax.Array, gains: jax.Array, real: jax.Array, rankings: jax.Array, chosen: Choices, shares: _Shares
 ) -> jax.Array:
-    """The estimate [..., N] that the terms make, averaged over the rankings."""
+    """The estimate [..., N] that the shares make, averaged over the rankings."""
     # Z_r / Z_{r−1}; the first is not used.
     log_shrink = jnp.diff(chosen.peak, axis=-1) + jnp.diff(chosen.excess, axis=-1)
     shrink = jnp.exp(jnp.pad(log_shrink, [(0, 0)] * (log_shrink.ndim - 1) + [(1, 0)]))
-    toll = _discounted_sum(shrink, terms.toll)
-    per_gain = None if terms.per_gain is None else _discounted_sum(shrink, terms.per_gain)
+    toll = _discounted_sum(shrink, shares.toll)
+    per_gain = None if shares.per_gain is None else _discounted_sum(shrink, shares.per_gain)
 
     def left(gains: jax.Array, share: jax.Array, place: slice) -> jax.Array:
         """S_r(i) (gain_i Σ per_gain − Σ toll), the sums carried to place r in units of Z_r."""
@@ -199,7 +212,7 @@ def _gradient(
 
     wide_gains = jnp.broadcast_to(gains[..., None, :], chosen.unplaced.shape)
     placed_gains = jnp.take_along_axis(wide_gains, rankings, axis=-1)
-    placed = terms.own + left(placed_gains, jnp.exp(chosen.log_prob()), slice(None))
+    placed = shares.own + left(placed_gains, jnp.exp(chosen.log_prob()), slice(None))
     placed = jnp.where(chosen.real, placed, 0.0)
     last = slice(-1, None)
     # At most 1 for an unplaced item, which is in Z_K; the cap keeps the other branch of `where` finite.

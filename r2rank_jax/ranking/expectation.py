@@ -1,7 +1,8 @@
-"""The value of a list: V(s) = E[NDCG@k(y)] over rankings y ~ PL(s), exactly and differentiably.
+"""The value of a list: V(s) = E[R(y)] over rankings y ~ PL(s), exactly and differentiably, for any `reward`.
 
-NDCG is linear in the items' gains, so V = Σ_i gain_i · E[discount of i's place]: relevance may be graded and
-any number of items relevant. Four methods, one number:
+A reward is linear in the items' gains, so V = Σ_i gain_i · E[weight of i's place]: relevance may be graded and
+any number of items relevant. Where only the first relevant item counts (reciprocal rank, hit rate), the relevant items
+are merged into one of score logsumexp(their scores), see `reward`. Four methods, one number:
 
 | method                    | cost per list  | for                                             |
 |---------------------------|----------------|-------------------------------------------------|
@@ -21,8 +22,9 @@ under jit.
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import jax
@@ -30,10 +32,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from r2rank_jax.ranking import quadrature, subsets
-from r2rank_jax.ranking.arguments import leading, places, real_scores, same_items
-from r2rank_jax.ranking.choices import choices
-from r2rank_jax.ranking.metrics import discounts, normalized_gains
+from r2rank_jax.ranking import reward as rewards
+from r2rank_jax.ranking.arguments import leading, real_scores, same_items
+from r2rank_jax.ranking.draws.choices import choices, log_sum
+from r2rank_jax.ranking.exact import quadrature, subsets
+from r2rank_jax.ranking.reward import Reward, Term
 
 Method = Literal["auto", "enumerate", "subset_dp", "quadrature", "quadrature_one_positive"]
 
@@ -66,23 +69,77 @@ def expected_ndcg(
     Raises:
       ValueError: if shapes disagree, the method is unknown, or N is too large for it.
     """
-    scores, gains, real = prepare(scores, labels, mask, k)
-    check_method(method, scores.shape[-1])
-    return value(scores, gains, real, places(k, scores.shape[-1]), method)
+    return expected_reward(scores, labels, mask, reward=rewards.ndcg(k), method=method)
 
 
-def value(scores: jax.Array, gains: jax.Array, real: jax.Array, num_places: int, method: Method) -> jax.Array:
-    """`expected_ndcg` for prepared arguments of one shape [..., N] (see `prepare`), in their dtype."""
+def expected_reward(
+    scores: ArrayLike,
+    labels: ArrayLike,
+    mask: ArrayLike | None = None,
+    *,
+    reward: Reward,
+    method: Method = "auto",
+) -> jax.Array:
+    """Expected reward of a ranking drawn from PL(scores).
+
+    Differentiable and accurate as `expected_ndcg`, which is this with `reward.ndcg(k)`; where gains are not normalised
+    (DCG), accuracy is relative to their size.
+
+    Args:
+      scores: [..., N] scores.
+      labels: [..., N] graded relevance; leading axes broadcast with those of `scores`.
+      mask: [..., N] True for a real item.
+      reward: see `reward`; its terms carry their own cut-offs.
+      method: see the table at the top of this module.
+
+    Returns:
+      [...] values, in the unit of the reward; 0, with zero gradient, where no item is relevant.
+
+    Raises:
+      ValueError: as `expected_ndcg`.
+    """
+    scores, gains, real = prepare_terms(scores, labels, mask, reward)
+    num_items = scores.shape[-1]
+    check_method(method, num_items)
+    return add_terms(
+        reward,
+        [
+            value(scores, gain, real, term.num_places(num_items), method, term=term)
+            for term, gain in zip(reward.terms, gains)
+        ],
+    )
+
+
+def value(
+    scores: jax.Array,
+    gains: jax.Array,
+    real: jax.Array,
+    num_places: int,
+    method: Method,
+    *,
+    term: Term = rewards.ndcg().terms[0],  # noqa: B008 - a frozen value
+) -> jax.Array:
+    """The expectation of one term, before its scale, for prepared arguments of one shape [..., N], in their dtype."""
+    weights = term.weights(num_places, scores.dtype)
     if method == "enumerate":
-        return _enumerate(scores, gains, real, num_places)
+        return _enumerate(scores, gains, real, term, weights)
     if method == "subset_dp":
-        weights = discounts(num_places, scores.dtype)
-        return subsets.expected_total(scores, real, num_places, lambda size, free: weights[size] * gains[..., None, :])
 
-    def discount(focal: jax.Array) -> jax.Array:
-        return quadrature.expected_discount(scores, real, focal, num_places)
+        def payment(size: int, free: jax.Array) -> jax.Array:
+            wide = gains[..., None, :]
+            if term.counts == "every":
+                return weights[size] * wide
+            return jnp.where(jnp.any((wide > 0) & ~free, axis=-1, keepdims=True), 0.0, weights[size] * wide)
 
-    return sum_over_relevant(discount, gains, method)
+        return subsets.expected_total(scores, real, num_places, payment)
+    if term.counts == "first":
+        scores, gains, real = _merged(scores, gains, real)
+        method = "quadrature_one_positive"
+
+    def weight(focal: jax.Array) -> jax.Array:
+        return quadrature.expected_weight(scores, real, focal, weights)
+
+    return sum_over_relevant(weight, gains, method)
 
 
 def swapped_expected_ndcg(
@@ -92,19 +149,21 @@ def swapped_expected_ndcg(
     mask: ArrayLike | None = None,
     *,
     k: int | None = None,
+    reward: Reward | None = None,
     method: Method = "auto",
 ) -> jax.Array:
-    """Expected NDCG@k after one item's score, each in turn, is replaced: what-if values for credit.
+    """Expected NDCG@k, or another reward, after one item's score, each in turn, is replaced: what-if values for credit.
 
-    The quadrature methods price all N·A replacements for about the cost of 2 + A values; the others evaluate
-    the N·A lists one by one.
+    The quadrature methods price all N·A replacements for about the cost of 2 + A values; the others, and terms that pay
+    the first relevant item only, evaluate the N·A lists one by one.
 
     Args:
       scores: [..., N] scores.
       labels: [..., N] graded relevance; leading axes broadcast with those of `scores`.
       alternatives: [..., A, N] alternative scores; leading axes broadcast with those of `scores`.
       mask: [..., N] True for a real item.
-      k: cut-off of the metric; None takes all N places.
+      k: cut-off of the NDCG; None takes all N places.
+      reward: instead of NDCG@k.
       method: see the table at the top of this module.
 
     Returns:
@@ -114,7 +173,8 @@ def swapped_expected_ndcg(
     Raises:
       ValueError: as `expected_ndcg`.
     """
-    scores, gains, real = prepare(scores, labels, mask, k)
+    reward = rewards.chosen(reward, k)
+    scores, gains, real = prepare_terms(scores, labels, mask, reward)
     num_items = scores.shape[-1]
     check_method(method, num_items)
     alternatives = jnp.asarray(alternatives, jnp.float32)
@@ -123,31 +183,60 @@ def swapped_expected_ndcg(
             f"alternatives must have shape [..., A, N={num_items}]; got {alternatives.shape}; give A scores per item"
         )
     lead = leading(scores=scores.shape, alternatives=(*alternatives.shape[:-2], num_items))
-    scores, gains, real = (jnp.broadcast_to(x, (*lead, num_items)) for x in (scores, gains, real))
-    labels = jnp.asarray(labels)
+    scores, real = (jnp.broadcast_to(x, (*lead, num_items)) for x in (scores, real))
     alternatives = jnp.broadcast_to(alternatives, (*lead, *alternatives.shape[-2:]))
     alternatives, _ = real_scores(alternatives, real[..., None, :])
-    if method in MAX_ITEMS:
+    return add_terms(
+        reward,
+        [
+            _swapped(scores, jnp.broadcast_to(gain, scores.shape), real, alternatives, method, term)
+            for term, gain in zip(reward.terms, gains)
+        ],
+    )
+
+
+def _swapped(
+    scores: jax.Array, gains: jax.Array, real: jax.Array, alternatives: jax.Array, method: Method, term: Term
+) -> jax.Array:
+    """`swapped_expected_ndcg` of one term for prepared arguments: [..., A, N]."""
+    num_items = scores.shape[-1]
+    num_places = term.num_places(num_items)
+    if method in MAX_ITEMS or term.counts == "first":
         identity = jnp.eye(num_items, dtype=bool)
         variants = jnp.where(identity, alternatives[..., None, :], scores[..., None, None, :])  # [..., A, i, N]
-        labels = jnp.expand_dims(labels, (-3, -2))
-        return expected_ndcg(variants, labels, real[..., None, None, :], k=k, method=method)
+        wide_gains, wide_real = (jnp.broadcast_to(x[..., None, None, :], variants.shape) for x in (gains, real))
+        return value(variants, wide_gains, wide_real, num_places, method, term=term)
+    weights = term.weights(num_places, scores.dtype)
 
-    def discount(focal: jax.Array) -> jax.Array:
-        return quadrature.swapped_expected_discount(scores, real, focal, alternatives, places(k, num_items))
+    def weight(focal: jax.Array) -> jax.Array:
+        return quadrature.swapped_expected_weight(scores, real, focal, alternatives, weights)
 
-    return sum_over_relevant(discount, gains, method)
+    return sum_over_relevant(weight, gains, method)
 
 
 def prepare(
     scores: ArrayLike, labels: ArrayLike, mask: ArrayLike | None, k: int | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Finite scores, normalised gains and mask of a batch of lists, all broadcast to one shape [..., N]."""
+    """Finite scores, normalised gains of NDCG@k and mask of a batch of lists, all broadcast to one shape [..., N]."""
+    scores, gains, real = prepare_terms(scores, labels, mask, rewards.ndcg(k))
+    return scores, gains[0], real
+
+
+def prepare_terms(
+    scores: ArrayLike, labels: ArrayLike, mask: ArrayLike | None, reward: Reward
+) -> tuple[jax.Array, list[jax.Array], jax.Array]:
+    """Finite scores, normalised gains for each term and mask of a batch of lists, all of one shape [..., N]."""
     scores, real = real_scores(scores, mask)
     same_items("labels", np.shape(labels), "scores", scores.shape)
     leading(scores=scores.shape, labels=np.shape(labels))
-    gains = normalized_gains(labels, real, k=k)
-    return jnp.broadcast_to(scores, gains.shape), gains, jnp.broadcast_to(real, gains.shape)
+    gains = [term.gains(labels, real) for term in reward.terms]
+    return jnp.broadcast_to(scores, gains[0].shape), gains, jnp.broadcast_to(real, gains[0].shape)
+
+
+def add_terms(reward: Reward, values: Sequence[jax.Array]) -> jax.Array:
+    """Σ over the terms of scale · value."""
+    scaled = [x if term.scale == 1 else term.scale * x for term, x in zip(reward.terms, values, strict=True)]
+    return functools.reduce(jnp.add, scaled)
 
 
 def check_method(method: str, num_items: int) -> None:
@@ -161,11 +250,11 @@ def check_method(method: str, num_items: int) -> None:
         )
 
 
-def sum_over_relevant(discount: Callable[[jax.Array], jax.Array], gains: jax.Array, method: Method) -> jax.Array:
-    """Σ_f gain_f · discount(f), visiting only the relevant item where there is at most one.
+def sum_over_relevant(weight: Callable[[jax.Array], jax.Array], gains: jax.Array, method: Method) -> jax.Array:
+    """Σ_f gain_f · weight(f), visiting only the relevant item where there is at most one.
 
     Args:
-      discount: maps focal item indices int [...] to expected discounts [..., *rest].
+      weight: maps focal item indices int [...] to expected weights [..., *rest].
       gains: [..., N] normalised gains.
       method: one of the quadrature methods or "auto".
 
@@ -176,7 +265,7 @@ def sum_over_relevant(discount: Callable[[jax.Array], jax.Array], gains: jax.Arr
     lead = gains.shape[:-1]
 
     def weighted(focal: jax.Array) -> jax.Array:
-        values = discount(focal)
+        values = weight(focal)
         gain = jnp.take_along_axis(gains, focal[..., None], axis=-1)[..., 0]
         return jnp.expand_dims(gain, tuple(range(gain.ndim, values.ndim))) * values
 
@@ -212,7 +301,16 @@ def sum_over_relevant(discount: Callable[[jax.Array], jax.Array], gains: jax.Arr
     return one(None) if bool(at_most_one) else every(None)
 
 
-def _enumerate(scores: jax.Array, gains: jax.Array, real: jax.Array, num_places: int) -> jax.Array:
+def _merged(scores: jax.Array, gains: jax.Array, real: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Lists [..., N] whose relevant items are merged into the first of them, of score logsumexp(their scores)."""
+    relevant = (gains > 0) & real
+    peak, excess = log_sum(scores, relevant)
+    is_first = relevant & (jnp.cumsum(relevant, axis=-1) == 1)
+    # Where no item is relevant the peak is far below any score, and is not read.
+    return jnp.where(is_first, peak + excess, scores), jnp.where(is_first, gains, 0.0), real & (is_first | ~relevant)
+
+
+def _enumerate(scores: jax.Array, gains: jax.Array, real: jax.Array, term: Term, weights: np.ndarray) -> jax.Array:
     """Σ over all N! rankings of probability times reward."""
     num_items = scores.shape[-1]
     rankings = np.asarray(list(itertools.permutations(range(num_items))), np.int32)  # [N!, N]
@@ -224,5 +322,5 @@ def _enumerate(scores: jax.Array, gains: jax.Array, real: jax.Array, num_places:
     shape = (*scores.shape[:-1], *rankings.shape)
     wide_scores, wide_real = (jnp.broadcast_to(x[..., None, :], shape) for x in (scores, real))
     log_probs = choices(wide_scores, jnp.broadcast_to(rankings, shape), wide_real).log_prob().sum(axis=-1)
-    rewards = gains[..., rankings[:, :num_places]] @ discounts(num_places, gains.dtype)
-    return jnp.sum(jnp.where(canonical, jnp.exp(log_probs) * rewards, 0.0), axis=-1)
+    payments = term.payments(gains[..., rankings[:, : len(weights)]], weights)
+    return jnp.sum(jnp.where(canonical, jnp.exp(log_probs) * jnp.sum(payments, axis=-1), 0.0), axis=-1)

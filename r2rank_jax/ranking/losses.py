@@ -9,6 +9,7 @@ what to prefer.
 | loss                     | what it is                                         | source                               |
 |--------------------------|----------------------------------------------------|--------------------------------------|
 | `softmax_cross_entropy`  | −Σ_i y_i log softmax_i: convex                     | Cao et al. 2007; Bruch et al. 2019   |
+| `list_net`               | the same over Σ_i y_i: every list weighs alike     | Cao et al. 2007                      |
 | `list_mle`               | −log PL(items by label): convex                    | Xia et al. 2008                      |
 | `lambda_rank`            | pairs, weighted by what swapping them does to NDCG | Burges et al. 2006; Wang et al. 2018 |
 | `approx_ndcg`            | −NDCG with ranks smoothed by sigmoids              | Qin et al. 2010                      |
@@ -24,6 +25,7 @@ what to prefer.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import jax
@@ -32,11 +34,11 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from r2rank_jax.ranking.arguments import leading, places, real_labels, real_scores, same_items
-from r2rank_jax.ranking.choices import log_sum
+from r2rank_jax.ranking.draws.choices import log_sum
 from r2rank_jax.ranking.estimators import Estimator, check_sampled, surrogate
 from r2rank_jax.ranking.expectation import expected_ndcg, prepare
-from r2rank_jax.ranking.metrics import discounts
 from r2rank_jax.ranking.plackett_luce import log_prob, mode
+from r2rank_jax.ranking.reward import discounts
 
 
 class Loss(Protocol):
@@ -73,6 +75,31 @@ def softmax_cross_entropy(
     peak, excess = log_sum(scores, real)
     # log_sum takes its peak for a constant, and log softmax does not depend on it.
     return -jnp.sum(jnp.where(labels > 0, labels * ((scores - peak) - excess), 0.0), axis=-1)
+
+
+def list_net(
+    scores: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None, *, key: jax.Array | None = None
+) -> jax.Array:
+    """−Σ_i p_i log softmax_i(s), p_i = y_i / Σ_j y_j: `softmax_cross_entropy` with the labels' shares as the target.
+
+    Z. Cao et al., "Learning to Rank: From Pairwise Approach to Listwise Approach" (2007), top-one probabilities; theirs
+    make the target from a softmax of the labels.
+
+    Args:
+      scores: [..., N] scores.
+      labels: [..., N] graded relevance; leading axes broadcast with those of `scores`.
+      mask: [..., N] True for a real item.
+      key: not used.
+
+    Returns:
+      [...] losses, in nats.
+
+    Raises:
+      ValueError: if shapes disagree or labels of real items are negative.
+    """
+    scores, labels, real = _prepare(scores, labels, mask)
+    total = jnp.sum(labels, axis=-1, keepdims=True)
+    return softmax_cross_entropy(scores, labels / jnp.where(total > 0, total, 1.0), real, key=key)
 
 
 def list_mle(
@@ -206,6 +233,13 @@ def negative_expected_ndcg(
             f'estimator "{estimator}" draws rankings: it needs a key; got key=None; pass jax.random.key(0)'
         )
     return -surrogate(key, scores, labels, mask, estimator=estimator, num_samples=num_samples, k=k)
+
+
+BY_NAME: Mapping[str, Loss] = {
+    loss.__name__: loss
+    for loss in (softmax_cross_entropy, list_net, list_mle, lambda_rank, approx_ndcg, negative_expected_ndcg)
+}
+"""Losses by the name that a config gives."""
 
 
 def _prepare(scores: ArrayLike, labels: ArrayLike, mask: ArrayLike | None) -> tuple[jax.Array, jax.Array, jax.Array]:

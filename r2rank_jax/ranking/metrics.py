@@ -3,7 +3,8 @@
 Every metric takes a ranking [..., K] (item indices, best first) and labels [..., N] (graded relevance, at least 0; an
 item is relevant when its label is above 0), computes in float32 and returns one number per list. A list
 without a relevant item scores 0 in all of them: exclude such lists from a mean with `has_relevant`, or they
-count as failures.
+count as failures. All but average precision are rewards of a given ranking (`reward`): what is trained and what is
+evaluated is one piece of mathematics.
 
 Metrics take rankings, not scores, because the step between them is where evaluations go wrong: equal scores need an
 order. `plackett_luce.mode(scores, mask, key=key)` breaks ties at random. The ranking costs the one sort by score; only
@@ -27,23 +28,17 @@ gain 2^label − 1: C. Burges et al., "Learning to Rank using Gradient Descent" 
 
 from __future__ import annotations
 
-import math
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 
-from r2rank_jax.ranking.arguments import item_indices, leading, places, real_labels
-from r2rank_jax.ranking.order import weighted_descending
-
-Gain = Literal["exp2", "linear"]
-
-
-def discounts(num_places: int, dtype: DTypeLike = np.float32) -> np.ndarray:
-    """The weight 1 / log2(1 + r) of each place r = 1..K: [K], a compile-time constant."""
-    return np.asarray([1.0 / math.log2(1 + r) for r in range(1, num_places + 1)], dtype)
+from r2rank_jax.ranking import reward as rewards
+from r2rank_jax.ranking.arguments import real_labels
+from r2rank_jax.ranking.reward import Gain, placed, ranking_reward
 
 
 def has_relevant(labels: ArrayLike, mask: ArrayLike | None = None) -> jax.Array:
@@ -65,21 +60,7 @@ def normalized_gains(
     Returns:
       [..., N] non-negative normalised gains; all 0 for a list without a relevant item.
     """
-    labels = real_labels(labels, mask)
-    # NDCG does not change when all gains of a list are divided by 2^(largest label), and 2^130
-    # overflows float32.
-    largest = jnp.max(labels, axis=-1, keepdims=True)
-    if gain == "exp2":
-        gains = jnp.where(labels > 0, jnp.exp2(labels - largest) - jnp.exp2(-largest), 0.0)
-        # The difference cancels for labels far below 1.
-        small = jnp.exp2(labels - largest) * -jnp.expm1(-labels * math.log(2.0))
-        gains = jnp.where(labels < 1, small, gains)
-    else:
-        _check_gain(gain)
-        gains = labels / jnp.where(largest > 0, largest, 1.0)
-    weights = discounts(places(k, labels.shape[-1]))
-    ideal = weighted_descending(gains, weights)[..., None]
-    return gains / jnp.where(ideal > 0, ideal, 1.0)
+    return rewards.ndcg(k, gain).terms[0].gains(labels, mask)
 
 
 def dcg(
@@ -108,12 +89,7 @@ def dcg(
       ValueError: if the ranking holds anything but item indices or has fewer than min(k, N) places, labels of real
         items are negative (both if not traced, see `arguments`), shapes do not broadcast, or `gain` is unknown.
     """
-    _check_gain(gain)
-    placed = _placed(ranking, real_labels(labels, mask), k)
-    gains = placed
-    if gain == "exp2":  # the difference cancels for labels far below 1
-        gains = jnp.where(placed < 1, jnp.expm1(placed * math.log(2.0)), jnp.exp2(placed) - 1.0)
-    return jnp.sum(gains * discounts(placed.shape[-1]), axis=-1)
+    return ranking_reward(ranking, labels, mask, reward=rewards.dcg(_cutoff(ranking, k), gain))
 
 
 def ndcg(
@@ -139,31 +115,26 @@ def ndcg(
     Raises:
       ValueError: as `dcg`.
     """
-    cutoff = np.shape(ranking)[-1] if k is None else k
-    placed = _placed(ranking, normalized_gains(labels, mask, k=cutoff, gain=gain), cutoff)
-    return jnp.sum(placed * discounts(placed.shape[-1]), axis=-1)
+    return ranking_reward(ranking, labels, mask, reward=rewards.ndcg(_cutoff(ranking, k), gain))
 
 
 def reciprocal_rank(
     ranking: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None, *, k: int | None = None
 ) -> jax.Array:
     """1 / place of the first relevant item among the first k: [...]; 0 where there is none. Form as `dcg`."""
-    relevant = _placed(ranking, real_labels(labels, mask), k) > 0
-    return jnp.max(jnp.where(relevant, 1.0 / jnp.arange(1, relevant.shape[-1] + 1, dtype=jnp.float32), 0.0), axis=-1)
+    return ranking_reward(ranking, labels, mask, reward=rewards.reciprocal_rank(_cutoff(ranking, k)))
 
 
 def recall(ranking: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None, *, k: int | None = None) -> jax.Array:
     """Share of the relevant items that stand in the first k places: [...]; 0 without any. Form as `dcg`."""
-    labels = real_labels(labels, mask)
-    found = jnp.sum(_placed(ranking, labels, k) > 0, axis=-1, dtype=jnp.float32)
-    return found / jnp.maximum(jnp.sum(labels > 0, axis=-1, dtype=jnp.float32), 1.0)
+    return ranking_reward(ranking, labels, mask, reward=rewards.recall(_cutoff(ranking, k)))
 
 
 def hit_rate(
     ranking: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None, *, k: int | None = None
 ) -> jax.Array:
     """1 if any relevant item is among the first k places, else 0: float32 [...]. Form as `dcg`."""
-    return jnp.any(_placed(ranking, real_labels(labels, mask), k) > 0, axis=-1).astype(jnp.float32)
+    return ranking_reward(ranking, labels, mask, reward=rewards.hit_rate(_cutoff(ranking, k)))
 
 
 def average_precision(
@@ -175,29 +146,30 @@ def average_precision(
     (rax, trec_eval and ranx divide so, too).
     """
     labels = real_labels(labels, mask)
-    relevant = (_placed(ranking, labels, k) > 0).astype(jnp.float32)
+    relevant = (placed(ranking, labels, k) > 0).astype(jnp.float32)
     precision = jnp.cumsum(relevant, axis=-1) / jnp.arange(1, relevant.shape[-1] + 1, dtype=jnp.float32)
     return jnp.sum(precision * relevant, axis=-1) / jnp.maximum(jnp.sum(labels > 0, axis=-1, dtype=jnp.float32), 1.0)
 
 
-def _placed(ranking: ArrayLike, values: jax.Array, k: int | None) -> jax.Array:
-    """values [..., N] in ranking order, cut to the first min(k, N) places."""
-    num_items = values.shape[-1]
-    ranking = item_indices(ranking, num_items)
-    cutoff = ranking.shape[-1] if k is None else places(k, num_items)
-    if ranking.shape[-1] < cutoff:
-        raise ValueError(
-            f"a metric at k={k} over N={num_items} items needs a ranking of at least {cutoff} places; got "
-            f"{ranking.shape[-1]}; rank more places or lower k"
-        )
-    lead = leading(ranking=ranking.shape, labels=values.shape)
-    return jnp.take_along_axis(
-        jnp.broadcast_to(values, (*lead, num_items)),
-        jnp.broadcast_to(ranking[..., :cutoff], (*lead, cutoff)),
-        axis=-1,
-    )
+@dataclass(frozen=True)
+class Evaluated:
+    """A metric that evaluation measures, and how reports write it."""
+
+    metric: Callable[..., jax.Array]
+    """Of the form of `reciprocal_rank`."""
+    label: str
+    at_cutoffs: bool
+    """Whether it is measured at every cut-off, as name@k, or once on the whole list."""
 
 
-def _check_gain(gain: str) -> None:
-    if gain not in ("exp2", "linear"):
-        raise ValueError(f'gain must be "exp2" or "linear"; got {gain!r}; "exp2" is what rax and this package use')
+EVALUATED: Mapping[str, Evaluated] = {
+    "ndcg": Evaluated(ndcg, "NDCG", at_cutoffs=True),
+    "hr": Evaluated(hit_rate, "Hit rate", at_cutoffs=True),
+    "mrr": Evaluated(reciprocal_rank, "MRR", at_cutoffs=False),
+}
+"""What every evaluation measures, by its name in `results.json`. A line here adds a metric to results and reports."""
+
+
+def _cutoff(ranking: ArrayLike, k: int | None) -> int:
+    """k, or for None all places that the ranking has."""
+    return np.shape(ranking)[-1] if k is None else k

@@ -30,9 +30,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from r2rank_jax.ranking import quadrature, sampling, subsets
 from r2rank_jax.ranking.arguments import item_indices, leading, places, real_scores, same_items
-from r2rank_jax.ranking.choices import choices, divergence
+from r2rank_jax.ranking.draws import sampling
+from r2rank_jax.ranking.draws.choices import choices, divergence
+from r2rank_jax.ranking.exact import quadrature, subsets
 from r2rank_jax.ranking.order import top
 
 

@@ -225,7 +225,7 @@ def _training(run: Run) -> list[dict[str, str]]:
         entry = recorded.get(phase)
         if not isinstance(entry, dict):
             if phase in run.logs:
-                entry = {"steps": run.logs[phase][-1]["step"], "wall_s": run.duration_s(phase)}
+                entry = {"steps": run.logs[phase][-1].step, "wall_s": run.duration_s(phase)}
             else:
                 rows.append({"phase": phase, "steps": "", "wall": "", "more": str(entry)})
                 continue

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from r2rank_jax.ranking.metrics import EVALUATED
+from r2rank_jax.report.records import LoggedStep
 
 PHASES = ("sft", "sft_continued", "rl")
 """Of `metrics.jsonl`; the last two both start from the end of the first."""
@@ -22,6 +25,14 @@ LABELS = {
     "sft": "SFT",
     "sft_continued": "SFT continued",
     "rl": "RL",
+}
+
+
+_METRIC_LABELS = {name: evaluated.label for name, evaluated in EVALUATED.items()} | {
+    "dcg": "DCG",
+    "recall": "Recall",
+    "ndcg_linear": "NDCG (linear gains)",
+    "dcg_linear": "DCG (linear gains)",
 }
 
 
@@ -41,7 +52,7 @@ class Run:
     directory: Path
     config: dict[str, Any]
     results: dict[str, Any]
-    logs: dict[str, list[dict[str, Any]]]  # phase -> logged steps, in order of step
+    logs: dict[str, list[LoggedStep]]  # phase -> logged steps, in order of step
     users: list[dict[str, Any]]  # lines of rationales.jsonl
     problems: list[str]  # sentences for the reader of the report: what is missing or unreadable
 
@@ -54,24 +65,27 @@ class Run:
 
     @property
     def metric(self) -> str:
-        """The headline metric: NDCG@10, or NDCG at the largest k there is."""
+        """The headline metric: the reward, else NDCG@10 or at the largest k there is."""
         names = {metric for cells in self.systems.values() for metric in cells}
+        reward = (self.config.get("rl") or {}).get("reward")
+        if isinstance(reward, str) and (reward in names or not names):
+            return reward
         cutoffs = [int(m.removeprefix("ndcg@")) for m in names if m.removeprefix("ndcg@").isdigit()]
         return "ndcg@10" if 10 in cutoffs or not cutoffs else f"ndcg@{max(cutoffs)}"
 
     def curve(self, phase: str, name: str) -> Curve:
         """Metric `name` of `phase`; empty where it was never logged."""
         points = [
-            (int(row["step"]), float(row.get("wall_s", 0.0)), float(row[name]))
-            for row in self.logs.get(phase, [])
-            if isinstance(row.get(name), int | float) and math.isfinite(row[name])
+            (logged.step, logged.wall_s, value)
+            for logged in self.logs.get(phase, [])
+            if (value := logged.finite(name)) is not None
         ]
         steps, wall_s, values = ([list(column) for column in zip(*points)]) if points else ([], [], [])
         return Curve(steps, wall_s, values)
 
     def duration_s(self, phase: str) -> float:
         """Seconds from the beginning of `phase` to its last logged step."""
-        return max((float(row.get("wall_s", 0.0)) for row in self.logs.get(phase, [])), default=0.0)
+        return max((logged.wall_s for logged in self.logs.get(phase, [])), default=0.0)
 
 
 def label(system: str) -> str:
@@ -80,8 +94,8 @@ def label(system: str) -> str:
 
 
 def metric_label(metric: str) -> str:
-    """`ndcg@10` -> `NDCG@10`."""
-    return {"mrr": "MRR"}.get(metric, metric.replace("ndcg", "NDCG").replace("hr@", "Hit rate@"))
+    """`ndcg@10` -> `NDCG@10`, `0.5*ndcg@10+mrr` -> `0.5*NDCG@10+MRR`; a function of one's own keeps its name."""
+    return re.sub(r"(?<![\w.:])[a-z_]+(?![\w.:])", lambda word: _METRIC_LABELS.get(word[0], word[0]), metric)
 
 
 def read_run(directory: Path) -> Run:
@@ -141,10 +155,12 @@ def _lines(path: Path, missing: str, problems: list[str]) -> list[dict[str, Any]
     return rows
 
 
-def _by_phase(rows: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+def _by_phase(rows: Iterable[dict[str, Any]]) -> dict[str, list[LoggedStep]]:
     """Rows of one phase and step merged, later wins: a resumed run logs a step twice."""
-    merged: dict[str, dict[int, dict[str, Any]]] = {}
+    merged: dict[str, dict[int, LoggedStep]] = {}
     for row in rows:
-        if isinstance(row.get("step"), int) and isinstance(row.get("phase"), str):
-            merged.setdefault(row["phase"], {}).setdefault(row["step"], {}).update(row)
+        logged = LoggedStep.from_json(row)
+        if logged is not None:
+            steps = merged.setdefault(logged.phase, {})
+            steps[logged.step] = steps[logged.step].updated(logged) if logged.step in steps else logged
     return {phase: [steps[step] for step in sorted(steps)] for phase, steps in merged.items()}

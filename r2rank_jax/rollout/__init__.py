@@ -1,1 +1,1 @@
-"""Writing rationales with the current policy."""
+"""Generate rationales with the current policy, and score lists with them."""

@@ -1,9 +1,9 @@
-"""Decoding as pure functions: start from prompts, decode some tokens, drop what has ended, read off the result.
+"""Decoding as pure functions: start from prompts, decode some tokens, drop finished rows, collect the results.
 
-Every row stands at the same t, so keys and values are written by one uniform update per layer. A wave writes to a cache
-of its own, short enough for XLA to copy in every step, which on CPU it does; what earlier waves wrote is a constant
-beside it, until `merge` joins the two. The loop ends as soon as every row has stopped. A user keeps its lanes: rows
-move within a user only, so that the prefix beside them stays where it is.
+All rows are at the same position t, so one uniform update per layer writes keys and values. Each wave writes to its own
+short cache, because XLA for CPU copies the cache in every step. The keys and values of earlier waves are constants
+during a wave; `merge` appends the wave's to them. The loop ends as soon as every row has stopped. Rows move between the
+lanes of one user only, so the user's prefix stays in place.
 """
 
 from __future__ import annotations
@@ -24,35 +24,36 @@ from r2rank_jax.types import Array, KeyValues, ListBatch, Params, Rationales
 
 @struct.dataclass
 class Rollout:
-    """Rationales with what the policy that wrote them thought of them."""
+    """Rationales with their log-probabilities and scores under the policy that wrote them."""
 
     rationales: Rationales
-    logp: Array  # float32 [U, N, G, T]   under the tempered distribution they were drawn from; 0 on padding
-    scores: Array  # float32 [U, N, G]      the head, read at the last token
+    logp: Array  # float32 [U, N, G, T]   under the tempered distribution they were sampled from; 0 on padding
+    scores: Array  # float32 [U, N, G]      of the head at the last token
 
 
 @struct.dataclass
-class Before:
-    """What stands before the rationales; constant while they are decoded.
+class PromptCache:
+    """Keys and values of the prompts, and the PRNG keys of the rows; constant during a wave.
 
-    Lanes are [A, B]: [N, G] at first, when G rows share the keys of their item; [W, 1] once rows have been dropped.
+    Lanes are [A, B]: [N, G] at first, when G rows share the keys and values of their item; [W, 1] once finished rows
+    have been dropped.
     """
 
     prefix: KeyValues
     suffix: KeyValues  # [U, KV, A, 1, ...]
     length: Array  # int32 [U, A]     true prefix + suffix tokens
-    keys: Array | None  # PRNG [U, A, B]   None: greedy
+    keys: Array | None  # PRNG [U, A, B]   None = greedy
 
 
 @struct.dataclass
-class Said:
-    """All that was said so far, wherever it was decoded."""
+class DecodedRows:
+    """The rationales decoded so far, whichever lanes they were decoded in."""
 
     tokens: Array  # int32 [U, N·G, T]
     logp: Array  # float32 [U, N·G, T]
     length: Array  # int32 [U, N·G]
     stopped: Array  # bool [U, N·G]
-    last: Array  # [U, N·G, D]      the hidden state at the last token
+    last: Array  # [U, N·G, D]      hidden state at the last token
 
 
 @struct.dataclass
@@ -62,12 +63,12 @@ class Lanes:
     t: Array  # int32 []         tokens decoded so far
     row: Array  # int32 [U, A, B]  which of the user's N·G rationales; N·G = an empty lane
     alive: Array  # bool [U, A, B]
-    hidden: Array  # [U, A, B, D]     predicts the next token; frozen once the row has ended
+    hidden: Array  # [U, A, B, D]     predicts the next token; constant once the row has stopped
     k: tuple[Array, ...]  # per layer [U, KV, A, B, H, C]   of earlier waves
     v: tuple[Array, ...]  # per layer [U, KV, A, B, C, H]
     new_k: tuple[Array, ...]  # per layer [U, KV, A, B, H, wave]   of the last wave
     new_v: tuple[Array, ...]  # per layer [U, KV, A, B, wave, H]
-    said: Said
+    decoded: DecodedRows
 
 
 def start(
@@ -79,17 +80,17 @@ def start(
     rationales: int,
     max_tokens: int,
     wave_tokens: int,
-) -> tuple[Before, Lanes]:
-    """Read prefixes and items, and fork every item into its rationales.
+) -> tuple[PromptCache, Lanes]:
+    """Read prefixes and items, and fork every item into its G rationales.
 
     Args:
         config: shape of the model.
         params: its parameters.
         batch: prompts; masked items are not decoded.
-        keys: [U, N, G] from `row_keys`, or None to take the most likely token each time.
+        keys: [U, N, G] from `row_keys`, or None for greedy decoding.
         rationales: G.
         max_tokens: T.
-        wave_tokens: that one `decode` writes at most.
+        wave_tokens: the most tokens that one `decode` writes.
     """
     context = read_items(config, params, batch)
     users, items, width = context.last_hidden.shape
@@ -97,7 +98,7 @@ def start(
     heads = (users, config.kv_heads, items, rationales)
     hidden = jnp.broadcast_to(context.last_hidden[:, :, None], (*lanes, width))
     return (
-        Before(prefix=context.prefix, suffix=context.suffix, length=context.length, keys=keys),
+        PromptCache(prefix=context.prefix, suffix=context.suffix, length=context.length, keys=keys),
         Lanes(
             t=jnp.zeros((), jnp.int32),
             row=jnp.broadcast_to(jnp.arange(all_rows, dtype=jnp.int32).reshape(lanes[1:]), lanes),
@@ -107,11 +108,11 @@ def start(
             v=tuple(jnp.zeros((*heads, 0, config.head_size), config.dtype) for _ in range(config.layers)),
             new_k=tuple(jnp.zeros((*heads, config.head_size, wave_tokens), config.dtype) for _ in range(config.layers)),
             new_v=tuple(jnp.zeros((*heads, wave_tokens, config.head_size), config.dtype) for _ in range(config.layers)),
-            said=Said(
+            decoded=DecodedRows(
                 tokens=jnp.zeros((users, all_rows, max_tokens), jnp.int32),
                 logp=jnp.zeros((users, all_rows, max_tokens), jnp.float32),
                 length=jnp.zeros((users, all_rows), jnp.int32),
-                stopped=jnp.full((users, all_rows), not max_tokens),  # who is to say nothing is not cut off
+                stopped=jnp.full((users, all_rows), not max_tokens),  # an empty rationale is not truncated
                 last=hidden.reshape(users, all_rows, width),
             ),
         ),
@@ -120,7 +121,7 @@ def start(
 
 @struct.dataclass
 class _Wave:
-    """The carry of the loop: what one step changes."""
+    """The carry of the decoding loop."""
 
     i: Array
     tokens: Array  # int32 [wave, U, A, B]
@@ -135,41 +136,31 @@ class _Wave:
 def decode(
     config: ModelConfig,
     params: Params,
-    before: Before,
+    prompts: PromptCache,
     lanes: Lanes,
     *,
     stop_token: int,
     temperature: float = 1.0,
 ) -> Lanes:
-    """Decode a wave: as many tokens as its cache holds, fewer where all rows end sooner or T is reached.
+    """Decode a wave: as many tokens as its cache holds, or fewer if all rows stop or reach T earlier.
 
     Args:
         config: shape of the model.
         params: its parameters.
-        before: from `start` or `compact`.
-        lanes: likewise; `merge` must have taken in the wave before.
-        stop_token: its log-probability counts, nothing after it does.
-        temperature: divides the logits, also those of the log-probabilities.
+        prompts: from `start` or `compact`.
+        lanes: from the same call; `merge` must have appended the previous wave.
+        stop_token: ends a rationale. Its log-probability counts; tokens after it do not.
+        temperature: divides the logits, also for the log-probabilities.
     """
     kernel = vocabulary_kernel(params).astype(config.dtype)
-    params = params | {"layers": by_layer(params["layers"])}  # before the loop: layers are not cut out at every token
-    shape = lanes.alive.shape
-    steps, past_tokens = lanes.new_v[0].shape[4], lanes.v[0].shape[4]
-    end = jnp.minimum(steps, lanes.said.tokens.shape[2] - lanes.t)
-    context: tuple[KeyValues, ...] = (before.prefix, before.suffix)
-    if past_tokens:
-        valid = jnp.broadcast_to(jnp.arange(past_tokens) < lanes.t, (*shape, past_tokens))
-        context += (KeyValues(k=lanes.k, v=lanes.v, valid=valid),)
+    params = params | {"layers": by_layer(params["layers"])}  # outside of the loop, so that it slices no layers
+    shape, steps = lanes.alive.shape, lanes.new_v[0].shape[4]
+    end = jnp.minimum(steps, lanes.decoded.tokens.shape[2] - lanes.t)
+    context = _segments_before_wave(prompts, lanes)
 
     def step(wave: _Wave) -> _Wave:
         t = lanes.t + wave.i
-        flat = wave.hidden.reshape(-1, wave.hidden.shape[-1])
-        logits = jnp.matmul(flat, kernel.T, preferred_element_type=jnp.float32).reshape(*shape, -1) / temperature
-        if before.keys is None:
-            token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        else:
-            token = sample_token(before.keys, logits, t)
-        logp = jnp.take_along_axis(logits, token[..., None], -1)[..., 0] - jax.nn.logsumexp(logits, axis=-1)
+        token, logp = _next_tokens(prompts, kernel, wave.hidden, t, temperature)
         token = jnp.where(wave.alive, token, 0)
 
         written = jnp.broadcast_to(jnp.arange(steps) <= wave.i, (*shape, steps))
@@ -177,7 +168,7 @@ def decode(
             config,
             params,
             token[..., None],
-            jnp.broadcast_to(before.length[:, :, None, None] + t, (*shape, 1)),
+            jnp.broadcast_to(prompts.length[:, :, None, None] + t, (*shape, 1)),
             jnp.ones((*shape, 1), bool),
             context,
             (KeyValues(k=wave.k, v=wave.v, valid=written), wave.i),
@@ -193,31 +184,55 @@ def decode(
             v=cache.v,
         )
 
-    done = jax.lax.while_loop(
-        lambda wave: (wave.i < end) & jnp.any(wave.alive),
-        step,
-        _Wave(
-            i=jnp.zeros((), jnp.int32),
-            tokens=jnp.zeros((steps, *shape), jnp.int32),
-            logp=jnp.zeros((steps, *shape), jnp.float32),
-            length=jnp.zeros(shape, jnp.int32),
-            alive=lanes.alive,
-            hidden=lanes.hidden,
-            k=lanes.new_k,
-            v=lanes.new_v,
-        ),
+    wave = jax.lax.while_loop(lambda wave: (wave.i < end) & jnp.any(wave.alive), step, _empty_wave(lanes))
+    return _record(lanes, wave)
+
+
+def _segments_before_wave(prompts: PromptCache, lanes: Lanes) -> tuple[KeyValues, ...]:
+    """Prefixes, suffixes, and the tokens of earlier waves if there are any."""
+    past_tokens = lanes.v[0].shape[4]
+    if not past_tokens:
+        return prompts.prefix, prompts.suffix
+    valid = jnp.broadcast_to(jnp.arange(past_tokens) < lanes.t, (*lanes.alive.shape, past_tokens))
+    return prompts.prefix, prompts.suffix, KeyValues(k=lanes.k, v=lanes.v, valid=valid)
+
+
+def _next_tokens(
+    prompts: PromptCache, kernel: Array, hidden: Array, t: Array, temperature: float
+) -> tuple[Array, Array]:
+    """Choose the token at position t of every row: token int32 [U, A, B] and its log-probability float32 [U, A, B]."""
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    logits = jnp.matmul(flat, kernel.T, preferred_element_type=jnp.float32).reshape(*hidden.shape[:-1], -1)
+    logits = logits / temperature
+    if prompts.keys is None:
+        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    else:
+        token = sample_token(prompts.keys, logits, t)
+    return token, jnp.take_along_axis(logits, token[..., None], -1)[..., 0] - jax.nn.logsumexp(logits, axis=-1)
+
+
+def _empty_wave(lanes: Lanes) -> _Wave:
+    shape, steps = lanes.alive.shape, lanes.new_v[0].shape[4]
+    return _Wave(
+        i=jnp.zeros((), jnp.int32),
+        tokens=jnp.zeros((steps, *shape), jnp.int32),
+        logp=jnp.zeros((steps, *shape), jnp.float32),
+        length=jnp.zeros(shape, jnp.int32),
+        alive=lanes.alive,
+        hidden=lanes.hidden,
+        k=lanes.new_k,
+        v=lanes.new_v,
     )
-    return _file(lanes, done)
 
 
-def _file(lanes: Lanes, wave: _Wave) -> Lanes:
-    """Put what a wave said where it belongs among all that was said."""
+def _record(lanes: Lanes, wave: _Wave) -> Lanes:
+    """Copy the tokens of a wave into the decoded rows."""
     users, flat = lanes.row.shape[0], lanes.row.reshape(lanes.row.shape[0], -1)
     user = jnp.arange(users)[:, None]
     rows = lambda x: x.reshape(users, flat.shape[1], *x.shape[3:])  # noqa: E731
     place = (user[..., None], flat[..., None], lanes.t + jnp.arange(wave.tokens.shape[0]))
-    words = lambda x: rows(jnp.moveaxis(x, 0, -1))  # noqa: E731
-    was, is_alive, said = rows(lanes.alive), rows(wave.alive), lanes.said
+    by_row = lambda x: rows(jnp.moveaxis(x, 0, -1))  # noqa: E731
+    was_alive, is_alive, decoded = rows(lanes.alive), rows(wave.alive), lanes.decoded
     return replace(
         lanes,
         t=lanes.t + wave.i,
@@ -225,29 +240,29 @@ def _file(lanes: Lanes, wave: _Wave) -> Lanes:
         hidden=wave.hidden,
         new_k=wave.k,
         new_v=wave.v,
-        said=Said(
-            tokens=said.tokens.at[place].set(words(wave.tokens), mode="drop"),
-            logp=said.logp.at[place].set(words(wave.logp), mode="drop"),
-            length=said.length.at[user, flat].add(rows(wave.length), mode="drop"),
-            stopped=said.stopped.at[user, flat].max(was & ~is_alive, mode="drop"),
-            last=said.last.at[user, flat].set(rows(wave.hidden), mode="drop"),
+        decoded=DecodedRows(
+            tokens=decoded.tokens.at[place].set(by_row(wave.tokens), mode="drop"),
+            logp=decoded.logp.at[place].set(by_row(wave.logp), mode="drop"),
+            length=decoded.length.at[user, flat].add(rows(wave.length), mode="drop"),
+            stopped=decoded.stopped.at[user, flat].max(was_alive & ~is_alive, mode="drop"),
+            last=decoded.last.at[user, flat].set(rows(wave.hidden), mode="drop"),
         ),
     )
 
 
 def most_alive(lanes: Lanes) -> Array:
-    """int32 []: living rows of the user who has most of them."""
+    """int32 []: the largest number of rows that a user still has to decode."""
     return jnp.max(jnp.sum(lanes.alive, axis=(1, 2), dtype=jnp.int32))
 
 
-def compact(before: Before, lanes: Lanes, width: int) -> tuple[Before, Lanes]:
-    """Keep `width` lanes per user: living rows in their order, then empty lanes. Needs `most_alive` <= width."""
+def compact(prompts: PromptCache, lanes: Lanes, width: int) -> tuple[PromptCache, Lanes]:
+    """Keep `width` lanes per user: unfinished rows in their order, then empty lanes. Needs `most_alive` <= width."""
     users, items, forks = lanes.row.shape
     alive = lanes.alive.reshape(users, -1)
     lane = jnp.argsort(~alive, axis=1, stable=True)[:, :width]  # [U, W]
     kept = jnp.take_along_axis(alive, lane, axis=1)
     flat = lambda x: _take(x.reshape(users, items * forks, *x.shape[3:]), lane)[:, :, None]  # noqa: E731
-    row = jnp.where(kept[..., None], flat(lanes.row), lanes.said.tokens.shape[1])
+    row = jnp.where(kept[..., None], flat(lanes.row), lanes.decoded.tokens.shape[1])
 
     def by_item(x: Array) -> Array:  # [U, A, ...] -> [U, W, ...]
         return _take(x, lane // forks)
@@ -260,11 +275,13 @@ def compact(before: Before, lanes: Lanes, width: int) -> tuple[Before, Lanes]:
         return jnp.take_along_axis(x, (lane // forks)[:, None, :, None, None, None], axis=2)
 
     suffix = KeyValues(
-        k=tuple(map(shared, before.suffix.k)), v=tuple(map(shared, before.suffix.v)), valid=by_item(before.suffix.valid)
+        k=tuple(map(shared, prompts.suffix.k)),
+        v=tuple(map(shared, prompts.suffix.v)),
+        valid=by_item(prompts.suffix.valid),
     )
-    keys = None if before.keys is None else flat(before.keys)
+    keys = None if prompts.keys is None else flat(prompts.keys)
     return (
-        replace(before, suffix=suffix, length=by_item(before.length), keys=keys),
+        replace(prompts, suffix=suffix, length=by_item(prompts.length), keys=keys),
         replace(
             lanes,
             row=row,
@@ -279,18 +296,18 @@ def compact(before: Before, lanes: Lanes, width: int) -> tuple[Before, Lanes]:
 
 
 def merge(lanes: Lanes, past_tokens: int) -> Lanes:
-    """Put the keys and values of the last wave behind those of the waves before it.
+    """Append the keys and values of the last wave to those of earlier waves.
 
     Args:
         lanes: after a wave that wrote all its tokens.
-        past_tokens: room to make for them, at least `lanes.t`.
+        past_tokens: length of the resulting cache, at least `lanes.t`.
     """
-    rows, more = [(0, 0)] * 4, (0, past_tokens - lanes.v[0].shape[4])
-    at = lanes.t - lanes.new_v[0].shape[4]
+    rows, growth = [(0, 0)] * 4, (0, past_tokens - lanes.v[0].shape[4])
+    offset = lanes.t - lanes.new_v[0].shape[4]
 
     def join(old: Array, new: Array, axis: int) -> Array:
-        room = jnp.pad(old, [*rows, (0, 0), more] if axis == 5 else [*rows, more, (0, 0)])
-        return jax.lax.dynamic_update_slice_in_dim(room, new, at, axis)
+        longer = jnp.pad(old, [*rows, (0, 0), growth] if axis == 5 else [*rows, growth, (0, 0)])
+        return jax.lax.dynamic_update_slice_in_dim(longer, new, offset, axis)
 
     return replace(
         lanes,
@@ -299,13 +316,13 @@ def merge(lanes: Lanes, past_tokens: int) -> Lanes:
     )
 
 
-def finish(params: Params, said: Said, *, items: int) -> Rollout:
-    """All that was said, as [U, N, G, ...]; rows that are still alive were cut off."""
+def finish(params: Params, decoded: DecodedRows, *, items: int) -> Rollout:
+    """The decoded rows as [U, N, G, ...]. Rows that have not stopped are truncated."""
     fold: Any = lambda x: x.reshape(x.shape[0], items, x.shape[1] // items, *x.shape[2:])  # noqa: E731
-    rationales = Rationales(tokens=fold(said.tokens), length=fold(said.length), stopped=fold(said.stopped))
-    return Rollout(rationales=rationales, logp=fold(said.logp), scores=fold(scores(params, said.last)))
+    rationales = Rationales(tokens=fold(decoded.tokens), length=fold(decoded.length), stopped=fold(decoded.stopped))
+    return Rollout(rationales=rationales, logp=fold(decoded.logp), scores=fold(scores(params, decoded.last)))
 
 
 def _take(x: Array, index: Array) -> Array:
-    """x [U, A, ...] at index [U, W] -> [U, W, ...]; also of PRNG keys."""
+    """x [U, A, ...] at index [U, W] -> [U, W, ...]; x may hold PRNG keys."""
     return jax.vmap(lambda a, i: a[i])(x, index)

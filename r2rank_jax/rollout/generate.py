@@ -1,8 +1,9 @@
-"""The rollout: waves of decoding on the device, and between them a look at which rows still live.
+"""The rollout: waves of decoding on the device, and compaction between them.
 
-Rationales differ in length, so soon most lanes would decode nothing. After each wave the host reads one number, the
-living rows of the user who has most of them; if they fit into fewer lanes, they move there, and the cache grows to what
-the next wave needs. Widths and cache lengths come in few sizes, so that few programs are compiled.
+Rationales differ in length, so after a while most lanes would decode nothing. After each wave the host reads one
+number, the largest number of unfinished rows of any user. If they fit into fewer lanes they move there, and the cache
+grows to the length that the next wave needs. Widths and cache lengths come in few sizes, so that few programs are
+compiled.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from jax.sharding import Mesh
 
 from r2rank_jax.config import ModelConfig, RunConfig
 from r2rank_jax.model.adapters import without_adapters
-from r2rank_jax.rollout.decoding import Before, Lanes, Rollout, compact, decode, finish, merge, most_alive, start
+from r2rank_jax.rollout.decoding import Lanes, PromptCache, Rollout, compact, decode, finish, merge, most_alive, start
 from r2rank_jax.rollout.sampling import row_keys
 from r2rank_jax.sharding import on_lanes, users, weights_for_decoding
 from r2rank_jax.types import Array, ListBatch, Params
 
-# Narrower batches than this do not decode faster.
+# Batches narrower than this do not decode faster.
 NARROWEST = 8
 
 
@@ -38,55 +39,55 @@ def generate(
     stop_token: int,
     temperature: float = 1.0,
 ) -> Rollout:
-    """Write `rationales` rationales per item in one go: a pure function, to be jitted whole.
+    """Write `rationales` rationales per item in one wave: a pure function that is jitted as a whole.
 
     Args:
         config: shape of the model.
         params: its parameters.
         batch: prompts; masked items are not decoded.
-        key: PRNG key of this run and step, or None for the most likely token each time.
+        key: PRNG key of this run and step, or None for greedy decoding.
         rationales: G.
-        max_tokens: T; a row without a stop token by then is truncated (`stopped` False). 0: nothing is said, and the
-            head reads the last token of each item.
-        stop_token: its log-probability counts, nothing after it does.
-        temperature: of the sampling, and of the log-probabilities returned.
+        max_tokens: T. A row without a stop token by then is truncated (`stopped` is False). With 0, rationales are
+            empty and the head reads the last token of each item.
+        stop_token: ends a rationale. Its log-probability counts; tokens after it do not.
+        temperature: of the sampling and of the returned log-probabilities.
     """
     keys = None if key is None else row_keys(key, batch.user, batch.items, rationales)
     sizes = {"rationales": rationales, "max_tokens": max_tokens, "wave_tokens": max_tokens}
-    before, lanes = start(config, params, batch, keys, **sizes)
+    prompts, lanes = start(config, params, batch, keys, **sizes)
     if max_tokens:
-        lanes = decode(config, params, before, lanes, stop_token=stop_token, temperature=temperature)
-    return finish(params, lanes.said, items=batch.items.shape[1])
+        lanes = decode(config, params, prompts, lanes, stop_token=stop_token, temperature=temperature)
+    return finish(params, lanes.decoded, items=batch.items.shape[1])
 
 
 def widths(rows: int) -> list[int]:
-    """Lanes per user that programs are compiled for, widest first: halves, down to `NARROWEST`."""
-    found = [rows]
-    while found[-1] >= 2 * NARROWEST:
-        found.append(-(-found[-1] // 2))
-    return found
+    """Numbers of lanes per user that programs are compiled for: halved repeatedly, down to `NARROWEST`."""
+    sizes = [rows]
+    while sizes[-1] >= 2 * NARROWEST:
+        sizes.append(-(-sizes[-1] // 2))
+    return sizes
 
 
 def past_sizes(max_tokens: int, wave_tokens: int) -> list[int]:
-    """Tokens of earlier waves that programs are compiled for: none, one wave, doubled up to all but the last wave."""
+    """Cache lengths that programs are compiled for: 0, one wave, then doubled, up to all waves but the last."""
     most = max(max_tokens - 1, 0) // wave_tokens * wave_tokens
-    found = [0, *([wave_tokens] if most else [])]
-    while found[-1] < most:
-        found.append(min(2 * found[-1], most))
-    return found
+    sizes = [0, *([wave_tokens] if most else [])]
+    while sizes[-1] < most:
+        sizes.append(min(2 * sizes[-1], most))
+    return sizes
 
 
 class Generator:
-    """`generate` in waves, for one mesh and one set of settings; it says the same.
+    """`generate` in waves, for one mesh and one set of settings. Its rationales equal those of `generate`.
 
     Args:
-        mesh: users are split over it.
+        mesh: users are split over its devices.
         config: shape of the model.
         rationales: G.
         max_tokens: T.
         stop_token: ends a rationale.
         temperature: of the sampling.
-        wave_tokens: tokens between two looks at what has ended.
+        wave_tokens: tokens that are decoded between two compactions.
     """
 
     def __init__(
@@ -105,19 +106,19 @@ class Generator:
         self._max_tokens = max_tokens
         self._pasts = past_sizes(max_tokens, self._wave_tokens)
         self._weights = weights_for_decoding(mesh, config)
-        config = without_adapters(config)  # those are merged into the weights for decoding
+        config = without_adapters(config)  # adapters are merged into the weights for decoding
         self._programs: dict[Any, jax.stages.Compiled] = {}
         self._results: dict[Any, Any] = {}
 
-        # The functions that are compiled, each for few shapes and static sizes.
-        def begin(params: Params, batch: ListBatch, keys: Array | None) -> tuple[Before, Lanes, Array]:
+        # The compiled functions, each for few shapes and static sizes.
+        def begin(params: Params, batch: ListBatch, keys: Array | None) -> tuple[PromptCache, Lanes, Array]:
             sizes = {"rationales": rationales, "max_tokens": max_tokens, "wave_tokens": self._wave_tokens}
-            before, lanes = start(config, params, batch, keys, **sizes)
-            return before, lanes, most_alive(lanes)
+            prompts, lanes = start(config, params, batch, keys, **sizes)
+            return prompts, lanes, most_alive(lanes)
 
-        def wave(params: Params, before: Before, lanes: Lanes) -> tuple[Lanes, Array]:
+        def wave(params: Params, prompts: PromptCache, lanes: Lanes) -> tuple[Lanes, Array]:
             settings: dict[str, Any] = {"stop_token": stop_token, "temperature": temperature}
-            lanes = decode(config, params, before, lanes, **settings)
+            lanes = decode(config, params, prompts, lanes, **settings)
             return lanes, most_alive(lanes)
 
         self._begin, self._wave = begin, wave
@@ -132,36 +133,43 @@ class Generator:
             params: the policy.
             batch: prompts.
             key: PRNG key of this run and step.
-            keys: [U, N, G], instead of those that `row_keys` folds out of `key`. Without either the most likely token
-                is taken each time.
+            keys: [U, N, G], used instead of those that `row_keys` folds out of `key`. Without `key` and `keys`,
+                decoding is greedy.
         """
         if keys is None and key is not None:
             keys = self._row_keys(key, batch)
-        # Programs whose collectives wait side by side can keep many CPU devices on few cores from ever meeting.
+        # Collectives of programs that are queued together can deadlock many CPU devices on few cores.
         weights = jax.block_until_ready(self._weights(params))
-        before, lanes, living = self._run(self._begin, weights, batch, keys)
-        for said in range(0, self._max_tokens, self._wave_tokens):
-            live = int(living)
+        prompts, lanes, alive = self._run(self._begin, weights, batch, keys)
+        for past in range(0, self._max_tokens, self._wave_tokens):
+            live = int(alive)
             if not live:
                 break
-            if said:
-                before, lanes = self._fit(before, lanes, live, said)
-            lanes, living = self._run(self._wave, weights, before, lanes)
-        return self._run(finish, weights, lanes.said, items=batch.items.shape[1])
+            if past:
+                prompts, lanes = self._fit(prompts, lanes, live, past)
+            lanes, alive = self._run(self._wave, weights, prompts, lanes)
+        return self._run(finish, weights, lanes.decoded, items=batch.items.shape[1])
 
-    def _fit(self, before: Before, lanes: Lanes, live: int, said: int) -> tuple[Before, Lanes]:
-        """Move the living rows to as few lanes as hold them, and make room for what they said."""
-        for width in widths(lanes.said.length.shape[1]):
-            if live <= width < _width(lanes):  # step by step: fewer programs than from every width to every other
-                before, lanes = self._run(compact, before, lanes, width=width)
-        return before, self._run(merge, lanes, past_tokens=self._room(said))
+    def _fit(self, prompts: PromptCache, lanes: Lanes, live: int, past: int) -> tuple[PromptCache, Lanes]:
+        """Move unfinished rows to the smallest sufficient number of lanes, and append the last wave to the cache.
 
-    def _room(self, said: int) -> int:
-        """Slots for what earlier waves said, in one of few sizes."""
-        return min(size for size in self._pasts if size >= said)
+        Args:
+            prompts: of the present lanes.
+            lanes: after a wave.
+            live: the largest number of unfinished rows of any user.
+            past: tokens decoded so far.
+        """
+        for width in widths(lanes.decoded.length.shape[1]):
+            if live <= width < _width(lanes):  # one halving at a time, which needs fewer programs
+                prompts, lanes = self._run(compact, prompts, lanes, width=width)
+        return prompts, self._run(merge, lanes, past_tokens=self._past_size(past))
+
+    def _past_size(self, past: int) -> int:
+        """The smallest compiled cache length for `past` tokens."""
+        return min(size for size in self._pasts if size >= past)
 
     def warm_up(self, params: Params, batch: ListBatch, *, sampled: bool) -> int:
-        """Compile everything that batches of this shape can come to need, side by side.
+        """Compile all programs that batches of this shape can need, in parallel.
 
         Args:
             params: the policy, or its abstract leaves.
@@ -169,54 +177,56 @@ class Generator:
             sampled: False = greedy.
 
         Returns:
-            The number of programs that are ready.
+            The number of compiled programs.
         """
         weights, keys = self._abstract_inputs(params, batch, sampled=sampled)
-        wanted: dict[Any, tuple[Any, ...]] = {}
+        requests: dict[Any, tuple[Any, ...]] = {}
 
-        def want(f: Callable[..., Any], *args: Any, **static: int) -> Any:
-            wanted[_name(f, args, static)] = (f, args, static)
+        def request(f: Callable[..., Any], *args: Any, **static: int) -> Any:
+            requests[_name(f, args, static)] = (f, args, static)
             return self._abstract(f, args, static)
 
-        before, lanes, _ = want(self._begin, weights, batch, keys)
-        want(finish, weights, lanes.said, items=batch.items.shape[1])
+        prompts, lanes, _ = request(self._begin, weights, batch, keys)
+        request(finish, weights, lanes.decoded, items=batch.items.shape[1])
         sizes = widths(_width(lanes))
-        ready = {sizes[0]: (before, lanes)}
-        for said in range(0, self._max_tokens, self._wave_tokens):
-            for here in ready.values():
-                want(self._wave, weights, *here)
-            if said + self._wave_tokens < self._max_tokens:
+        ready = {sizes[0]: (prompts, lanes)}
+        for past in range(0, self._max_tokens, self._wave_tokens):
+            for state in ready.values():
+                request(self._wave, weights, *state)
+            if past + self._wave_tokens < self._max_tokens:
                 for width, narrower in itertools.pairwise(sizes):
-                    fewer = want(compact, *ready[width], width=narrower)
+                    fewer = request(compact, *ready[width], width=narrower)
                     ready.setdefault(narrower, fewer)
-                room = self._room(said + self._wave_tokens)
-                ready = {width: (b, want(merge, x, past_tokens=room)) for width, (b, x) in ready.items()}
+                size = self._past_size(past + self._wave_tokens)
+                ready = {width: (b, request(merge, x, past_tokens=size)) for width, (b, x) in ready.items()}
         with ThreadPoolExecutor() as pool:  # XLA compiles outside of Python's lock
-            list(pool.map(lambda each: self._program(*each), wanted.values()))
+            list(pool.map(lambda each: self._program(*each), requests.values()))
         return len(self._programs)
 
     def lower_largest(self, params: Params, batch: ListBatch) -> dict[str, jax.stages.Lowered]:
-        """The programs of a sampled rollout that need most memory: all rows live to the end.
+        """Lower the programs of a sampled rollout that need most memory: no row stops before T.
 
         Args:
             params: abstract leaves of the policy.
             batch: abstract leaves of the prompts.
 
         Returns:
-            The start, the last merge and the last wave at full width (as far as there are any), and the end.
+            "rollout start", "rollout finish", and at full width the last "rollout merge" and "rollout wave", if any.
         """
         weights, keys = self._abstract_inputs(params, batch, sampled=True)
-        before, lanes, _ = self._abstract(self._begin, (weights, batch, keys), {})
-        found = {"rollout start": self._lower(self._begin, (weights, batch, keys), {})}
+        prompts, lanes, _ = self._abstract(self._begin, (weights, batch, keys), {})
+        programs = {"rollout start": self._lower(self._begin, (weights, batch, keys), {})}
         for past in self._pasts[1:]:
-            found["rollout merge"] = self._lower(merge, (lanes,), {"past_tokens": past})
+            programs["rollout merge"] = self._lower(merge, (lanes,), {"past_tokens": past})
             lanes = self._abstract(merge, (lanes,), {"past_tokens": past})
         if self._max_tokens:
-            found["rollout wave"] = self._lower(self._wave, (weights, before, lanes), {})
-        return found | {"rollout finish": self._lower(finish, (weights, lanes.said), {"items": batch.items.shape[1]})}
+            programs["rollout wave"] = self._lower(self._wave, (weights, prompts, lanes), {})
+        return programs | {
+            "rollout finish": self._lower(finish, (weights, lanes.decoded), {"items": batch.items.shape[1]})
+        }
 
     def _abstract_inputs(self, params: Params, batch: ListBatch, *, sampled: bool) -> tuple[Params, Any]:
-        """Weights and keys of a rollout without their values, if `params` has none."""
+        """Weights and keys of a rollout; without values if `params` is abstract."""
         weights = jax.eval_shape(self._weights, params) if _is_abstract(params) else self._weights(params)
         if not sampled:
             return weights, None
@@ -227,7 +237,7 @@ class Generator:
         return self._program(f, args, static)(*args)
 
     def _program(self, f: Callable[..., Any], args: tuple[Any, ...], static: dict[str, int]) -> jax.stages.Compiled:
-        """`f` compiled for these shapes, now or before."""
+        """`f` compiled for these shapes, from the cache if possible."""
         name = _name(f, args, static)
         if name not in self._programs:
             self._programs[name] = self._lower(f, args, static).compile()
@@ -235,14 +245,14 @@ class Generator:
 
     def _lower(self, f: Callable[..., Any], args: tuple[Any, ...], static: dict[str, int]) -> jax.stages.Lowered:
         out = jax.tree.map(lambda x: x.sharding, self._abstract(f, args, static))
-        # A wave's caches become the next ones; nobody else looks at them.
+        # The caches of a wave are reused for the next one and are not read anywhere else.
         donated = 2 if f is self._wave else ()
         return jax.jit(partial(f, **static), out_shardings=out, donate_argnums=donated).lower(*args)
 
     def _abstract(self, f: Callable[..., Any], args: tuple[Any, ...], static: dict[str, int]) -> Any:
-        """Shapes, types and shardings of what `f` returns."""
+        """Shapes, dtypes and shardings of the results of `f`."""
         name = _name(f, args, static)
-        if name not in self._results:  # a deep model takes long to trace
+        if name not in self._results:  # tracing a deep model takes long
             self._results[name] = on_lanes(self._mesh, jax.eval_shape(partial(f, **static), *args))
         return self._results[name]
 

@@ -1,4 +1,4 @@
-"""Which token comes next, from random numbers that belong to the row and not to its place in a batch."""
+"""Sampling of tokens with random numbers that depend on the row, not on its place in a batch."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from r2rank_jax.types import Array
 
 
 def row_keys(key: Array, user: Array, items: Array, groups: int) -> Array:
-    """One key per rationale from (seed and step in `key`, user id, item id, g).
+    """One key per rationale, folded from `key` (seed and step), the user id, the item id, and g.
 
-    The item's id, not its slot, so that permuting the candidates permutes the rationales and changes nothing else.
+    The item's id is used, not its slot, so that permuting the candidates permutes the rationales and changes nothing
+    else.
 
     Args:
         key: a PRNG key of this run and step.
@@ -31,16 +32,16 @@ def row_keys(key: Array, user: Array, items: Array, groups: int) -> Array:
 
 
 def sample_token(keys: Array, logits: Array, t: Array) -> Array:
-    """Draw one token per row: first a block of tokens by the Gumbel-max trick, then a token of that block by another.
+    """Sample one token per row: first a block of tokens, then a token of that block, both by the Gumbel-max trick.
 
-    Two short draws cost about 2·√V random numbers instead of V; on CPU the noise would cost more than the model.
-    Inverting the distribution function would need a single one, but it has V steps for rounding to fall over: the same
-    prompt in another batch then said something else now and then (docs/performance.md).
+    Two short draws need about 2·√V random numbers instead of V; on CPU, V of them would cost more than the model.
+    Inverting the cumulative distribution would need only one, but its V sums round differently in different batches, so
+    that the same prompt sometimes got another token (docs/performance.md).
 
     Args:
         keys: [U, N, G] from `row_keys`.
         logits: float32 [U, N, G, V], already divided by the temperature.
-        t: int32 [], the place in the rationale.
+        t: int32 [], the position in the rationale.
     """
     size = logits.shape[-1]
     block = 2 ** math.ceil(math.log2(size) / 2)
@@ -53,7 +54,7 @@ def sample_token(keys: Array, logits: Array, t: Array) -> Array:
     padded = jnp.pad(logits, [(0, 0)] * 3 + [(0, blocks * block - size)], constant_values=-jnp.inf)
     padded = padded.reshape(*logits.shape[:-1], blocks, block)
     peak = jnp.max(padded, axis=(-2, -1), keepdims=True)
-    mass = jnp.log(jnp.sum(jnp.exp(padded - peak), axis=-1))  # -inf for a block without any mass: never drawn
+    mass = jnp.log(jnp.sum(jnp.exp(padded - peak), axis=-1))  # -inf for a block without mass, which is never sampled
     chosen = jnp.argmax(mass + gumbel[..., :blocks], axis=-1)
     inside = jnp.take_along_axis(padded, chosen[..., None, None], axis=-2)[..., 0, :]
     token = chosen * block + jnp.argmax(inside + gumbel[..., blocks:], axis=-1)

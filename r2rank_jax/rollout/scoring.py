@@ -1,4 +1,4 @@
-"""Scoring lists for ranking: one greedy rationale per item, then the head's number."""
+"""Scores of lists for ranking: one greedy rationale per item, then the score of the head."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Scorer = Callable[[Params, ListBatch], tuple[np.ndarray, np.ndarray]]
 
 
 def make_scorer(mesh: Mesh, config: RunConfig, stop_token: int) -> Scorer:
-    """(params, batch) -> scores float32 [U, N] and greedy rationales int32 [U, N, T], whole on every process."""
+    """(params, batch) -> scores float32 [U, N] and greedy rationales int32 [U, N, T], gathered on every process."""
     generator = Generator(
         mesh,
         config.model,
@@ -29,8 +29,8 @@ def make_scorer(mesh: Mesh, config: RunConfig, stop_token: int) -> Scorer:
     )
 
     def score(params: Params, batch: ListBatch) -> tuple[np.ndarray, np.ndarray]:
-        spoken = generator(params, batch, None)
-        return gather(mesh, (spoken.scores[:, :, 0], spoken.rationales.tokens[:, :, 0]))
+        rollout = generator(params, batch, None)
+        return gather(mesh, (rollout.scores[:, :, 0], rollout.rationales.tokens[:, :, 0]))
 
     return score
 
@@ -40,29 +40,29 @@ def score_lists(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Score every real list of some batches, in order.
 
-    Items are read in the order of their ids and put back after: each is scored on its own, but rows of one matrix
-    product may round differently by place, and the scores of a permuted list must be the permuted scores exactly.
+    Items are sorted by id before scoring and put back afterwards. Each item is scored on its own, but rows of a matrix
+    product may round differently by position, and the scores of a permuted list must be exactly the permuted scores.
 
     Args:
         scorer: from `make_scorer`.
         mesh: the scorer's.
         params: the policy.
-        batches: this process's rows of each batch; lists with user -1 are padding.
+        batches: the rows of each batch that this process holds; lists with user -1 are padding.
 
     Returns:
         scores float32 [lists, N] and rationales int32 [lists, N, T].
     """
-    found: list[tuple[np.ndarray, np.ndarray]] = []
+    results: list[tuple[np.ndarray, np.ndarray]] = []
     for batch in batches:
         order = np.argsort(np.asarray(batch.items), axis=1, kind="stable")
         sorted_batch = to_mesh(mesh, _permute_items(batch, order))
         scores, tokens = scorer(params, sorted_batch)
         order, user = gather(mesh, to_mesh(mesh, (order, np.asarray(batch.user))))
-        back, real = np.argsort(order, axis=1), user >= 0
-        scores = np.take_along_axis(scores, back, axis=1)
-        tokens = np.take_along_axis(tokens, back[..., None], axis=1)
-        found.append((scores[real], tokens[real]))
-    return np.concatenate([s for s, _ in found]), np.concatenate([t for _, t in found])
+        inverse, real = np.argsort(order, axis=1), user >= 0
+        scores = np.take_along_axis(scores, inverse, axis=1)
+        tokens = np.take_along_axis(tokens, inverse[..., None], axis=1)
+        results.append((scores[real], tokens[real]))
+    return np.concatenate([s for s, _ in results]), np.concatenate([t for _, t in results])
 
 
 def _permute_items(batch: ListBatch, order: np.ndarray) -> ListBatch:

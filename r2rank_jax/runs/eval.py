@@ -19,6 +19,7 @@ import numpy as np
 from r2rank_jax.checkpoint import load_policy, sealed_steps
 from r2rank_jax.config import RunConfig, to_json
 from r2rank_jax.data.prepared.dataset import CandidateLists
+from r2rank_jax.data.prompts.templates import find_template
 from r2rank_jax.evaluation.baselines import item_knn_scores, popularity_scores, random_scores
 from r2rank_jax.evaluation.metrics import per_user_metrics
 from r2rank_jax.evaluation.results import Provenance, build_results, results_table, write_results
@@ -28,6 +29,7 @@ from r2rank_jax.runs.inputs import Inputs, held_out_metrics, open_inputs
 from r2rank_jax.runs.log import say
 from r2rank_jax.runs.starting_model import read_run_tokenizer
 from r2rank_jax.sharding import abstract_params, make_mesh
+from r2rank_jax.train.objectives import check
 
 PHASES = ("sft", "sft_continued", "rl")
 PAIRS = (
@@ -42,6 +44,7 @@ PAIRS = (
 
 def run(config: RunConfig, run_dir: Path) -> None:
     """Evaluate the baselines and every finished phase of `run_dir` on the test lists."""
+    check(config)
     mesh = make_mesh(config.mesh)
     inputs = open_inputs(config, read_run_tokenizer(run_dir))
     lists = inputs.dataset.candidate_lists("test")
@@ -49,7 +52,9 @@ def run(config: RunConfig, run_dir: Path) -> None:
     # -- baselines: training interactions and histories, no labels --------------------------------------------------
     say(f"eval: {len(lists.user)} held-out users, {lists.items.shape[1]} candidates each")
     systems = {
-        name: per_user_metrics(scores, lists.labels, None, config.evaluation.ks, seed=config.seed)
+        name: per_user_metrics(
+            scores, lists.labels, None, config.evaluation.ks, seed=config.seed, reward=config.rl.reward
+        )
         for name, scores in _baselines(inputs, lists).items()
     }
 
@@ -79,6 +84,7 @@ def run(config: RunConfig, run_dir: Path) -> None:
         config=config.evaluation,
         candidate_items=lists.items.shape[1] if np.all(np.sum(lists.labels > 0, axis=1) <= 1) else None,
         seed=config.seed,
+        reward=config.rl.reward,
         provenance=Provenance(
             data_hash=inputs.dataset.data_hash,
             candidate_hash=inputs.dataset.candidate_hash,
@@ -134,6 +140,7 @@ def _write_rationales(
 ) -> None:
     """What each policy said of each candidate, for a seeded choice of users."""
     data, config = inputs.dataset, inputs.config
+    template = find_template(config.data.template)
     count = min(config.evaluation.report_users, len(lists.user))
     chosen = np.sort(np.random.default_rng(config.seed).permutation(len(lists.user))[:count])
     with replacing_file(path) as partial, partial.open("w", encoding="utf-8") as file:
@@ -143,14 +150,18 @@ def _write_rationales(
             record = {
                 "user": user,
                 "history": [
-                    {"title": data.items.title[i], "year": data.items.year[i], "rating": float(r)}
+                    {
+                        "title": template.title_or_missing(data.items.title[i]),
+                        "year": data.items.year[i],
+                        "rating": float(r),
+                    }
                     for i, r in zip(data.item[history], data.rating[history])
                 ],
                 "truth": int(lists.items[row][np.argmax(lists.labels[row])]),
                 "candidates": [
                     {
                         "item": int(item),
-                        "title": data.items.title[item],
+                        "title": template.title_or_missing(data.items.title[item]),
                         "year": data.items.year[item],
                         "genres": list(data.items.genres[item]),
                         "label": int(label),

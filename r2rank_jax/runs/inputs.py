@@ -77,5 +77,7 @@ def held_out_metrics(
         process_count=part.parts,
     )
     scores, tokens = score_lists(scorer, mesh, params, batches)
-    metrics = per_user_metrics(scores, lists.labels, None, config.evaluation.ks, seed=config.seed)
+    metrics = per_user_metrics(
+        scores, lists.labels, None, config.evaluation.ks, seed=config.seed, reward=config.rl.reward
+    )
     return metrics, scores, tokens

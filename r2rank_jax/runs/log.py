@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from tensorboardX import SummaryWriter
 
 from r2rank_jax.files.atomic import replacing_file
+from r2rank_jax.report.records import LoggedStep
 
 
 class RunLog:
@@ -55,8 +56,8 @@ class RunLog:
         if not self._active:
             return
         values = {name: float(value) for name, value in values.items()}
-        record = {"phase": self._phase, "step": step, "wall_s": round(self.wall_s, 3), **values}
-        self._file.write(json.dumps(record) + "\n")
+        record = LoggedStep(self._phase, step, self.wall_s, values)
+        self._file.write(json.dumps(record.to_json()) + "\n")
         self._file.flush()
         for name, value in values.items():
             self._events.add_scalar(name, value, step)

@@ -10,21 +10,23 @@ from jax.experimental import multihost_utils
 
 from r2rank_jax.config import RunConfig
 from r2rank_jax.runs.log import say
-from r2rank_jax.train.memory import GIB, held_bytes, update_budget
+from r2rank_jax.train.memory.chunk_choice import GIB, update_budget
+from r2rank_jax.train.memory.gradients import held_bytes
 
 
 def choose_budget(config: RunConfig) -> RunConfig:
-    """Resolve `compute.update_gib`: half of what parameters, optimizer and gradients leave free on the device that has
-    least; in several processes, all call this and come to the same number, on which their programs depend.
+    """Resolve `compute.update_gib`: half of what parameters, optimizer and gradients leave free on the fullest device.
+
+    All processes of a run call this and arrive at the same number, since their programs depend on it.
 
     Returns:
-        `config` itself where a budget is set or the devices do not say what they have.
+        `config` itself where a budget is set or the devices do not report their memory.
     """
     if config.compute.update_gib is not None:
         return config
     stats = jax.local_devices()[0].memory_stats() or {}
-    here = np.array(stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0), np.float64)
-    free = float(np.min(multihost_utils.process_allgather(here)))
+    own_free = np.array(stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0), np.float64)
+    free = float(np.min(multihost_utils.process_allgather(own_free)))
     if free <= 0:
         return config
     platform = jax.default_backend()

@@ -1,7 +1,7 @@
-"""`r2rank rl`: let NDCG teach the head and the reasoning.
+"""`r2rank rl`: let the reward of rankings, NDCG by default, teach the head and the reasoning.
 
 Each step: the policy writes G rationales for every item of every user; the head turns each into a score; a
-Plackett-Luce model turns the scores of a list into a distribution over rankings, whose expected NDCG is the list's
+Plackett-Luce model turns the scores of a list into a distribution over rankings, whose expected reward is the list's
 value V(s). V's own gradient teaches the head, and the backbone behind it; what each rationale did for V becomes its
 advantage, and PPO teaches the reasoning, held near the SFT policy by a KL term.
 """
@@ -28,6 +28,7 @@ from r2rank_jax.runs.log import RunLog, say
 from r2rank_jax.runs.starting_model import read_run_tokenizer
 from r2rank_jax.sharding import abstract_lists, abstract_params, gather, make_mesh, part_of_batch, to_mesh
 from r2rank_jax.train.calibration import best_scale
+from r2rank_jax.train.objectives import check
 from r2rank_jax.train.rl_step import CALIBRATION, ROLLOUT, make_rl_steps
 from r2rank_jax.train.state import abstract_state, fresh_state, learning_rate, start_from
 from r2rank_jax.types import Array, ListBatch, Params
@@ -37,6 +38,7 @@ CALIBRATION_BATCHES = 16
 
 def run(config: RunConfig, run_dir: Path) -> None:
     """Train the phase "rl" in `run_dir` from its finished "sft"; run again, it resumes."""
+    check(config)
     rl = config.rl
     mesh = make_mesh(config.mesh)
 

@@ -29,18 +29,20 @@ from r2rank_jax.runs.inputs import held_out_metrics, open_inputs, record_config
 from r2rank_jax.runs.log import RunLog, say
 from r2rank_jax.runs.starting_model import adopt, read_run_tokenizer, starting_params
 from r2rank_jax.sharding import abstract_params, make_mesh, part_of_batch, to_mesh
+from r2rank_jax.train.objectives import check
 from r2rank_jax.train.sft_step import make_sft_step
 from r2rank_jax.train.state import abstract_state, fresh_state, learning_rate, start_from
 
 
 def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
     """Train the phase "sft" (or "sft_continued") in `run_dir`; run again, it resumes."""
+    check(config)
     phase = "sft_continued" if continued else "sft"
     mesh = make_mesh(config.mesh)
 
     # -- data: traces, and a tokenizer: the imported model's, or one that is trained on them once -------------------
     dataset = load(Path(config.data.directory), config.data.split)
-    traces = read_traces(Path(config.data.traces), dataset)
+    traces = read_traces(Path(config.data.traces), dataset, config.data.template)
     if not continued and jax.process_index() == 0:
         _provide_tokenizer(config, run_dir, dataset, traces)
     _wait_for_everyone()

@@ -1,1 +1,1 @@
-"""Losses, the train state and the two training steps."""
+"""Losses, the train state, and the training steps of SFT and RL."""

@@ -1,7 +1,7 @@
 """The scale of the scores before RL starts.
 
-After SFT the head is over-confident on the policy's own rationales: it learned on the teacher's. Dividing that out
-gives RL a value V(s) with useful gradients from its first step. The ranking itself does not change.
+The head was trained on the teacher's rationales, so after SFT it is overconfident on the policy's own. Rescaling the
+scores gives RL a value V(s) with useful gradients from its first step. The ranking does not change.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import numpy as np
 
 
 def best_scale(scores: np.ndarray, labels: np.ndarray) -> float:
-    """The factor c that minimises the listwise cross-entropy of c · scores (temperature scaling, Guo et al. 2017).
+    """The factor c that minimizes the listwise cross-entropy of c · scores (temperature scaling, Guo et al. 2017).
 
     Args:
         scores: [lists, N], every item real.
-        labels: [lists, N]; lists without a relevant item are left out.
+        labels: [lists, N]; lists without a relevant item are ignored.
 
     Returns:
-        c in [1/100, 100]; the loss is convex in c, so a golden-section search on log c finds it to 0.1%.
+        c in [1/100, 100], accurate to 0.1%. The loss is convex in c, so a golden-section search on log c finds it.
     """
     relevant = labels.sum(axis=1) > 0
     scores = np.asarray(scores, np.float64)[relevant]

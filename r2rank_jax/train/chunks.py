@@ -1,12 +1,12 @@
-"""Losses over lists and their gradients, reading some items at a time.
+"""Losses over lists and their gradients, with some items read at a time.
 
-A user's prefix is read once. The rationales on top of it are read, differentiated and forgotten a few items at a time,
-while gradients of the parameters and of the prefix's keys and values add up in float32; then the latter go back through
-the prefix once. Exact, with the memory of one chunk.
+A user's prefix is read once. The rationales that follow it are read, differentiated and dropped a few items at a time,
+while the gradients of the parameters and of the prefix's keys and values are summed in float32. The gradient of the
+keys and values then goes back through the prefix once. The result is exact, with the memory of one chunk.
 
-A list's scores meet in one loss, so a chunk cannot know its scores' gradient by itself. That gradient is small,
-[U, N, G], and is taken first, at scores that the rollout already knows or that one forward pass finds (as
-GradCache does for contrastive losses, Gao et al. 2021); each chunk then pulls its part of it back.
+All scores of a list meet in one loss, so a chunk alone cannot compute the gradient of its scores. That gradient is
+small, [U, N, G], and is computed first, at scores that the rollout has returned or that one forward pass computes (as
+in GradCache for contrastive losses, Gao et al. 2021). Each chunk then propagates its part of it.
 """
 
 from __future__ import annotations
@@ -17,140 +17,154 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax.sharding import Mesh
 
-from r2rank_jax.config import ModelConfig, Trained
 from r2rank_jax.model.forward import Judgement, prefix_forward, read_rationales
 from r2rank_jax.model.transformer import in_compute_dtype
 from r2rank_jax.model.transformer import scores as scores_of
 from r2rank_jax.sharding import sum_over_users
-from r2rank_jax.train.trained import join, split
+from r2rank_jax.train.context import UpdateContext
+from r2rank_jax.train.trainable import join_params, split_params
 from r2rank_jax.types import OF_ITEMS, OF_USERS, Array, KeyValues, ListBatch, Params, Rationales
 
 
 @struct.dataclass
 class Rows:
-    """Prompts, rationales and what else travels with them."""
+    """Prompts, their rationales, and the other inputs of the loss."""
 
     batch: ListBatch
-    said: Rationales
-    more: Any = ()  # pytree of [U, N, ...]
+    rationales: Rationales
+    loss_inputs: Any = ()  # pytree of [U, N, ...]
 
 
 Read = Callable[[Params, Any, KeyValues | None, Rows], Any]  # params, constants, prefix, rows -> pytree of [U, N, ...]
 
 
 class Losses(NamedTuple):
-    """What is differentiated; the constants that all rows share are passed along, so that nothing is closed over."""
+    """The two parts of a loss. Shared constants are an argument, so that the functions close over no traced values."""
 
     of_tokens: Callable[[Params, Any, KeyValues | None, Rows], tuple[Array, Judgement]]  # a sum over rationales
     of_scores: Callable[[Any, Array, Rows], Array]  # of [U, N, G]; couples the scores of a list
 
 
 def gradients(
-    mesh: Mesh,
-    model: ModelConfig,
+    context: UpdateContext,
     losses: Losses,
     params: Params,
     constants: Any,
     rows: Rows,
     scores: Array | None = None,
-    *,
-    chunk_items: int,
-    trained: Trained = "all",
 ) -> tuple[Params, Judgement]:
     """Gradient of `losses.of_tokens + losses.of_scores`.
 
     Args:
-        mesh: rows are split over users.
-        model: shape of the model, which reads the prefix.
+        context: with `chunk_items` of N or more and parameters that are not split along fsdp, there is no loop.
         losses: the two parts.
         params: float32.
         constants: pytree that all rows share, not differentiated.
         rows: of the whole batch.
-        scores: [U, N, G] under `params`, where they are known already; else a forward finds them, unless all items are
-            read without a loop.
-        chunk_items: items of each user that are read together; N or more: all at once, without a loop where parameters
-            are not split along fsdp.
-        trained: what is differentiated.
+        scores: [U, N, G] under `params`, if they are available. Otherwise a forward pass computes them, unless there is
+            no loop.
 
     Returns:
-        Gradients like `params`, with None for what is not trained, and the judgement of all rows.
+        Gradients like `params`, with None for frozen parameters, and the judgement of all rows.
     """
-    items = rows.batch.items.shape[1]
-    moved, rest = split(trained, params)
-    # Left to XLA, a batch and parameters that are both split make it add up activations in every layer.
-    if chunk_items >= items and mesh.shape["fsdp"] == 1:
+    trainable, frozen = split_params(context.trained, params)
+    # Left to XLA, a batch and parameters that are both split make it sum activations over devices in every layer.
+    if context.chunk_items >= rows.batch.items.shape[1] and context.mesh.shape["fsdp"] == 1:
 
-        def whole_loss(moved: Params) -> tuple[Array, Judgement]:
-            of_tokens, judged = losses.of_tokens(join(moved, rest), constants, None, rows)
+        def whole_loss(trainable: Params) -> tuple[Array, Judgement]:
+            of_tokens, judged = losses.of_tokens(join_params(trainable, frozen), constants, None, rows)
             return of_tokens + losses.of_scores(constants, judged.scores, rows), judged
 
-        return jax.grad(whole_loss, has_aux=True)(moved)
+        return jax.grad(whole_loss, has_aux=True)(trainable)
 
     if scores is None:
-        scores = read_in_chunks(mesh, model, _read_scores(model), params, (), rows, chunk_items=chunk_items)
-    by_score = jax.grad(lambda s: losses.of_scores(constants, s, rows))(scores)
+        scores = read_in_chunks(context, _read_scores(context), params, (), rows)
+    d_scores = jax.grad(lambda s: losses.of_scores(constants, s, rows))(scores)
 
     def on_device(shared: tuple[Params, Params, Any], own: tuple[Rows, Array]) -> tuple[Params, Judgement]:
-        moved, rest, constants = shared
-        rows, by_score = own
+        return _sum_over_chunks(context, losses, *shared, *own)
 
-        def prefix_of(moved: Params) -> tuple[Any, Array]:
-            prefix = prefix_forward(model, join(moved, rest), rows.batch.prefix, rows.batch.prefix_length)
-            return (prefix.k, prefix.v), prefix.valid
-
-        kv, pull, valid = jax.vjp(prefix_of, moved, has_aux=True)
-
-        def visit(so_far: Any, chunk: tuple[Rows, Array]) -> tuple[Any, Judgement]:
-            here, slope = chunk
-
-            def loss(moved: Params, kv: Any) -> tuple[Array, Judgement]:
-                prefix = KeyValues(k=kv[0], v=kv[1], valid=valid)
-                of_tokens, judged = losses.of_tokens(join(moved, rest), constants, prefix, here)
-                return of_tokens + jnp.vdot(slope, judged.scores), judged
-
-            found, judged = jax.grad(loss, argnums=(0, 1), has_aux=True)(moved, kv)
-            return jax.tree.map(lambda total, x: total + x.astype(jnp.float32), so_far, found), judged
-
-        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (moved, kv))
-        (total, d_kv), judged = jax.lax.scan(visit, nothing, _split(rows, by_score, min(chunk_items, items)))
-        (through_prefix,) = pull(jax.tree.map(lambda d, x: d.astype(x.dtype), d_kv, kv))
-        return jax.tree.map(jnp.add, total, through_prefix), _join(judged, items)
-
-    halves = in_compute_dtype(model, moved), in_compute_dtype(model, rest)
-    return sum_over_users(mesh, on_device)((*halves, constants), (rows, by_score))
+    halves = in_compute_dtype(context.model, trainable), in_compute_dtype(context.model, frozen)
+    return sum_over_users(context.mesh, on_device)((*halves, constants), (rows, d_scores))
 
 
-def read_in_chunks(
-    mesh: Mesh, model: ModelConfig, read: Read, params: Params, constants: Any, rows: Rows, *, chunk_items: int
-) -> Any:
-    """What `read` finds in all rows, without gradients; arguments as in `gradients`."""
+def _sum_over_chunks(
+    context: UpdateContext,
+    losses: Losses,
+    trainable: Params,
+    frozen: Params,
+    constants: Any,
+    rows: Rows,
+    d_scores: Array,
+) -> tuple[Params, Judgement]:
+    """Gradients of one device's users, and the judgement of their rows.
+
+    Args:
+        context: as in `gradients`.
+        losses: the two parts.
+        trainable: parameters in the type of the computation, None where they are frozen.
+        frozen: the others.
+        constants: pytree that all rows share.
+        rows: of this device's users.
+        d_scores: [U, N, G], the gradient of `losses.of_scores`.
+    """
     items = rows.batch.items.shape[1]
-    if chunk_items >= items and mesh.shape["fsdp"] == 1:
+
+    def prefix_of(trainable: Params) -> tuple[Any, Array]:
+        params = join_params(trainable, frozen)
+        prefix = prefix_forward(context.model, params, rows.batch.prefix, rows.batch.prefix_length)
+        return (prefix.k, prefix.v), prefix.valid
+
+    kv, pull, valid = jax.vjp(prefix_of, trainable, has_aux=True)
+
+    def visit(total: Any, inputs: tuple[Rows, Array]) -> tuple[Any, Judgement]:
+        chunk, d_chunk_scores = inputs
+
+        def loss(trainable: Params, kv: Any) -> tuple[Array, Judgement]:
+            prefix = KeyValues(k=kv[0], v=kv[1], valid=valid)
+            of_tokens, judged = losses.of_tokens(join_params(trainable, frozen), constants, prefix, chunk)
+            return of_tokens + jnp.vdot(d_chunk_scores, judged.scores), judged
+
+        grads, judged = jax.grad(loss, argnums=(0, 1), has_aux=True)(trainable, kv)
+        return jax.tree.map(lambda sum_, x: sum_ + x.astype(jnp.float32), total, grads), judged
+
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (trainable, kv))
+    chunks = _split(rows, d_scores, min(context.chunk_items, items))
+    (total, d_kv), judged = jax.lax.scan(visit, zeros, chunks)
+    (through_prefix,) = pull(jax.tree.map(lambda d, x: d.astype(x.dtype), d_kv, kv))
+    return jax.tree.map(jnp.add, total, through_prefix), _join(judged, items)
+
+
+def read_in_chunks(context: UpdateContext, read: Read, params: Params, constants: Any, rows: Rows) -> Any:
+    """Apply `read` to all rows, without gradients; the other arguments are those of `gradients`."""
+    items, model = rows.batch.items.shape[1], context.model
+    if context.chunk_items >= items and context.mesh.shape["fsdp"] == 1:
         return read(params, constants, None, rows)
 
     def on_device(shared: tuple[Params, Any], rows: Rows) -> tuple[tuple[()], Any]:
         params, constants = shared
-        if chunk_items >= items:
+        if context.chunk_items >= items:
             return (), read(params, constants, None, rows)
         prefix = prefix_forward(model, params, rows.batch.prefix, rows.batch.prefix_length)
-        found = jax.lax.map(lambda here: read(params, constants, prefix, here), _split(rows, (), chunk_items)[0])
-        return (), _join(found, items)
+        chunks = _split(rows, (), context.chunk_items)[0]
+        return (), _join(jax.lax.map(lambda chunk: read(params, constants, prefix, chunk), chunks), items)
 
-    return sum_over_users(mesh, on_device)((in_compute_dtype(model, params), constants), rows)[1]
+    return sum_over_users(context.mesh, on_device)((in_compute_dtype(model, params), constants), rows)[1]
 
 
-def _read_scores(model: ModelConfig) -> Read:
-    def read(params: Params, _: Any, prefix: KeyValues | None, here: Rows) -> Array:
-        return scores_of(params, read_rationales(model, params, here.batch, here.said, prefix).last)
+def _read_scores(context: UpdateContext) -> Read:
+    def read(params: Params, _: Any, prefix: KeyValues | None, chunk: Rows) -> Array:
+        return scores_of(params, read_rationales(context.model, params, chunk.batch, chunk.rationales, prefix).last)
 
     return read
 
 
-def _split(rows: Rows, also: Any, chunk_items: int) -> tuple[Rows, Any]:
-    """[U, N, ...] -> [chunks, U, chunk_items, ...]; what the last chunk lacks is masked items. What belongs to users
-    comes with every chunk."""
+def _split(rows: Rows, per_row: Any, chunk_items: int) -> tuple[Rows, Any]:
+    """[U, N, ...] -> [chunks, U, chunk_items, ...]. The last chunk is filled up with masked items.
+
+    Arrays that belong to users, [U, ...], are repeated in every chunk.
+    """
     users, items = rows.batch.items.shape
     chunks = -(-items // chunk_items)
 
@@ -162,10 +176,10 @@ def _split(rows: Rows, also: Any, chunk_items: int) -> tuple[Rows, Any]:
         return jnp.broadcast_to(x, (chunks, *x.shape))
 
     batch = rows.batch
-    per_user = {name: copy(getattr(batch, name)) for name in OF_USERS}
-    per_item = {name: cut(getattr(batch, name)) for name in OF_ITEMS}
-    said, more, also = jax.tree.map(cut, (rows.said, rows.more, also))
-    return Rows(batch=ListBatch(**per_user, **per_item), said=said, more=more), also
+    user_fields = {name: copy(getattr(batch, name)) for name in OF_USERS}
+    item_fields = {name: cut(getattr(batch, name)) for name in OF_ITEMS}
+    rationales, loss_inputs, per_row = jax.tree.map(cut, (rows.rationales, rows.loss_inputs, per_row))
+    return Rows(ListBatch(**user_fields, **item_fields), rationales, loss_inputs), per_row
 
 
 def _join(chunks: Any, items: int) -> Any:

@@ -1,27 +1,11 @@
-"""The terms of both phases' losses; means are carried as `WeightedSum`s, to be divided once, over all devices."""
+"""The terms of RL's loss; those of a list's scores are in `ranking.losses`."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 
-from r2rank_jax.types import Array, WeightedSum
-
-
-def listwise_softmax(scores: Array, labels: Array, mask: Array) -> WeightedSum:
-    """Cross-entropy between the labels' share of each list and softmax(scores) (Cao et al. 2007, ListNet top one).
-
-    Args:
-        scores: float32 [..., N].
-        labels: float32 [..., N].
-        mask: bool [..., N]; lists without a relevant item weigh nothing.
-    """
-    scores = jnp.where(mask, scores, -1e30)
-    relevance = jnp.where(mask, labels, 0.0)
-    mass = jnp.sum(relevance, axis=-1)
-    share = relevance / jnp.maximum(mass, 1e-9)[..., None]
-    loss = -jnp.sum(share * jax.nn.log_softmax(scores), axis=-1)
-    return WeightedSum(total=jnp.sum(jnp.where(mass > 0, loss, 0.0)), weight=jnp.sum(mass > 0).astype(jnp.float32))
+from r2rank_jax.types import Array
 
 
 def clipped_policy(

@@ -1,9 +1,9 @@
-"""One step of reinforcement learning from NDCG: both gradient routes on one screen.
+"""One step of reinforcement learning from a reward of rankings: both gradient routes on one screen.
 
-V(s) = E_{ranking ~ PL(s)}[NDCG@k]            the value of a list with scores s
+V(s) = E_{ranking ~ PL(s)}[R(ranking)]        the value of a list with scores s; R is `rl.reward`
 ∇J   = E[ ∇V(s) through s ]                   score part: the head, and with `joint` the backbone behind it;
-                                              with `fixed_scale` without the direction that multiplies all scores
-     + E[ Σ_i A_i ∇log π(rationale_i) ]       token part: PPO, A_i from `ranking.credit`
+                                              with `fixed_scale`, without the direction that multiplies all scores
+     + E[ Σ_i A_i ∇log π(rationale_i) ]       token part: PPO, A_i from `ranking.credit` and `rl.rationale_rewards`
 """
 
 from __future__ import annotations
@@ -21,50 +21,52 @@ from r2rank_jax.model.forward import Judgement, judge, judge_and_sum, read_ratio
 from r2rank_jax.model.logprobs import TokenLoss, TokenStatistics
 from r2rank_jax.ranking.credit import item_advantages
 from r2rank_jax.ranking.estimators import surrogate
-from r2rank_jax.ranking.expectation import expected_ndcg
+from r2rank_jax.ranking.expectation import expected_reward
 from r2rank_jax.rollout.decoding import Rollout
 from r2rank_jax.sharding import replicated, users
 from r2rank_jax.train.chunks import Losses, Rows, gradients, read_in_chunks
+from r2rank_jax.train.context import UpdateContext, update_context
 from r2rank_jax.train.losses import clipped_policy, sequence_log_ratio, without_scale_gradient
-from r2rank_jax.train.memory import Plan, plan_update
+from r2rank_jax.train.objectives import reward_of
+from r2rank_jax.train.rationale_rewards import centred, rationale_rewards_of
 from r2rank_jax.train.state import TrainState, abstract_state, apply_gradients, make_optimizer
 from r2rank_jax.types import Array, KeyValues, ListBatch, Params, Rationales
 
-# Streams folded out of a step's key; calibration, before the first step, takes one for each of its batches.
+# Streams folded out of a step's key. Calibration, before the first step, folds one more key for each of its batches.
 ROLLOUT, UPDATE, CALIBRATION = 0, 1, 2
 
 
 @struct.dataclass
 class Assessment:
-    """What is known of a rollout before it is learned from; constants of the update."""
+    """What a step computes from a rollout before its updates; constants of the updates."""
 
-    old_logp: Array | None  # float32 [U, N, G, T]  under the policy before the updates; None = it is still that policy
-    reference_hidden: Array  # [U, N, G, T, D]  the SFT policy's, whose logits the KL term compares with
+    old_logp: Array | None  # float32 [U, N, G, T]  under the policy before the updates; None = the current policy
+    reference_hidden: Array  # [U, N, G, T, D]  the SFT policy's hidden states, for the logits of the KL term
     advantages: Array  # float32 [U, N, G]
     value: Array  # float32 []            mean V(s) of the lists
 
 
 @struct.dataclass
-class KnownOfToken:
-    """What the loss of a token takes as given; [U, N, G, T], or any other order of the same tokens."""
+class TokenConstants:
+    """Constants of the loss of each token; [U, N, G, T], or the same tokens in any other order."""
 
     sampled_logp: Array  # under the sampler
     old_logp: Array | None  # as in `Assessment`
-    advantages: Array  # of the rationale
+    advantages: Array  # of the token's rationale
     real: Array
 
 
 @struct.dataclass
-class _Known:
-    """What is known of each rationale, beside the rationale."""
+class _LossInputs:
+    """What the loss of a rationale needs besides the rationale."""
 
-    tokens: KnownOfToken
+    tokens: TokenConstants
     reference_hidden: Array
 
 
 @struct.dataclass
-class _Constants:
-    """What all rows of an update share."""
+class _SharedConstants:
+    """Constants that all rows of an update share."""
 
     reference: Params
     key: Array
@@ -75,31 +77,32 @@ class _Constants:
 def assess(
     mesh: Mesh, config: RunConfig, params: Params, reference: Params, batch: ListBatch, rollout: Rollout
 ) -> Assessment:
-    """List reward to item advantages, and the two policies that the update is held against.
+    """Turn list rewards into item advantages, and compute what the update needs of the old and the reference policy.
 
-    The scores are those that the rollout read on its way. With one update per rollout the policy before it is the one
-    being updated, whose log-probabilities the update computes anyway: a forward pass saved.
+    The scores are those that the rollout computed. With one update per rollout, the old policy is the policy being
+    updated, whose log-probabilities the update computes anyway, so a forward pass is saved.
     """
-    rl, said = config.rl, rollout.rationales
-    plan = _plan(config, batch, said)
-    rows = Rows(batch=batch, said=said)
+    rl, rationales = config.rl, rollout.rationales
+    context = update_context(mesh, config, batch, rationales)
+    rows = Rows(batch, rationales)
 
-    def logp(p: Params, _: Any, prefix: KeyValues | None, here: Rows) -> Array:
-        return judge(plan.model, p, here.batch, here.said, prefix=prefix, temperature=rl.temperature).logp
+    def logp(p: Params, _: Any, prefix: KeyValues | None, chunk: Rows) -> Array:
+        return judge(context.model, p, chunk.batch, chunk.rationales, prefix=prefix, temperature=rl.temperature).logp
 
-    def hidden(p: Params, _: Any, prefix: KeyValues | None, here: Rows) -> Array:
-        return read_rationales(plan.model, p, here.batch, here.said, prefix).predicting
+    def hidden(p: Params, _: Any, prefix: KeyValues | None, chunk: Rows) -> Array:
+        return read_rationales(context.model, p, chunk.batch, chunk.rationales, prefix).predicting
 
-    old_logp = None
-    if rl.updates > 1:
-        old_logp = read_in_chunks(mesh, plan.model, logp, params, (), rows, chunk_items=plan.chunk_items)
-    lists = rollout.scores.swapaxes(1, 2)  # [U, G, N]
-    advantages = item_advantages(lists, batch.labels, batch.mask, rule=rl.credit, k=rl.metric_k)
-    values = expected_ndcg(lists, batch.labels[:, None], batch.mask[:, None], k=rl.metric_k)
+    old_logp = read_in_chunks(context, logp, params, (), rows) if rl.updates > 1 else None
+    scores = rollout.scores.swapaxes(1, 2)  # [U, G, N]
+    reward, of_rationales = reward_of(rl), rationale_rewards_of(rl)
+    advantages = item_advantages(scores, batch.labels, batch.mask, rule=rl.credit, reward=reward).swapaxes(1, 2)
+    if of_rationales is not None:
+        advantages = advantages + centred(of_rationales(rationales), batch.mask)
+    values = expected_reward(scores, batch.labels[:, None], batch.mask[:, None], reward=reward)
     return Assessment(
         old_logp=old_logp,
-        reference_hidden=read_in_chunks(mesh, plan.model, hidden, reference, (), rows, chunk_items=plan.chunk_items),
-        advantages=advantages.swapaxes(1, 2),
+        reference_hidden=read_in_chunks(context, hidden, reference, (), rows),
+        advantages=advantages,
         value=jnp.mean(values),
     )
 
@@ -115,61 +118,68 @@ def rl_gradients(
     key: Array,
 ) -> tuple[Params, dict[str, Array]]:
     """Gradient of - (score_weight · V + token_weight · PPO) + kl_weight · KL - entropy_weight · entropy, per list."""
-    rl, said = config.rl, rollout.rationales
-    plan = _plan(config, batch, said)
-    real = real_tokens(batch, said)
-    constants = _Constants(
+    rl, rationales = config.rl, rollout.rationales
+    context = update_context(mesh, config, batch, rationales)
+    real = real_tokens(batch, rationales)
+    constants = _SharedConstants(
         reference=reference,
         key=key,
         tokens=jnp.maximum(jnp.sum(real), 1).astype(jnp.float32),
-        lists=jnp.float32(said.tokens.shape[0] * said.tokens.shape[2]),
+        lists=jnp.float32(rationales.tokens.shape[0] * rationales.tokens.shape[2]),
     )
     advantages = jnp.broadcast_to(assessment.advantages[..., None], real.shape)
-    known = KnownOfToken(sampled_logp=rollout.logp, old_logp=assessment.old_logp, advantages=advantages, real=real)
-    rows = Rows(batch=batch, said=said, more=_Known(tokens=known, reference_hidden=assessment.reference_hidden))
+    tokens = TokenConstants(sampled_logp=rollout.logp, old_logp=assessment.old_logp, advantages=advantages, real=real)
+    rows = Rows(batch, rationales, _LossInputs(tokens, assessment.reference_hidden))
 
-    def of_token(found: TokenStatistics | Judgement, known: KnownOfToken, shared: tuple[Array, Array]) -> Array:
-        return token_loss(rl, found, known, shared)[0]
+    def of_scores(constants: _SharedConstants, scores: Array, rows: Rows) -> Array:
+        return score_loss(config, constants, scores, rows)[0]
 
-    def of_tokens(p: Params, constants: _Constants, prefix: KeyValues | None, here: Rows) -> tuple[Array, Judgement]:
-        known, shared = here.more.tokens, (constants.tokens, constants.lists)
-        reference = here.more.reference_hidden, constants.reference
-        read = plan.model, p, here.batch, here.said, reference, prefix
-        settings: dict[str, Any] = {"temperature": rl.temperature, "joint": rl.joint}
-        if rl.ratio == "token":
-            return judge_and_sum(TokenLoss(of_token, known, shared), *read, **settings)
-        judged = judge(*read, **settings)  # a ratio of whole rationales is not for single tokens to know
-        return jnp.sum(of_token(judged, known, shared)), judged
-
-    grads, judged = gradients(
-        mesh,
-        plan.model,
-        Losses(of_tokens, lambda constants, scores, here: score_loss(config, constants, scores, here)[0]),
-        params,
-        constants,
-        rows,
-        # On the first update of a rollout the policy is still the one whose scores the rollout read.
-        rollout.scores if rl.updates == 1 else None,
-        chunk_items=plan.chunk_items,
-        trained=config.trained,
-    )
-    by_token, seen = token_loss(rl, judged, known, (constants.tokens, constants.lists))
+    losses = Losses(_token_part(context, rl), of_scores)
+    # On the first update of a rollout the policy still has the scores that the rollout computed.
+    scores = rollout.scores if rl.updates == 1 else None
+    grads, judged = gradients(context, losses, params, constants, rows, scores)
+    by_token, diagnostics = token_loss(rl, judged, tokens, (constants.tokens, constants.lists))
     by_score, reward = score_loss(config, constants, judged.scores, rows)
     return grads, {
         "loss": jnp.sum(by_token) + by_score,
         "reward": reward,
         "kl": jnp.sum(judged.kl) / constants.tokens,
         "entropy": jnp.sum(judged.entropy) / constants.tokens,
-        "ratio_clipped": jnp.sum(seen["clipped"]) / constants.tokens,
-        "logp_gap": jnp.max(jnp.abs(seen["gap"]), initial=0.0),
+        "ratio_clipped": jnp.sum(diagnostics["clipped"]) / constants.tokens,
+        "logp_gap": jnp.max(jnp.abs(diagnostics["gap"]), initial=0.0),
         "advantage_rms": jnp.sqrt(jnp.mean(assessment.advantages**2)),
         "value": assessment.value,
-        **_lengths(batch, said),
+        **_lengths(batch, rationales),
+        **_rationale_reward(rl, batch, rationales),
     }
 
 
+def _token_part(context: UpdateContext, rl: RLConfig) -> Callable[..., tuple[Array, Judgement]]:
+    """The token part of the loss, as `Losses.of_tokens`."""
+
+    def of_token(
+        statistics: TokenStatistics | Judgement, constants: TokenConstants, shared: tuple[Array, Array]
+    ) -> Array:
+        return token_loss(rl, statistics, constants, shared)[0]
+
+    def of_tokens(
+        p: Params, constants: _SharedConstants, prefix: KeyValues | None, chunk: Rows
+    ) -> tuple[Array, Judgement]:
+        tokens, shared = chunk.loss_inputs.tokens, (constants.tokens, constants.lists)
+        reference = chunk.loss_inputs.reference_hidden, constants.reference
+        inputs = context.model, p, chunk.batch, chunk.rationales, reference, prefix
+        settings: dict[str, Any] = {"temperature": rl.temperature, "joint": rl.joint}
+        if rl.ratio == "token":
+            return judge_and_sum(TokenLoss(of_token, tokens, shared), *inputs, **settings)
+        # The ratio of a whole rationale is not a function of single tokens, as `TokenLoss` requires.
+        judged = judge(*inputs, **settings)
+        return jnp.sum(of_token(judged, tokens, shared)), judged
+
+    return of_tokens
+
+
 def score_loss(config: RunConfig, constants: Any, scores: Array, rows: Rows) -> tuple[Array, Array]:
-    """Score part: minus an estimate of V(s), straight through the scores [U, N, G]; and V itself."""
+    """The score part of the loss, minus an estimate of V(s) that is differentiable in the scores [U, N, G]; and V."""
     rl, batch = config.rl, rows.batch
     if rl.fixed_scale:
         scores = without_scale_gradient(scores, batch.mask)
@@ -180,63 +190,66 @@ def score_loss(config: RunConfig, constants: Any, scores: Array, rows: Rows) -> 
         batch.mask[:, None],
         estimator=rl.estimator,
         num_samples=rl.num_samples,
-        k=rl.metric_k,
+        reward=reward_of(rl),
     )
     reward = jnp.mean(value)
     return -rl.score_weight * reward, reward
 
 
 def token_loss(
-    rl: RLConfig, found: TokenStatistics | Judgement, known: KnownOfToken, shared: tuple[Array, Array]
+    rl: RLConfig,
+    statistics: TokenStatistics | Judgement,
+    constants: TokenConstants,
+    shared: tuple[Array, Array],
 ) -> tuple[Array, dict[str, Array]]:
-    """Token part, of each token: its rationale's advantage; and the KL that holds the policy.
+    """The token part of the loss: PPO with the advantage of each token's rationale, and the KL term.
 
     Args:
         rl: weights and clips.
-        found: of the policy being trained.
-        known: of the same tokens; [U, N, G, T] where the ratio is one of rationales.
-        shared: real tokens of all rationales; lists.
+        statistics: of the policy being trained.
+        constants: of the same tokens; [U, N, G, T] where the ratio is that of whole rationales.
+        shared: the number of real tokens in all rationales, and the number of lists.
 
     Returns:
-        float32, 0 on padding; and what else was found on the way.
+        The loss of each token, float32, 0 on padding; and "gap" and "clipped" of each token.
     """
     tokens, lists = shared
-    old_logp = jax.lax.stop_gradient(found.logp) if known.old_logp is None else known.old_logp
-    # Trainer against sampler, the same policy: rounding, unless their numerics differ.
-    gap = jnp.where(known.real, old_logp - known.sampled_logp, 0.0)
-    log_ratio = jnp.where(known.real, found.logp - old_logp, 0.0)
+    old_logp = jax.lax.stop_gradient(statistics.logp) if constants.old_logp is None else constants.old_logp
+    # Trainer and sampler compute the same policy, so the gap is rounding unless their numerics differ.
+    gap = jnp.where(constants.real, old_logp - constants.sampled_logp, 0.0)
+    log_ratio = jnp.where(constants.real, statistics.logp - old_logp, 0.0)
     if rl.ratio == "sequence":
-        log_ratio = sequence_log_ratio(log_ratio, known.real)
+        log_ratio = sequence_log_ratio(log_ratio, constants.real)
     surrogate, clipped = clipped_policy(
         log_ratio,
-        known.advantages,
+        constants.advantages,
         jnp.minimum(jnp.exp(gap), rl.max_importance_weight),
         clip_low=rl.clip_low,
         clip_high=rl.clip_high,
     )
-    loss = (rl.kl_weight * found.kl - rl.entropy_weight * found.entropy) / tokens - rl.token_weight * surrogate / lists
-    return jnp.where(known.real, loss, 0.0), {"gap": gap, "clipped": known.real & clipped}
+    regularizer = (rl.kl_weight * statistics.kl - rl.entropy_weight * statistics.entropy) / tokens
+    loss = regularizer - rl.token_weight * surrogate / lists
+    return jnp.where(constants.real, loss, 0.0), {"gap": gap, "clipped": constants.real & clipped}
 
 
-def _plan(config: RunConfig, batch: ListBatch, said: Rationales) -> Plan:
-    return plan_update(
-        config.model,
-        config.compute,
-        batch,
-        said,
-        batch_shards=config.mesh.batch_shards,
-        tensor=config.mesh.tensor,
-        trained=config.trained,
-    )
-
-
-def _lengths(batch: ListBatch, said: Rationales) -> dict[str, Array]:
-    """Mean tokens of a rationale, and the share of rationales that were cut off."""
-    real = jnp.broadcast_to(batch.mask[:, :, None], said.stopped.shape)
-    rationales = jnp.maximum(jnp.sum(real), 1)
+def _lengths(batch: ListBatch, rationales: Rationales) -> dict[str, Array]:
+    """Mean tokens per rationale, and the share of rationales that were truncated."""
+    real = jnp.broadcast_to(batch.mask[:, :, None], rationales.stopped.shape)
+    count = jnp.maximum(jnp.sum(real), 1)
     return {
-        "rationale_tokens": jnp.sum(jnp.where(real, said.length, 0)) / rationales,
-        "truncated": jnp.sum(real & ~said.stopped) / rationales,
+        "rationale_tokens": jnp.sum(jnp.where(real, rationales.length, 0)) / count,
+        "truncated": jnp.sum(real & ~rationales.stopped) / count,
+    }
+
+
+def _rationale_reward(rl: RLConfig, batch: ListBatch, rationales: Rationales) -> dict[str, Array]:
+    """Mean reward of the rationales themselves, where the configuration has one."""
+    of_rationales = rationale_rewards_of(rl)
+    if of_rationales is None:
+        return {}
+    real = jnp.broadcast_to(batch.mask[:, :, None], rationales.length.shape)
+    return {
+        "rationale_reward": jnp.sum(jnp.where(real, of_rationales(rationales), 0.0)) / jnp.maximum(jnp.sum(real), 1)
     }
 
 
@@ -245,7 +258,7 @@ Assess = Callable[[Params, Params, ListBatch, Rollout], Assessment]
 
 
 def make_rl_steps(mesh: Mesh, config: RunConfig) -> tuple[Assess, RLUpdate]:
-    """The two jitted halves of a step: `assess` a rollout, then `update` from it (donating the state)."""
+    """The two jitted halves of a step: `assess` a rollout, then `update` the state, which is donated."""
     settings, steps = config.rl.optimizer, config.rl.steps * config.rl.updates
     optimizer = make_optimizer(settings, steps)
 

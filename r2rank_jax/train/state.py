@@ -1,4 +1,4 @@
-"""The train state: parameters, optimizer, parameter average and the PRNG root, made in place on the mesh."""
+"""The train state: parameters, optimizer state, parameter average and PRNG root, initialized directly on the mesh."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from jax.sharding import Mesh
 from r2rank_jax.config import ModelConfig, OptimizerConfig, Trained
 from r2rank_jax.model.transformer import initial_params
 from r2rank_jax.sharding import abstract, by_logical_axes
-from r2rank_jax.train.trained import join, split
+from r2rank_jax.train.trainable import join_params, split_params
 from r2rank_jax.types import Array, Params
 
 
 @struct.dataclass
 class TrainState:
-    """All that a step reads and writes."""
+    """Everything that a training step reads and writes."""
 
     step: Array  # int32 []   updates done
-    root: Array  # uint32 [2] key data; randomness of step s is fold_in(root, s), so it needs no other memory
+    root: Array  # uint32 [2] key data; step s uses fold_in(root, s), so no other random state is stored
     params: Params
     optimizer: Any
-    average: Params | None  # exponential moving average of the parameters, None where it is off
+    average: Params | None  # exponential moving average of the parameters; None = off
 
     @property
     def policy(self) -> Params:
-        """The parameters that are evaluated and handed on."""
+        """The parameters that are evaluated and passed to the next phase."""
         return self.params if self.average is None else self.average
 
     def key(self) -> Array:
@@ -40,7 +40,8 @@ class TrainState:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW behind a global norm clip; learning rate warmed up linearly, then a cosine to zero at `steps`."""
+    """AdamW after clipping by the global norm. The learning rate warms up linearly, then decays to zero at `steps` as a
+    cosine."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
@@ -61,7 +62,7 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
 def fresh_state(
     mesh: Mesh, model: ModelConfig, config: OptimizerConfig, steps: int, seed: int, trained: Trained = "all"
 ) -> TrainState:
-    """A new train state, initialised shard by shard."""
+    """A new train state, initialized shard by shard."""
     boxed = jax.eval_shape(lambda: _fresh(model, config, steps, seed, trained))
     make = jax.jit(
         lambda: meta.unbox(_fresh(model, config, steps, seed, trained)), out_shardings=by_logical_axes(mesh, boxed)
@@ -72,14 +73,17 @@ def fresh_state(
 def abstract_state(
     mesh: Mesh, model: ModelConfig, config: OptimizerConfig, steps: int, trained: Trained = "all"
 ) -> TrainState:
-    """Shapes, types and shardings of a train state."""
+    """Shapes, dtypes and shardings of a train state."""
     boxed = jax.eval_shape(lambda: _fresh(model, config, steps, 0, trained))
     return abstract(boxed, by_logical_axes(mesh, boxed))
 
 
 def start_from(state: TrainState, params: Params) -> TrainState:
-    """A fresh state that starts from other parameters. They are copied: a state is donated to its step, and no two
-    of its leaves, nor a reference policy, may share a buffer."""
+    """A fresh state that starts from other parameters.
+
+    The parameters are copied: a state is donated to its step, so none of its leaves may share a buffer with another
+    leaf or with a reference policy.
+    """
     average = None if state.average is None else jax.tree.map(jnp.copy, params)
     return replace(state, params=jax.tree.map(jnp.copy, params), average=average)
 
@@ -91,7 +95,7 @@ def _fresh(model: ModelConfig, config: OptimizerConfig, steps: int, seed: int, t
         step=jnp.zeros((), jnp.int32),
         root=jax.random.key_data(root),
         params=params,
-        optimizer=make_optimizer(config, steps).init(split(trained, params)[0]),
+        optimizer=make_optimizer(config, steps).init(split_params(trained, params)[0]),
         average=params if config.ema_decay else None,
     )
 
@@ -103,19 +107,19 @@ def apply_gradients(
     ema_decay: float,
     trained: Trained = "all",
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One update of what is trained. Gradients that are not finite change nothing but the step, and are counted.
+    """Update the trainable parameters. Gradients that are not finite change only the step; "skipped" counts them.
 
-    (`optax.apply_if_finite` is not used: past its limit of consecutive failures it applies the bad update.)
+    `optax.apply_if_finite` is not used, because it applies the bad update after its limit of consecutive failures.
     """
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm)
-    moved, rest = split(trained, state.params)
-    updates, new_optimizer = optimizer.update(grads, state.optimizer, moved)
+    trainable, frozen = split_params(trained, state.params)
+    updates, new_optimizer = optimizer.update(grads, state.optimizer, trainable)
     keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)  # noqa: E731
-    params = join(keep(optax.apply_updates(moved, updates), moved), rest)
+    params = join_params(keep(optax.apply_updates(trainable, updates), trainable), frozen)
     average = state.average
     if average is not None:
-        # Young averages forget their start faster, so that short runs are not averages of the initial policy.
+        # The decay is smaller in the first steps, so that the average of a short run is not mostly the initial policy.
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
         average = keep(jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p, average, params), average)
     state = replace(

@@ -15,7 +15,8 @@ from r2rank_jax.data.prepared.dataset import Dataset, load
 from r2rank_jax.data.prepared.traces import Traces, read_traces
 from r2rank_jax.data.prompts.from_dataset import corpus
 from r2rank_jax.data.prompts.tokenizer import as_text_tokenizer, train_tokenizer
-from r2rank_jax.data.teacher.template import synthesize
+from r2rank_jax.data.teacher.synthesize import synthesize
+from r2rank_jax.data.teacher.template import TemplateTeacher
 
 USERS, ITEMS = 40, 60
 INTER_HEADER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
@@ -70,7 +71,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prepared folder with traces; read only."""
     root = tmp_path_factory.mktemp("tiny")
     prepare(write_raw(root / "raw"), root / "data")
-    synthesize(root / "data", root / "data" / "traces.jsonl", lists=50)
+    synthesize(root / "data", root / "data" / "traces.jsonl", TemplateTeacher(), lists=50)
     return root / "data"
 
 
@@ -81,7 +82,7 @@ def dataset(prepared: Path) -> Dataset:
 
 @pytest.fixture(scope="session")
 def traces(prepared: Path, dataset: Dataset) -> Traces:
-    return read_traces(prepared / "traces.jsonl", dataset)
+    return read_traces(prepared / "traces.jsonl", dataset, "films-1")
 
 
 @pytest.fixture(scope="session")

@@ -53,12 +53,13 @@ def test_random_scores_are_seeded():
 
 
 def test_analytic_random():
-    assert baselines.analytic_random_ndcg(20, 10) == pytest.approx(0.2272, abs=5e-5)
-    assert baselines.analytic_random_ndcg(1, 10) == 1.0
+    assert baselines.analytic_random(20, [10])["ndcg@10"] == pytest.approx(0.2272, abs=5e-5)
+    assert baselines.analytic_random(1, [10])["ndcg@10"] == 1.0
+    assert baselines.analytic_random(4, [2], "2*recall@3")["2*recall@3"] == pytest.approx(1.5)
     expected = baselines.analytic_random(4, [2])
     assert expected == {
         "ndcg@2": pytest.approx((1 + 1 / math.log2(3)) / 4),
-        "hr@2": 0.5,
+        "hr@2": pytest.approx(0.5),
         "mrr": pytest.approx(25 / 48),
     }
 

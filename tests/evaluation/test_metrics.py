@@ -35,7 +35,7 @@ def test_agrees_with_scikit_learn_on_binary_labels(k):
     labels[:, 0] = 1  # scikit-learn scores a list without relevant items like ours, but only by convention
     found = per_user_metrics(scores, labels, None, [k], seed=0)[f"ndcg@{k}"]
     expected = [ndcg_score(labels[u : u + 1], scores[u : u + 1], k=k) for u in range(40)]
-    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_agrees_with_the_training_reward():
@@ -48,6 +48,27 @@ def test_agrees_with_the_training_reward():
     np.testing.assert_allclose(found["ndcg@5"], expected, atol=1e-5)
     expected = jax_metrics.reciprocal_rank(ranking, jnp.asarray(labels, jnp.float32), jnp.asarray(mask))
     np.testing.assert_allclose(found["mrr"], expected, atol=1e-6)
+
+
+def test_the_reward_of_rl_is_measured_beside_the_metrics():
+    rng = np.random.default_rng(4)
+    scores, labels = rng.normal(size=(30, 9)), rng.integers(0, 4, size=(30, 9))
+    plain = per_user_metrics(scores, labels, None, [5], seed=0)
+    assert list(per_user_metrics(scores, labels, None, [5], seed=0, reward="ndcg@5")) == list(plain)
+    found = per_user_metrics(scores, labels, None, [5], seed=0, reward="0.5*ndcg@5+2*mrr")
+    assert list(found) == [*plain, "0.5*ndcg@5+2*mrr"]
+    np.testing.assert_allclose(found["0.5*ndcg@5+2*mrr"], 0.5 * plain["ndcg@5"] + 2 * plain["mrr"], rtol=1e-6)
+    with pytest.raises(ValueError, match="got 'ncdg'"):
+        per_user_metrics(scores, labels, None, [5], seed=0, reward="ncdg@5")
+
+
+def test_users_are_measured_alike_in_blocks(monkeypatch):
+    rng = np.random.default_rng(5)
+    scores, labels = rng.normal(size=(30, 9)), rng.integers(0, 2, size=(30, 9))
+    whole = per_user_metrics(scores, labels, None, [5], seed=0)
+    monkeypatch.setattr("r2rank_jax.evaluation.metrics.BLOCK_USERS", 7)
+    for name, values in per_user_metrics(scores, labels, None, [5], seed=0).items():
+        np.testing.assert_array_equal(values, whole[name])
 
 
 @pytest.mark.parametrize("place", [0, 19])

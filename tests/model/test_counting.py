@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from r2rank_jax.config import ModelConfig
-from r2rank_jax.model.counting import Lists, cache_bytes, decode_bytes, forward_flops, parameters, update_flops
+from r2rank_jax.model.counting import BatchShape, cache_bytes, decode_bytes, forward_flops, parameters, update_flops
 from r2rank_jax.model.presets import QWEN2_5_1_5B, QWEN2_5_3B, QWEN3_8B, SMOLLM2_135M
 from r2rank_jax.model.transformer import initial_params
 
@@ -42,7 +42,7 @@ def test_the_formula_counts_what_the_model_makes(sizes):
 
 def test_flops_by_hand():
     model = ModelConfig(vocabulary=10, width=4, layers=1, heads=2, kv_heads=1, head_size=2, mlp_width=6)
-    lists = Lists(users=1, prefix=2, suffix=1, length=1, items=1, rationales=2)
+    lists = BatchShape(users=1, prefix=2, suffix=1, length=1, items=1, rationales=2)
     weights = (2 * 2 + 2 * 1) * 2 * 4 + 3 * 4 * 6  # q, o, k, v; gate, up, down
     tokens = 2 + 1 + 2  # prefix, item, two rationales
     pairs = 2 * 2 / 2 + (1 * 2 + 1 / 2) + 2 * (1 * 3 + 1 / 2)
@@ -59,6 +59,6 @@ def test_flops_by_hand():
 def test_bytes_of_decoding_by_hand():
     model = ModelConfig(vocabulary=10, width=4, layers=3, heads=2, kv_heads=1, head_size=2, mlp_width=6)
     assert cache_bytes(model, 5) == 5 * 3 * 2 * 1 * 2 * 4
-    lists = Lists(users=2, prefix=7, suffix=3, length=5, items=2, rationales=2)
+    lists = BatchShape(users=2, prefix=7, suffix=3, length=5, items=2, rationales=2)
     kept = 2 * (7 + 2 * 3) + 2 * 2 * 2 * 2  # eight rows hold two of five tokens on average
     assert decode_bytes(model, lists) == 5 * (4 * parameters(model) + cache_bytes(model, kept))

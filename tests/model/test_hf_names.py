@@ -122,7 +122,7 @@ def test_every_number_of_ours_has_exactly_one_place_among_theirs(name):
 def test_there_and_back_is_the_same(name):
     for tensor in tensors(MODELS[name], language_head=True, score_head=True):
         theirs = np.arange(math.prod(tensor.shape)).reshape(tensor.shape)
-        np.testing.assert_array_equal(tensor.to_theirs(tensor.to_ours(theirs)), theirs)
+        np.testing.assert_array_equal(tensor.to_hf(tensor.to_ours(theirs)), theirs)
 
 
 def test_layouts_by_hand():
@@ -205,8 +205,8 @@ def test_what_a_file_leaves_out_is_what_its_family_says():
     [
         ({"architectures": ["MistralForCausalLM"]}, r"Qwen2ForCausalLM, Qwen3ForCausalLM, Llama.*got \['Mistral"),
         ({"architectures": None}, r"must name one architecture of .*, got \[\]"),
-        ({"auto_map": {"AutoModel": "code.Model"}}, "must not name code of its own.*take auto_map out"),
-        ({"quantization_config": {"bits": 4}}, "must not be quantised.*import the original weights"),
+        ({"auto_map": {"AutoModel": "code.Model"}}, "must not name custom code.*remove auto_map"),
+        ({"quantization_config": {"bits": 4}}, "must not be quantized.*import the original weights"),
         ({"attention_bias": True}, "attention_bias must be False, got True"),
         ({"mlp_bias": True}, "mlp_bias must be False, got True"),
         ({"hidden_act": "gelu"}, "hidden_act must be 'silu', got 'gelu'"),
@@ -214,11 +214,11 @@ def test_what_a_file_leaves_out_is_what_its_family_says():
         ({"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 3}, "sliding_window=64 in use"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "every layer must attend to all tokens"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "type default or llama3.*'linear'"),
-        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "alike in all layers"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "the same in all layers"),
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "over whole heads"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "llama3 must have factor, low_freq_factor"),
-        ({"num_hidden_layers": None}, "give num_hidden_layers as a whole number of at least 1, got None"),
-        ({"hidden_size": "576"}, "give hidden_size as a whole number of at least 1, got '576'"),
+        ({"num_hidden_layers": None}, "give num_hidden_layers as an integer of at least 1, got None"),
+        ({"hidden_size": "576"}, "give hidden_size as an integer of at least 1, got '576'"),
         ({"head_dim": 7}, "head_size must be even"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "must have 1 label, the score, got 2"),
         (
@@ -240,7 +240,7 @@ def test_a_window_that_no_layer_uses_is_no_window():
 def test_what_cannot_be_exported_is_refused():
     with pytest.raises(ConfigError, match=r"both model.qk_norm \(Qwen3\) and model.attention_bias \(Qwen2\)"):
         config_to_hf(dataclasses.replace(LLAMA, qk_norm=True, attention_bias=True), form="causal-lm", **TO_HF)
-    with pytest.raises(ConfigError, match=r"heads divide its width, got model.heads=6 and model.width=16"):
+    with pytest.raises(ConfigError, match=r"number of heads divides its width, got model.heads=6 and model.width=16"):
         config_to_hf(dataclasses.replace(LLAMA, width=16), form="causal-lm", **TO_HF)
     with pytest.raises(ConfigError, match=r"padding token that is not its stop token 2.*--form causal-lm"):
         config_to_hf(LLAMA, form="scorer", **(TO_HF | {"pad": 2}))

@@ -20,13 +20,14 @@ from r2rank_jax.config import (
 )
 from r2rank_jax.errors import ConfigError
 from r2rank_jax.plan import plan
-from r2rank_jax.plan.compiled import Measured, missing_compiler
+from r2rank_jax.plan.compiled import CompiledProgram, missing_compiler
 from r2rank_jax.plan.devices import DEVICES, parse_topology, require_mesh
 from r2rank_jax.plan.estimate import bytes_on_device, estimate
 from r2rank_jax.plan.programs import lowered_rl, lowered_sft
 from r2rank_jax.plan.remedy import nearest_remedy
 from r2rank_jax.sharding import abstract_params, make_mesh, mesh_of_shapes
-from r2rank_jax.train.memory import GIB, on_one_device
+from r2rank_jax.train.memory.activations import on_one_device
+from r2rank_jax.train.memory.chunk_choice import GIB
 
 MODEL = ModelConfig(vocabulary=1024, width=48, layers=2, heads=4, kv_heads=2, head_size=12, mlp_width=128)
 
@@ -64,10 +65,10 @@ def test_memory_is_what_a_program_may_fill():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("tpu9:8", r"--topology must be KIND:SIZE .* v5p, .*, got 'tpu9:8'; write for instance v5p:2x2x2"),
-        ("v5p:8", r"v5p needs 3 sizes of chips, as in v5p:2x2x2, got 'v5p:8'"),
-        ("v6e:2x2x2", r"v6e needs 2 sizes of chips, as in v6e:2x2"),
-        ("h200", r"h200 needs a number of devices, as in h200:8, got 'h200'"),
+        ("tpu9:8", r"--topology must be KIND:SIZE .* v5p, .*, got 'tpu9:8'; for example v5p:2x2x2"),
+        ("v5p:8", r"v5p needs 3 sizes, in chips, got 'v5p:8'; for example v5p:2x2x2"),
+        ("v6e:2x2x2", r"v6e needs 2 sizes, in chips, .*; for example v6e:2x2"),
+        ("h200", r"h200 needs a number of devices, got 'h200'; for example h200:8"),
         ("h200:0", r"h200 needs a number of devices"),
         ("h200:eight", r"h200 needs a number of devices"),
     ],
@@ -80,7 +81,7 @@ def test_what_is_no_topology(name, message):
 def test_the_mesh_must_use_every_device():
     topology = parse_topology("v5p:2x2x2")
     require_mesh(MeshConfig(fsdp=4, tensor=2), topology)
-    with pytest.raises(ConfigError, match=r"tensor=2 = 2 must be .* has 8; set --mesh.fsdp 4, or name a topology of 2"):
+    with pytest.raises(ConfigError, match=r"= 2 must equal .* has 8; set --mesh.fsdp 4, or choose a topology of 2"):
         require_mesh(MeshConfig(tensor=2), topology)
     with pytest.raises(ConfigError, match=r"set --mesh.fsdp 8 and the others to 1"):
         require_mesh(MeshConfig(tensor=3), topology)
@@ -172,15 +173,15 @@ def test_what_was_compiled_counts_and_makes_remedies_stricter():
     topology = topology._replace(device=topology.device._replace(memory_bytes=int(1.5 * peak)))
     found = estimate(config, topology)
     assert plan._judge(found, topology, []).fits
-    twice = Measured("rl update", bytes=2 * peak)
+    twice = CompiledProgram("rl update", bytes=2 * peak)
     verdict = plan._judge(found, topology, [twice])
     assert not verdict.fits and verdict.peak_bytes == 2 * peak
     assert verdict.remedy is not None and verdict.remedy.peak_bytes <= 0.75 * peak < verdict.remedy.short_peak_bytes
-    half = [Measured(name, bytes=1) for name in found.programs]
+    half = [CompiledProgram(name, bytes=1) for name in found.programs]
     assert plan._judge(found, topology, half).peak_bytes < peak
-    refused = plan._judge(found, topology, [Measured("rl update", error="Ran out of memory")])
+    refused = plan._judge(found, topology, [CompiledProgram("rl update", error="Ran out of memory")])
     assert not refused.fits and refused.remedy is not None
-    assert "the compiler refused rl update: Ran out of memory; set --" in plan._message(refused, topology)
+    assert "the compiler failed on rl update: Ran out of memory; set --" in plan._message(refused, topology)
 
 
 # -- the command ------------------------------------------------------------------------------------------------------
@@ -221,7 +222,7 @@ def test_a_run_that_does_not_fit_is_refused_with_a_remedy(config_file, capsys, m
     code, out, last, err = run(capsys, *args)
     assert code == 1 and not last["fits"] and "fits: no" in out
     assert re.fullmatch(
-        r"r2rank: a device of v5e:1x1 has .* GiB for programs, the run needs .* GiB on each device; set --.*\n", err
+        r"r2rank: a device of v5e:1x1 has .* GiB for programs, but the run needs .* GiB on each device; set --.*\n", err
     )
     assert last["remedy"]["peak_bytes"] <= last["memory_bytes"] < last["remedy"]["one_step_less"]["peak_bytes"]
 

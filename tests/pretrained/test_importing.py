@@ -150,7 +150,7 @@ BROKEN = {
         lambda f: edit(f / "config.json", architectures=["GPT2LMHeadModel"]),
         r"got \['GPT2LMHeadModel'\]",
     ),
-    "own-code": (lambda f: edit(f / "config.json", auto_map={"AutoModel": "x.Y"}), r"must not name code of its own"),
+    "own-code": (lambda f: edit(f / "config.json", auto_map={"AutoModel": "x.Y"}), r"must not name custom code"),
     "tokenizer-code": (
         lambda f: edit(f / "tokenizer_config.json", auto_map={"AutoTokenizer": "x.Y"}),
         r"tokenizer_config.json must not name code of its own",

@@ -12,6 +12,7 @@ from r2rank_jax.ranking import (
     expected_ndcg,
     lambda_rank,
     list_mle,
+    list_net,
     log_prob,
     mode,
     ndcg,
@@ -29,6 +30,12 @@ def test_published_values():
     scores, labels = jnp.array([0.0, 3.0, 1.0, 2.0]), jnp.array([0, 0, 1, 1])  # doctests of rax 0.4.0
     np.testing.assert_allclose(softmax_cross_entropy(scores, labels), 3.880380, atol=1e-6)
     np.testing.assert_allclose(list_mle(scores, labels), 6.837789, atol=1e-6)
+
+
+def test_list_net_is_the_cross_entropy_with_shares():
+    want = softmax_cross_entropy(SCORES, LABELS, MASK) / LABELS[ITEMS].sum()
+    np.testing.assert_allclose(list_net(SCORES, LABELS, MASK), want, rtol=1e-6)
+    assert list_net(SCORES, np.zeros(5)) == 0
 
 
 def test_lambda_rank_matches_its_pairs():
@@ -87,7 +94,9 @@ def test_negative_expected_ndcg_is_the_estimators_by_another_form():
         negative_expected_ndcg(SCORES, LABELS, estimator="pl_rank")
 
 
-@pytest.mark.parametrize("loss", [softmax_cross_entropy, list_mle, lambda_rank, approx_ndcg, negative_expected_ndcg])
+@pytest.mark.parametrize(
+    "loss", [softmax_cross_entropy, list_net, list_mle, lambda_rank, approx_ndcg, negative_expected_ndcg]
+)
 def test_any_loss_by_its_name_teaches_the_order(loss):
     """One gradient step function for all of them; a few hundred steps from the wrong order to the right one."""
     labels = jnp.array([0, 1, 0, 2, 0, 0])

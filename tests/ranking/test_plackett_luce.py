@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from r2rank_jax.ranking import entropy, kl, log_prob, log_prob_per_place, mode, ndcg, rank_marginals, sample
-from r2rank_jax.ranking.choices import choices
+from r2rank_jax.ranking.draws.choices import choices
 
 LOG_PROB = jax.jit(log_prob)
 VALUE_AND_GRADIENT = jax.jit(jax.vmap(jax.value_and_grad(log_prob), (None, 0)))

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from r2rank_jax.ranking import rank_marginals, sample
-from r2rank_jax.ranking.sampling import ITEMS_PER_PLACE
+from r2rank_jax.ranking.draws.sampling import ITEMS_PER_PLACE
 
 NUM_SAMPLES = 40_000
 SMALLEST_P = 1e-4  # of a χ² test that would be believed; the seeds are fixed

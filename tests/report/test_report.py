@@ -10,7 +10,7 @@ import pytest
 from r2rank_jax.evaluation import results as evaluation_results
 from r2rank_jax.report.build import build
 from r2rank_jax.report.headline import headline, verdicts
-from r2rank_jax.report.reading import read_run
+from r2rank_jax.report.reading import metric_label, read_run
 from tests.report.conftest import FILMS, final_results, report_users, write_lines
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
@@ -191,6 +191,16 @@ def test_verdicts_follow_the_numbers(run_dir, shift, tone, phrase):
     found = verdicts(read_run(run_dir))[0]
     assert found["tone"] == tone and phrase in found["text"]
     assert f"{final_results(rl_shift=shift)['systems']['rl']['ndcg@10']['mean']:.3f}" in headline(read_run(run_dir))
+
+
+def test_the_reward_is_the_headline_metric(run_dir):
+    config = json.loads((run_dir / "config.json").read_text())
+    for reward, metric, shown in (("mrr", "mrr", "MRR on"), ("0.5*ndcg@10+mrr", "ndcg@10", "NDCG@10 on")):
+        config["rl"]["reward"] = reward  # the second was not evaluated
+        (run_dir / "config.json").write_text(json.dumps(config))
+        run = read_run(run_dir)
+        assert run.metric == metric and headline(run).startswith(shown)
+    assert metric_label("0.5*ndcg@10+hr@5-1e-2*my.rewards:page@3") == "0.5*NDCG@10+Hit rate@5-1e-2*my.rewards:page@3"
 
 
 def test_comparisons_are_turned_round_where_needed(run_dir):

@@ -75,12 +75,12 @@ def test_greedy_takes_the_most_likely_token_each_time():
     config = QWEN2
     params, batch = make_params(config), make_batch(config)[0]
     run = jax.jit(lambda p: generate(config, p, batch, None, rationales=1, max_tokens=4, stop_token=STOP))
-    said = run(params).rationales
-    logits, _ = jax.jit(lambda p: read_alone(config, p, batch, said))(params)
-    alive = (np.arange(4) < np.asarray(said.length)[..., None]) & np.asarray(batch.mask)[:, :, None, None]
+    rationales = run(params).rationales
+    logits, _ = jax.jit(lambda p: read_alone(config, p, batch, rationales))(params)
+    alive = (np.arange(4) < np.asarray(rationales.length)[..., None]) & np.asarray(batch.mask)[:, :, None, None]
     best = np.asarray(jnp.argmax(logits, axis=-1))
     assert alive.sum() > 10
-    np.testing.assert_array_equal(np.asarray(said.tokens)[alive], best[alive])
+    np.testing.assert_array_equal(np.asarray(rationales.tokens)[alive], best[alive])
 
 
 def test_a_row_does_not_depend_on_its_neighbours_or_its_place():

@@ -82,7 +82,7 @@ def test_eight_devices_say_the_same():
     keys = generator._row_keys(KEY, split)
     _, lanes, _ = generator._run(generator._begin, params, split, keys)
     assert lanes.new_k[0].sharding.spec[:2] == (("data", "fsdp"), "tensor"), "heads of the cache are split"
-    assert lanes.said.tokens.sharding.spec[0] == ("data", "fsdp")
+    assert lanes.decoded.tokens.sharding.spec[0] == ("data", "fsdp")
     eight = generator(params, split, KEY)
     assert_same(eight, one, batch.mask)
 

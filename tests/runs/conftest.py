@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from r2rank_jax.data.prepare.prepare import prepare
-from r2rank_jax.data.teacher.template import synthesize
+from r2rank_jax.data.teacher.synthesize import synthesize
+from r2rank_jax.data.teacher.template import TemplateTeacher
 from tests.data.conftest import write_raw
 
 COMMAND = (sys.executable, "-m", "r2rank_jax.cli")
@@ -127,7 +128,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """The tiny experiment; read only."""
     root = tmp_path_factory.mktemp("experiment")
     prepare(write_raw(root / "raw"), root / "data", candidates=5)
-    synthesize(root / "data", root / "data/traces.jsonl", lists=24, candidate_items=5, positives=2)
+    synthesize(root / "data", root / "data/traces.jsonl", TemplateTeacher(), lists=24, candidate_items=5, positives=2)
     return write_tiny(root, root / "data")
 
 

@@ -92,6 +92,13 @@ def test_a_truncated_traces_file(own_tiny, tmp_path, refused_in_one_line):
     assert not (tmp_path / "run").exists()
 
 
+def test_traces_for_another_template(own_tiny, tmp_path, refused_in_one_line):
+    arguments = ("--config", own_tiny.config, "--run-dir", tmp_path / "run", "--data.template", "films-2")
+    message = refused_in_one_line("sft", *arguments)
+    assert "written for data.template=films-2, got traces for films-1; run `r2rank data synthesize --tem" in message
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("command", ["sft", "eval"])
 def test_one_changed_byte_of_the_candidates(own_tiny, sft_run, tmp_path, refused_in_one_line, command):
     path = own_tiny.data / candidate_file("leave_one_out")

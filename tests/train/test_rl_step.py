@@ -14,7 +14,7 @@ from r2rank_jax.ranking.expectation import expected_ndcg
 from r2rank_jax.rollout.generate import make_rollout
 from r2rank_jax.sharding import make_mesh, to_mesh
 from r2rank_jax.train.losses import clipped_policy, without_scale_gradient
-from r2rank_jax.train.rl_step import KnownOfToken, make_rl_steps, rl_gradients, token_loss
+from r2rank_jax.train.rl_step import TokenConstants, make_rl_steps, rl_gradients, token_loss
 from r2rank_jax.train.state import fresh_state
 from tests.model.test_forward import QWEN3, make_batch
 
@@ -60,10 +60,10 @@ def train_rl(mesh_config, **rl):
     for local, _ in local_batches(config):
         batch = to_mesh(mesh, local)
         rollout = rollout_fn(state.params, batch, jax.random.fold_in(state.key(), 0))
-        known = assess(state.params, reference, batch, rollout)
+        assessment = assess(state.params, reference, batch, rollout)
         for _ in range(config.rl.updates):
-            state, metrics = update(state, reference, batch, rollout, known)
-        losses.append(jax.device_get(metrics) | {"said": np.asarray(rollout.rationales.tokens)})
+            state, metrics = update(state, reference, batch, rollout, assessment)
+        losses.append(jax.device_get(metrics) | {"tokens": np.asarray(rollout.rationales.tokens)})
     return state, losses
 
 
@@ -74,7 +74,7 @@ def test_rl_on_eight_devices_equals_one():
     """Two updates for each rollout; a single one is compared, in chunks, by `test_chunks.py`."""
     one, eight = train_rl(MeshConfig(), updates=2), train_rl(MESHES[2], updates=2)
     for a, b in zip(one[1], eight[1]):
-        np.testing.assert_array_equal(a["said"], b["said"])
+        np.testing.assert_array_equal(a["tokens"], b["tokens"])
         for name in ("loss", "reward", "kl", "value"):
             np.testing.assert_allclose(a[name], b[name], rtol=1e-5, atol=1e-6)
 
@@ -95,6 +95,15 @@ def test_reinforce_with_shared_credit_gives_finite_steps():
     assert int(state.step) == STEPS
 
 
+@pytest.mark.parametrize("estimator", ["exact", "pl_rank"])
+def test_a_step_learns_from_the_reward_that_is_configured(estimator):
+    _, metrics = train_rl(MeshConfig(), reward="0.5*recall@2+2*mrr", estimator=estimator)
+    _, other = train_rl(MeshConfig(), updates=2)
+    assert all(m["skipped"] == 0 and np.isfinite(m["loss"]) and m["advantage_rms"] > 0 for m in metrics)
+    assert 1 < metrics[0]["value"] < 2.5 and other[0]["value"] < 1
+    np.testing.assert_allclose(metrics[0]["reward"], metrics[0]["value"], rtol=1e-5 if estimator == "exact" else 0.2)
+
+
 def test_clipped_policy_by_hand():
     old = jnp.log(jnp.array([0.5, 0.5]))
     new = jnp.log(jnp.array([0.75, 0.5]))  # ratios 1.5 and 1
@@ -111,18 +120,18 @@ def test_clipped_policy_by_hand():
 def test_token_loss_by_hand():
     """Two real tokens and a padding, whose ratio must not count: ratios 1.5 and 1, importance 1 and 0.5."""
     log = lambda *p: jnp.log(jnp.array([[[[*p]]]]))  # noqa: E731
-    found = TokenStatistics(logp=log(0.75, 0.5, 0.01), entropy=log(2, 3, 4), kl=log(5, 6, 7))
-    known = {"sampled_logp": log(0.5, 1.0, 0.5), "old_logp": log(0.5, 0.5, 0.5)}
-    known |= {"advantages": jnp.full((1, 1, 1, 3), 2.0), "real": jnp.array([[[[True, True, False]]]])}
+    statistics = TokenStatistics(logp=log(0.75, 0.5, 0.01), entropy=log(2, 3, 4), kl=log(5, 6, 7))
+    constants = {"sampled_logp": log(0.5, 1.0, 0.5), "old_logp": log(0.5, 0.5, 0.5)}
+    constants |= {"advantages": jnp.full((1, 1, 1, 3), 2.0), "real": jnp.array([[[[True, True, False]]]])}
     settings = {"token_weight": 3.0, "kl_weight": 0.1, "entropy_weight": 0.2, "clip_low": 0.2, "clip_high": 0.3}
     shared = jnp.float32(2), jnp.float32(4)  # tokens, lists
     regular = 0.1 * np.log([5, 6]) / 2 - 0.2 * np.log([2, 3]) / 2
-    loss, seen = token_loss(RLConfig(ratio="token", **settings), found, KnownOfToken(**known), shared)
+    loss, diagnostics = token_loss(RLConfig(ratio="token", **settings), statistics, TokenConstants(**constants), shared)
     np.testing.assert_allclose(loss[0, 0, 0, :2], regular - 3 / 4 * np.array([1.3 * 2, 2 * 0.5]), rtol=1e-5)
-    assert float(loss[0, 0, 0, 2]) == 0 and int(seen["clipped"].sum()) == 1
-    loss, _ = token_loss(RLConfig(ratio="sequence", **settings), found, KnownOfToken(**known), shared)
+    assert float(loss[0, 0, 0, 2]) == 0 and int(diagnostics["clipped"].sum()) == 1
+    loss, _ = token_loss(RLConfig(ratio="sequence", **settings), statistics, TokenConstants(**constants), shared)
     np.testing.assert_allclose(loss[0, 0, 0, :2], regular - 3 / 4 * 1.5**0.5 * np.array([2, 2 * 0.5]), rtol=1e-5)
-    np.testing.assert_allclose(np.exp(seen["gap"][0, 0, 0]), [1.0, 0.5, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(np.exp(diagnostics["gap"][0, 0, 0]), [1.0, 0.5, 1.0], rtol=1e-6)
 
 
 def test_no_gradient_scales_all_scores_together():
@@ -156,9 +165,9 @@ def test_the_score_part_moves_the_heads_scale_only_where_it_may(fixed):
     scores = jnp.where(batch.mask, rollout.scores.mean(axis=2), -jnp.inf)
     best = (scores == scores.max(axis=1, keepdims=True)).astype(jnp.float32)
     batch = dataclasses.replace(batch, labels=best)
-    known = make_rl_steps(mesh, config)[0](params, params, batch, rollout)
-    gradient = jax.jit(lambda p: rl_gradients(mesh, config, p, params, batch, rollout, known, jax.random.key(1))[0])(
-        params
-    )
+    assessment = make_rl_steps(mesh, config)[0](params, params, batch, rollout)
+    gradient = jax.jit(
+        lambda p: rl_gradients(mesh, config, p, params, batch, rollout, assessment, jax.random.key(1))[0]
+    )(params)
     along = abs(float(jnp.vdot(gradient["score_head"], params["score_head"])))  # the head is linear, without bias
     assert (along < 1e-5) if fixed else (along > 1e-3), along

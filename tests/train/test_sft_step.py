@@ -10,10 +10,11 @@ import pytest
 
 from r2rank_jax.config import MeshConfig
 from r2rank_jax.errors import ConfigError
+from r2rank_jax.ranking.losses import BY_NAME
 from r2rank_jax.sharding import make_mesh, to_mesh
-from r2rank_jax.train.losses import listwise_softmax
-from r2rank_jax.train.sft_step import make_sft_step
+from r2rank_jax.train.sft_step import head_loss, make_sft_step, sft_gradients
 from r2rank_jax.train.state import apply_gradients, fresh_state, make_optimizer, start_from
+from tests.model.test_forward import make_batch
 from tests.train.test_rl_step import MESHES, STEPS, local_batches, make_config
 
 
@@ -71,11 +72,37 @@ def test_starting_from_other_parameters_shares_no_buffer():
     assert len(set(pointers)) == len(pointers)
 
 
-def test_listwise_softmax_by_hand():
-    scores, labels = jnp.array([[1.0, 2.0, 99.0], [0.0, 0.0, 0.0]]), jnp.array([[0.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
-    found = listwise_softmax(scores, labels, jnp.array([[True, True, False], [True, True, True]]))
-    assert float(found.weight) == 1, "a list without a relevant item weighs nothing"
-    np.testing.assert_allclose(found.mean(), np.log(1 + np.exp(-1.0)), rtol=1e-6)
+def lists(scores, labels, mask):
+    """Scores [U, N, G=1] and the part of a batch that a loss of scores reads."""
+    batch = make_batch(make_config(MeshConfig()).model, users=2, items=3, groups=1, seed=0)[0]
+    batch = dataclasses.replace(batch, labels=jnp.asarray(labels, jnp.float32), mask=jnp.asarray(mask, bool))
+    return jnp.asarray(scores, jnp.float32)[..., None], batch
+
+
+def test_head_loss_by_hand():
+    """The default, a cross-entropy between shares; a list without a relevant item weighs nothing, as a masked item."""
+    scores, batch = lists([[1, 2, 99], [0, 0, 0]], [[0, 1, 1], [0, 0, 0]], [[1, 1, 0], [1, 1, 1]])
+    found = head_loss(BY_NAME["list_net"], scores, batch, None)
+    np.testing.assert_allclose(found, np.log(1 + np.exp(-1.0)), rtol=1e-6)
+    scores, batch = lists([[1, 2, 0], [0, 0, 1]], [[2, 0, 2], [0, 3, 1]], np.ones((2, 3)))
+    logs = np.array(scores[..., 0]) - np.log(np.exp(scores[..., 0]).sum(1, keepdims=True))
+    want = -np.mean([(logs[0, 0] + logs[0, 2]) / 2, 0.75 * logs[1, 1] + 0.25 * logs[1, 2]])
+    np.testing.assert_allclose(head_loss(BY_NAME["list_net"], scores, batch, None), want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in BY_NAME if name != "list_net"])
+def test_any_loss_of_the_ranking_package_trains_the_head(name):
+    config = make_config(MeshConfig())
+    config = dataclasses.replace(config, sft=dataclasses.replace(config.sft, head_loss=name))
+    mesh = make_mesh(config.mesh)
+    params = fresh_state(mesh, config.model, config.sft.optimizer, STEPS, seed=0).params
+    batch, rationales = to_mesh(mesh, next(local_batches(config)))
+    step = jax.jit(lambda p, key: sft_gradients(mesh, config, p, batch, rationales, key))
+    grads, metrics = step(params, jax.random.key(0))
+    assert np.isfinite(metrics["loss"]) and float(jnp.abs(grads["score_head"]).max()) > 1e-4
+    _, other = step(params, jax.random.key(1))
+    # Half of the lists have two relevant items, whose order ListMLE draws.
+    assert (float(metrics["head_loss"]) != float(other["head_loss"])) == (name == "list_mle")
 
 
 def test_a_mesh_larger_than_the_machine_is_refused():

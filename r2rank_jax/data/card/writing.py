@@ -32,7 +32,7 @@ from r2rank_jax.data.prepared.folder import candidate_file, manifest_of
 from r2rank_jax.data.prepared.settings import Array, Settings
 from r2rank_jax.data.prepared.splits import HELD_OUT
 from r2rank_jax.data.prepared.tables import Items
-from r2rank_jax.data.sources.schema import UNTITLED
+from r2rank_jax.data.prompts.templates import TEMPLATE_OF_DOMAIN
 from r2rank_jax.errors import DataError
 from r2rank_jax.files.atomic import replacing_file
 
@@ -61,12 +61,13 @@ def write_card(directory: Path, tokenizer: Path | None = None) -> None:
     """
     manifest = manifest_of(directory)
     measures = _measures(tokenizer)
-    items = Items.read(directory / "items.parquet", UNTITLED[manifest["domain"]])
+    items = Items.read(directory / "items.parquet")
     counts = InteractionCounts(len(items), manifest["time_unit"])
     for bucket in _buckets(directory, manifest):
         counts.add(bucket.offsets, bucket.item, bucket.rating, bucket.timestamp)
     lists = {name: {part: ListCounts(counts.per_item) for part in HELD_OUT} for name in manifest["protocols"]}
-    shown = [items.shown(item) for item in range(len(items))]
+    missing = TEMPLATE_OF_DOMAIN[manifest["domain"]].missing
+    shown = [items.shown(item, missing) for item in range(len(items))]
     lengths = {unit: _measured(measure, shown) for unit, measure in measures.items()}
     histories: dict[str, list[Array]] = {unit: [] for unit in measures}
     for number, bucket in enumerate(_buckets(directory, manifest)):
@@ -151,7 +152,7 @@ def _count_lists(parts: dict[str, ListCounts], bucket: Bucket, table: ListTable)
 
 def _catalog(items: Items, manifest: dict[str, Any]) -> dict[str, Any]:
     titled = Counter(zip(items.title, items.year))
-    del titled[UNTITLED[manifest["domain"]], ""]
+    del titled["", ""]
     return {
         "titles_missing": manifest["items_without_title"],
         "titles_repeated": sum(count for count in titled.values() if count > 1),

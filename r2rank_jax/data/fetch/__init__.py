@@ -1,5 +1,5 @@
-"""Public data sets, by name.
+"""Download public data sets by name.
 
-In comes a name, as `ml-100k` or `amazon-2023/Gift_Cards`. Out comes a folder with its publisher's files and verified
-checksums.
+The input is a name such as `ml-100k` or `amazon-2023/Gift_Cards`. The output is a folder with the publisher's files and their
+verified checksums.
 """

@@ -1,7 +1,7 @@
-"""Where the public data sets lie, and under which licence. Addresses are their publishers' own.
+"""Addresses and licenses of the public data sets. All addresses belong to the publishers.
 
-GroupLens publishes an MD5 beside each archive; those of the stable releases are pinned here as well. Nobody publishes
-checksums of the Amazon files.
+GroupLens publishes an MD5 beside each archive; those of the stable releases are also pinned here. No checksums are
+published for the Amazon files.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _MOVIELENS_MD5 = {  # name -> MD5 of the archive; None: the release changes
     "ml-32m": None,
     "ml-latest-small": None,
 }
-_MOVIELENS_LICENCE = (
+_MOVIELENS_LICENSE = (
     "{} is GroupLens' (University of Minnesota): research use, no commercial use without their permission; the README "
     "in the folder has the terms. Cite F. M. Harper and J. A. Konstan, The MovieLens Datasets: History and Context, "
     "ACM TiiS 5(4), 2015, doi:10.1145/2827872."
 )
-_AMAZON_LICENCE = {
+_AMAZON_LICENSE = {
     2014: "Amazon reviews of 2014: for research. Cite R. He and J. McAuley, Ups and Downs, WWW 2016.",
     2018: "Amazon reviews of 2018: for research. Cite J. Ni et al., Justifying Recommendations, EMNLP 2019.",
     2023: "Amazon reviews of 2023: for research. Cite Y. Hou et al., Bridging Language and Items, arXiv 2403.03952.",
 }
-_IN_ALL = (
+_IN_ALL_EDITIONS = (
     "Automotive Books CDs_and_Vinyl Cell_Phones_and_Accessories Clothing_Shoes_and_Jewelry Digital_Music Electronics "
     "Grocery_and_Gourmet_Food Home_and_Kitchen Kindle_Store Movies_and_TV Musical_Instruments Office_Products "
     "Patio_Lawn_and_Garden Pet_Supplies Sports_and_Outdoors Tools_and_Home_Improvement Toys_and_Games Video_Games "
@@ -41,10 +41,10 @@ _IN_2018_AND_2023 = (
     "All_Beauty Appliances Arts_Crafts_and_Sewing Gift_Cards Industrial_and_Scientific Magazine_Subscriptions Software "
 )
 CATEGORIES = {
-    2014: (_IN_ALL + "Amazon_Instant_Video Apps_for_Android Baby Beauty Health_and_Personal_Care").split(),
-    2018: (_IN_ALL + _IN_2018_AND_2023 + "AMAZON_FASHION Luxury_Beauty Prime_Pantry").split(),
+    2014: (_IN_ALL_EDITIONS + "Amazon_Instant_Video Apps_for_Android Baby Beauty Health_and_Personal_Care").split(),
+    2018: (_IN_ALL_EDITIONS + _IN_2018_AND_2023 + "AMAZON_FASHION Luxury_Beauty Prime_Pantry").split(),
     2023: (
-        _IN_ALL
+        _IN_ALL_EDITIONS
         + _IN_2018_AND_2023
         + "Amazon_Fashion Baby_Products Beauty_and_Personal_Care Handmade_Products Health_and_Household "
         + "Health_and_Personal_Care Subscription_Boxes Unknown"
@@ -52,7 +52,7 @@ CATEGORIES = {
 }
 CORES = ("0core", "5core")
 SPLITS = ("rating_only", "last_out", "timestamp", "last_out_w_his", "timestamp_w_his")
-FORMS = (  # of names, for people
+NAME_PATTERNS = (  # for messages
     *("ml-100k", *_MOVIELENS_MD5),
     *("amazon-2014/CATEGORY", "amazon-2018/CATEGORY", "amazon-2023/CATEGORY"),
     f"amazon-2023/CATEGORY/{{{','.join(CORES)}}}/{{{','.join(SPLITS)}}}",
@@ -61,16 +61,16 @@ FORMS = (  # of names, for people
 
 @dataclass(frozen=True)
 class Remote:
-    """Files of one data set on their publisher's server."""
+    """Files of one data set on its publisher's server."""
 
     urls: tuple[str, ...]
-    licence: str
-    archive: bool = False  # one archive, to be unpacked; its publisher puts an MD5 beside it
-    md5: str | None = None  # of the archive, pinned
+    license: str
+    archive: bool = False  # whether there is a single archive to unpack, with an MD5 published beside it
+    md5: str | None = None  # pinned MD5 of the archive
 
 
 def names() -> Iterator[str]:
-    """Every name that `remote` knows."""
+    """Iterate over all names that `remote` accepts."""
     yield from _MOVIELENS_MD5
     for year, categories in CATEGORIES.items():
         yield from (f"amazon-{year}/{category}" for category in categories)
@@ -79,10 +79,10 @@ def names() -> Iterator[str]:
 
 
 def remote(name: str) -> Remote | None:
-    """Where a data set lies; None for an unknown name."""
+    """Return the addresses of a data set; None for an unknown name."""
     if name in _MOVIELENS_MD5:
-        licence = _MOVIELENS_LICENCE.format(name.replace("ml-", "MovieLens-"))
-        return Remote((f"{GROUPLENS}/{name}.zip",), licence, archive=True, md5=_MOVIELENS_MD5[name])
+        license = _MOVIELENS_LICENSE.format(name.replace("ml-", "MovieLens-"))
+        return Remote((f"{GROUPLENS}/{name}.zip",), license, archive=True, md5=_MOVIELENS_MD5[name])
     if name not in set(names()):
         return None
     edition, category, *benchmark = name.split("/")
@@ -98,7 +98,7 @@ def remote(name: str) -> Remote | None:
     else:
         metadata = f"{AMAZON_2023}/raw/meta_categories/meta_{category}.jsonl.gz"
         urls = (*_interactions_2023(category, benchmark), metadata)
-    return Remote(urls, _AMAZON_LICENCE[year])
+    return Remote(urls, _AMAZON_LICENSE[year])
 
 
 def _interactions_2023(category: str, benchmark: list[str]) -> list[str]:

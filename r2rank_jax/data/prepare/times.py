@@ -1,4 +1,4 @@
-"""The calendar's cuts, found without holding all times in memory: histograms over the buckets, finer and finer."""
+"""The cuts of a split by calendar time, from ever finer histograms over the buckets instead of all times in memory."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from r2rank_jax.files.seals import Facts
 
 
 def time_cuts(work: Path, written: list[Facts], over_buckets: OverBuckets) -> tuple[int, int]:
-    """Timestamps below which (at most) 80 % and 90 % of all interactions lie.
+    """Find the timestamps below which at most 80 % and 90 % of all interactions lie.
 
     Args:
         work: the work folder, with the interactions.
-        written: what `user_buckets.write_interactions` returned, by bucket.
+        written: results of `user_buckets.write_interactions` by bucket.
         over_buckets: calls a function for every bucket.
     """
-    there = [facts for facts in written if facts["interactions"]]
-    low, high = min(facts["first_time"] for facts in there), max(facts["last_time"] for facts in there)
-    rows = sum(facts["interactions"] for facts in there)
+    nonempty = [facts for facts in written if facts["interactions"]]
+    low, high = min(facts["first_time"] for facts in nonempty), max(facts["last_time"] for facts in nonempty)
+    rows = sum(facts["interactions"] for facts in nonempty)
 
     def count(start: int, width: int) -> Array:
         return np.sum(over_buckets("time cuts", partial(count_times, work, start, width)), axis=0)
@@ -33,20 +33,20 @@ def time_cuts(work: Path, written: list[Facts], over_buckets: OverBuckets) -> tu
 
 
 def order_statistic(count: Callable[[int, int], Array], low: int, high: int, rank: int) -> int:
-    """The value at place `rank` (from 0) of some sorted integers.
+    """Return the value at index `rank` of some integers in sorted order.
 
     Args:
-        count: (start, width) -> int64 [bins]: how many lie in start + [bin * width, (bin + 1) * width).
-        low: the least of them.
-        high: the greatest.
-        rank: the place, less than their number.
+        count: (start, width) -> int64 [bins]: number of values in start + [bin * width, (bin + 1) * width).
+        low: the smallest value.
+        high: the largest value.
+        rank: index from 0, less than the number of values.
     """
     while True:
         width = -(-(high - low + 1) // TIME_BINS)
         up_to = np.cumsum(count(low, width))
-        found = int(np.searchsorted(up_to, rank, side="right"))
-        rank -= int(up_to[found - 1]) if found else 0
-        low += found * width
+        bin_of_rank = int(np.searchsorted(up_to, rank, side="right"))
+        rank -= int(up_to[bin_of_rank - 1]) if bin_of_rank else 0
+        low += bin_of_rank * width
         high = low + width - 1
         if width == 1:
             return low

@@ -1,8 +1,7 @@
-"""What is done to one bucket of users: bucket number in, files and facts out, nothing shared with other buckets.
+"""The steps for one bucket of users: bucket number in, files and facts out. Buckets share nothing.
 
-Every function takes the work folder and numbers, so that it runs in any process, or on any machine that sees the
-folder.
-Files of a step lie in WORK/STEP/BUCKET/, sealed.
+Every function takes the work folder and numbers, so that it can run in any process, or on any machine that sees the
+folder. The files of a step are sealed in WORK/STEP/BUCKET/.
 """
 
 from __future__ import annotations
@@ -21,28 +20,28 @@ from r2rank_jax.files.seals import Facts, sealed
 TIME_BINS = 1 << 16
 
 
-def place(work: Path, step: str, bucket: int) -> Path:
-    """Folder of a step's files for one bucket."""
+def step_folder(work: Path, step: str, bucket: int) -> Path:
+    """Return the folder of a step's files for one bucket."""
     return work / step / f"{bucket:05d}"
 
 
 def deduplicate(work: Path, buckets: int, bucket: int) -> Facts:
-    """Keep the earliest interaction of every (user, item); number the bucket's users and items.
+    """Keep the earliest interaction of every (user, item), and number the bucket's users and items.
 
-    Ties in time are resolved by the source's order, here and in everything that follows.
+    Ties in time are resolved by the source's order, in this and all later steps.
 
     Returns:
-        users, interactions, and duplicates that were dropped.
+        users, interactions, and the number of dropped duplicates.
     """
     return sealed(
-        place(work, "deduplicated", bucket), partial(_deduplicate, work / "read/interactions", buckets, bucket)
+        step_folder(work, "deduplicated", bucket), partial(_deduplicate, work / "read/interactions", buckets, bucket)
     )
 
 
 def _deduplicate(shards: Path, buckets: int, bucket: int, folder: Path) -> Facts:
     rows = read_bucket(shards, buckets, bucket)
     users, items = by_number(rows["user"].unique()), rows["item"].unique().sort()
-    for name, ids in (("user", users), ("item", items)):  # numbers first: sorting text takes many times as long
+    for name, ids in (("user", users), ("item", items)):  # sort numbers, because sorting text is many times slower
         rows = rows.join(
             pl.DataFrame({name: ids, "number": np.arange(len(ids), dtype=np.int32)}), on=name, how="left"
         ).with_columns(pl.col("number").alias(name))
@@ -57,33 +56,33 @@ def _deduplicate(shards: Path, buckets: int, bucket: int, folder: Path) -> Facts
 
 
 def surviving(work: Path, k: int, alive: Array, bucket: int) -> pl.DataFrame:
-    """The bucket's rows with living items, of users with at least `k` of them, sorted by user, time, order.
+    """Read the bucket's rows of kept items, for users with at least `k` of them, sorted by user, time, order.
 
     Args:
-        work: the work folder, where the catalogue is.
+        work: the work folder, with the catalog.
         k: of the k-core.
-        alive: bool [catalogue], by place in the catalogue.
-        bucket: which one.
+        alive: bool [catalog], whether an item is kept.
+        bucket: number of the bucket.
 
     Returns:
-        user (number within the bucket), item (place in the catalogue), rating, timestamp, order.
+        user (number within the bucket), item (index in the catalog), rating, timestamp, order.
     """
-    folder = place(work, "deduplicated", bucket)
-    catalogue = pl.read_parquet(work / "catalogue/catalogue.parquet", columns=["item"]).with_row_index("place")
-    known = pl.read_parquet(folder / "items.parquet").join(catalogue, on="item", how="left", maintain_order="left")
-    places = known["place"].to_numpy().astype(np.int32)
+    folder = step_folder(work, "deduplicated", bucket)
+    catalogue = pl.read_parquet(work / "catalogue/catalogue.parquet", columns=["item"]).with_row_index("index")
+    items = pl.read_parquet(folder / "items.parquet").join(catalogue, on="item", how="left", maintain_order="left")
+    indices = items["index"].to_numpy().astype(np.int32)
     rows = pl.read_parquet(folder / "rows.parquet")
-    rows = rows.with_columns(item=pl.Series(places[rows["item"].to_numpy()]))
+    rows = rows.with_columns(item=pl.Series(indices[rows["item"].to_numpy()]))
     rows = rows.filter(pl.Series(alive[rows["item"].to_numpy()]))
     counts = np.bincount(rows["user"].to_numpy(), minlength=1)
     return rows.filter(pl.Series(counts[rows["user"].to_numpy()] >= k))
 
 
 def count_core(work: Path, k: int, alive_file: str, bucket: int) -> dict[str, Any]:
-    """One round of the k-core.
+    """Count one round of the k-core.
 
     Returns:
-        users and interactions that remain, and int64 [catalogue] `item_counts` of them.
+        the remaining `users` and `interactions`, and their `item_counts`, int64 [catalog].
     """
     alive = np.load(work / alive_file)
     rows = surviving(work, k, alive, bucket)
@@ -97,16 +96,16 @@ def write_interactions(work: Path, k: int, alive_file: str, first_user: int, buc
     Args:
         work: the work folder.
         k: of the k-core.
-        alive_file: bool [catalogue] in the work folder; dense item ids run through the living.
+        alive_file: name in the work folder of a bool [catalog]; dense item ids number the kept items.
         first_user: dense id of the bucket's first user.
-        bucket: which one.
+        bucket: number of the bucket.
 
     Returns:
-        users, interactions, tied_in_time (interactions at the same time as the user's one before); first_time,
-        last_time and highest_rating (None where there is none).
+        users, interactions, tied_in_time (interactions at the same time as the user's previous one); first_time,
+        last_time and highest_rating (None if there is none).
     """
-    work_of_bucket = partial(_write_interactions, work, k, alive_file, first_user, bucket)
-    return sealed(place(work, "interactions", bucket), work_of_bucket)
+    write = partial(_write_interactions, work, k, alive_file, first_user, bucket)
+    return sealed(step_folder(work, "interactions", bucket), write)
 
 
 def _write_interactions(work: Path, k: int, alive_file: str, first_user: int, bucket: int, folder: Path) -> Facts:
@@ -119,7 +118,7 @@ def _write_interactions(work: Path, k: int, alive_file: str, first_user: int, bu
     rows.with_columns(
         user=pl.Series(dense_user), item=pl.Series(dense_item[rows["item"].to_numpy()])
     ).rechunk().write_parquet(folder / "interactions.parquet")
-    source_id = pl.read_parquet(place(work, "deduplicated", bucket) / "users.parquet")["source_id"]
+    source_id = pl.read_parquet(step_folder(work, "deduplicated", bucket) / "users.parquet")["source_id"]
     pl.DataFrame({"user": dense_user[starts], "source_id": source_id.gather(user[starts])}).write_parquet(
         folder / "users.parquet"
     )
@@ -134,7 +133,7 @@ def _write_interactions(work: Path, k: int, alive_file: str, first_user: int, bu
 
 
 def count_times(work: Path, low: int, width: int, bucket: int) -> Array:
-    """int64 [TIME_BINS]: interactions whose time lies in low + [bin * width, (bin + 1) * width)."""
-    path = place(work, "interactions", bucket) / "interactions.parquet"
+    """Count interactions with a time in low + [bin * width, (bin + 1) * width); int64 [TIME_BINS]."""
+    path = step_folder(work, "interactions", bucket) / "interactions.parquet"
     bins = (pl.read_parquet(path, columns=["timestamp"])["timestamp"].to_numpy() - low) // width
     return np.bincount(bins[(bins >= 0) & (bins < TIME_BINS)], minlength=TIME_BINS)

@@ -1,4 +1,4 @@
-"""The same function over all buckets: here, in worker processes, or by Ray Data on many machines."""
+"""Run a function over all buckets: in this process, in worker processes, or with Ray Data on many machines."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ class OverBuckets(Protocol):
     """Calls a function for every bucket."""
 
     def __call__(self, name: str, work: Callable[[int], Any]) -> list[Any]:
-        """The results, in the order of the buckets.
+        """Return the results in the order of the buckets.
 
         Args:
-            name: of the work, for its progress.
-            work: takes a bucket's number; can be pickled, as its result can.
+            name: name of the work, for its progress.
+            work: function of a bucket's number; it and its result can be pickled.
         """
 
 
 @dataclass(frozen=True)
-class Here:
+class InThisProcess:
     """One bucket after the other, in this process."""
 
     buckets: int
-    rows: int  # of all buckets; for the rate shown
+    rows: int  # in all buckets; for the displayed rate
 
     def __call__(self, name: str, work: Callable[[int], Any]) -> list[Any]:
         return _in_order(name, self.buckets, self.rows, ((bucket, work(bucket)) for bucket in range(self.buckets)))
@@ -43,7 +43,7 @@ class Here:
 
 @dataclass(frozen=True)
 class InProcesses:
-    """Several buckets at a time, each in a process."""
+    """Several buckets at a time, each in a process of its own."""
 
     pool: ProcessPoolExecutor
     buckets: int
@@ -56,8 +56,8 @@ class InProcesses:
             return _in_order(name, self.buckets, self.rows, done)
         except BrokenProcessPool as error:
             raise WorkersDied(
-                "a worker process must live to the end of its bucket, and one was killed, perhaps for memory; run the "
-                "same command again to go on, with fewer --workers"
+                "a worker process must finish its bucket, but one was killed, perhaps for lack of memory; run the same "
+                "command again with fewer --workers to resume"
             ) from error
         finally:
             for future in futures:
@@ -66,7 +66,7 @@ class InProcesses:
 
 @dataclass(frozen=True)
 class OnRay:
-    """By Ray Data, on whatever cluster `ray.init` finds; the output folder must be the same on all its machines."""
+    """With Ray Data, on the cluster that `ray.init` finds. All its machines must see the same output folder."""
 
     buckets: int
     rows: int
@@ -74,12 +74,12 @@ class OnRay:
     def __call__(self, name: str, work: Callable[[int], Any]) -> list[Any]:
         import ray.data
 
-        ray.data.DataContext.get_current().enable_progress_bars = False  # there is our own
+        ray.data.DataContext.get_current().enable_progress_bars = False  # `Progress` shows one
         numbers = ray.data.from_items([{"bucket": bucket} for bucket in range(self.buckets)])
-        answers = numbers.repartition(self.buckets).map(_Answer(work)).iter_rows()
+        answers = numbers.repartition(self.buckets).map(_RunBucket(work)).iter_rows()
         done = ((row["bucket"], pickle.loads(row["answer"])) for row in answers)
         results = _in_order(name, self.buckets, self.rows, done)
-        # Not before all have ended: a task that still writes would undo the clearing up after the error.
+        # Raise only after all tasks have ended: a task that is still writing would undo the cleanup after the error.
         for result in results:
             if isinstance(result, DataError):
                 raise result
@@ -88,24 +88,24 @@ class OnRay:
 
 @contextmanager
 def workers_for(buckets: int, rows: int, workers: int, ray: bool) -> Iterator[OverBuckets]:
-    """Yield what calls a function for every bucket.
+    """Yield a callable that runs a function for every bucket.
 
     Args:
-        buckets: how many there are.
-        rows: interactions in all of them.
-        workers: most processes to start; with one of them, or one bucket, none is started.
-        ray: leave it to Ray.
+        buckets: number of buckets.
+        rows: number of interactions in all buckets.
+        workers: maximum number of processes; with one worker or one bucket, no process is started.
+        ray: use Ray Data.
 
     Raises:
-        DataError: Ray is asked for and not installed.
+        DataError: Ray is requested but not installed.
     """
     if ray:
         _require_ray()
         yield OnRay(buckets, rows)
     elif min(workers, buckets) <= 1:
-        yield Here(buckets, rows)
+        yield InThisProcess(buckets, rows)
     else:
-        # "spawn": polars has threads, and a fork of a process with threads may hang.
+        # "spawn", because polars has threads and forking a process with threads may hang.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(min(workers, buckets), mp_context=context, initializer=_end_with_parent) as pool:
             yield InProcesses(pool, buckets, rows)
@@ -120,8 +120,8 @@ def _in_order(name: str, buckets: int, rows: int, done: Iterator[tuple[int, Any]
     return results
 
 
-class _Answer:
-    """A bucket's row -> its row with what the function returned, or the error that explains itself."""
+class _RunBucket:
+    """Maps a row with a bucket's number to a row with the function's result, or with its `DataError`."""
 
     def __init__(self, work: Callable[[int], Any]):
         self._work = work
@@ -139,13 +139,13 @@ def _require_ray() -> None:
         import ray.data  # noqa: F401
     except ImportError as error:
         raise DataError(
-            f"--ray needs Ray Data, and it cannot be imported ({error}); pip install 'r2rank-jax[data-ray]', or leave "
-            f"--ray out"
+            f"--ray needs Ray Data, which cannot be imported ({error}); pip install 'r2rank-jax[data-ray]', or omit "
+            f"--ray"
         ) from error
 
 
 def _end_with_parent() -> None:
-    """A killed parent cannot end its workers; they would wait for work for ever."""
+    """End this worker when its parent is killed; otherwise it would wait for work forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

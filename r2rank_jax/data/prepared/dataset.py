@@ -16,7 +16,6 @@ from r2rank_jax.data.prepared.negatives import sample_outside
 from r2rank_jax.data.prepared.settings import PROTOCOLS, Array, Settings
 from r2rank_jax.data.prepared.splits import HELD_OUT, split
 from r2rank_jax.data.prepared.tables import Interactions, Items, hash_of_interactions, hash_of_items
-from r2rank_jax.data.sources.schema import UNTITLED
 from r2rank_jax.errors import DataError
 
 
@@ -221,7 +220,7 @@ def load(directory: Path, split_name: str) -> Dataset:
     parts = split(split_name, offsets, interactions.timestamp, positive, settings, cuts=protocol.get("cuts"))
     return Dataset(
         split=split_name,
-        items=Items.read(items_path, UNTITLED[manifest["domain"]]),
+        items=Items.read(items_path),
         offsets=offsets,
         item=interactions.item,
         rating=interactions.rating,

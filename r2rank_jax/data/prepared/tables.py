@@ -53,7 +53,7 @@ class Items:
     """The catalog. The dense item id is the index into every tuple."""
 
     source_id: tuple[str, ...]
-    title: tuple[str, ...]
+    title: tuple[str, ...]  # "" where missing; a prompt's template has words for it
     year: tuple[str, ...]  # "" where unknown
     genres: tuple[tuple[str, ...], ...]
     details: tuple[tuple[tuple[str, str], ...], ...] = ()  # (name, value) pairs: brand, author, ...; () = no details
@@ -61,20 +61,20 @@ class Items:
     def __len__(self) -> int:
         return len(self.title)
 
-    def shown(self, item: int) -> str:
-        """Title and year. Titles alone are not unique (22 of them repeat in MovieLens-100K)."""
-        return f"{self.title[item]} ({self.year[item]})" if self.year[item] else self.title[item]
-
-    @classmethod
-    def read(cls, path: Path, untitled: str) -> Items:
-        """Read `items.parquet`.
+    def shown(self, item: int, missing: str) -> str:
+        """Title and year. Titles alone are not unique (22 of them repeat in MovieLens-100K).
 
         Args:
-            path: the file.
-            untitled: what an item without a title is called.
+            item: dense id.
+            missing: text for a title that is missing, from a template (`Template.missing`).
         """
-        rows = [(key, title or untitled, *rest) for key, title, *rest in _item_rows(path)]
-        return cls(*_columns(rows, len(cls.__dataclass_fields__)))
+        title = self.title[item] or missing
+        return f"{title} ({self.year[item]})" if self.year[item] else title
+
+    @classmethod
+    def read(cls, path: Path) -> Items:
+        """Read `items.parquet`."""
+        return cls(*_columns(_item_rows(path), len(cls.__dataclass_fields__)))
 
 
 def _columns(rows: Iterable[tuple], width: int) -> tuple:

@@ -1,4 +1,4 @@
-"""Worked rationales on disk: a JSON header line (who wrote them, from which data), then one list a line."""
+"""Trace files: a JSON header line (teacher, data, template), then one list with its rationales per line."""
 
 from __future__ import annotations
 
@@ -17,27 +17,29 @@ from r2rank_jax.files.atomic import replacing_file
 
 _HEADER = ("teacher", "data_hash", "split", "lists", "seed")
 _FIELDS = ("user", "position", "items", "labels", "rationales")
+_FIRST_TEMPLATE = "films-1"
 
 
 @dataclass(frozen=True)
 class Traces:
     """L training lists with a rationale for each of their items."""
 
-    header: dict[str, Any]  # teacher, data_hash, split, lists, seed
+    header: dict[str, Any]  # teacher, data_hash, split, lists, seed and what else the file records
+    template: str  # name of the data.template that the rationales were written for
     lists: CandidateLists
     rationales: tuple[tuple[str, ...], ...]  # [L][N]
-    digest: str  # SHA-256 of the file
+    digest: str  # SHA-256 of the file, header included
 
     def __len__(self) -> int:
         return len(self.rationales)
 
 
 def write_traces(out: Path, header: dict[str, Any], lists: CandidateLists, rationales: Sequence[Sequence[str]]) -> None:
-    """Write a traces file, whole or not at all.
+    """Write a trace file atomically.
 
     Args:
         out: the file.
-        header: teacher (who wrote the rationales), data_hash, split, seed; more is allowed.
+        header: teacher (author of the rationales), data_hash, split, seed and template; other entries are allowed.
         lists: training lists.
         rationales: [L][N] texts.
     """
@@ -49,15 +51,21 @@ def write_traces(out: Path, header: dict[str, Any], lists: CandidateLists, ratio
             file.write(json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n")
 
 
-def read_traces(path: Path, dataset: Dataset) -> Traces:
-    """Read a traces file and check that it belongs to the data set and to its training part.
+def read_traces(path: Path, dataset: Dataset, template: str | None) -> Traces:
+    """Read a trace file and check that it belongs to the data, to their training part, and to the template.
+
+    Args:
+        path: the file.
+        dataset: the data that the lists must come from.
+        template: name of the data.template that the rationales must be written for; None accepts any.
 
     Raises:
-        DataError: no such file, a malformed or missing line, another data set or split, or a held-out position.
+        DataError: no such file, a malformed or missing line, another data set, split or template, or a held-out
+            position.
     """
     if not path.is_file():
         raise DataError(f"traces must be at {path}, got nothing; run `r2rank data synthesize` or set data.traces")
-    # Not splitlines(): a rationale may hold one of the other line ends that Unicode knows.
+    # Not splitlines(), which also splits at Unicode line separators within a rationale.
     content = path.read_bytes()
     lines = content.decode("utf-8").removesuffix("\n").split("\n")
     header = _object(path, 1, lines[0], _HEADER)
@@ -67,6 +75,12 @@ def read_traces(path: Path, dataset: Dataset) -> Traces:
                 f"{path}: {name} must be that of the data set, {expected}, got {header[name]}; run `r2rank data "
                 f"synthesize` for this data and split, or set data.traces"
             )
+    written_for = _template_of(path, header)
+    if template is not None and written_for != template:
+        raise DataError(
+            f"{path}: traces must be written for data.template={template}, got traces for {written_for}; run `r2rank "
+            f"data synthesize --template {template}`, or set data.template or data.traces"
+        )
     if header["lists"] != len(lines) - 1 or not header["lists"]:
         raise DataError(
             f"{path}, line {len(lines)}: expected {header['lists']} lists after the header (at least 1), got "
@@ -81,19 +95,43 @@ def read_traces(path: Path, dataset: Dataset) -> Traces:
         np.array([r["items"] for r in records], np.int32),
         np.array([r["labels"] for r in records], np.float32),
     )
-    said = tuple(tuple(r["rationales"]) for r in records)
-    return Traces(header, lists, said, hashlib.sha256(content).hexdigest())
+    rationales = tuple(tuple(r["rationales"]) for r in records)
+    return Traces(header, written_for, lists, rationales, hashlib.sha256(content).hexdigest())
+
+
+def _template_of(path: Path, header: dict[str, Any]) -> str:
+    """Name of the template that the rationales were written for.
+
+    Files written before the header named it are still read wherever the template is certain, because a run that started
+    from such a file must be able to resume: its checkpoint holds the file's digest, and a rewritten file has another.
+
+    - A language model's file has it among its settings, or predates that setting, when its prompts used FILMS_1 only.
+    - The template teacher used FILMS_1, whatever the student's template was.
+
+    The file of any other author could answer any prompt, so it is refused.
+    """
+    settings = header.get("settings")
+    if "template" in header:
+        return str(header["template"])
+    if isinstance(settings, dict) and "template" in settings:
+        return str(settings["template"])
+    if header["teacher"] == "template" or "prompts" in header:
+        return _FIRST_TEMPLATE
+    raise DataError(
+        f"{path}, line 1: the header must name the data.template that the traces were written for, got none; add "
+        f'"template": "NAME" to the line'
+    )
 
 
 def _require_training_list(path: Path, number: int, record: dict[str, Any], width: int, dataset: Dataset) -> None:
     sizes = {name: len(record[name]) for name in ("items", "labels", "rationales")}
     if set(sizes.values()) != {width}:
-        raise DataError(f"{path}, line {number}: every list must have {width} entries, got {sizes}; mend the line")
+        raise DataError(f"{path}, line {number}: every list must have {width} entries, got {sizes}; correct the line")
     user, position = record["user"], record["position"]
     if not (0 <= user < dataset.users and 1 <= position < dataset.train_end[user]):
         raise DataError(
             f"{path}, line {number}: a trace must be of a training position, got user {user}, position {position}; "
-            f"held-out positives may not be taught: write the traces again"
+            f"SFT must not learn from held-out positives: write the traces again"
         )
 
 

@@ -44,7 +44,7 @@ def fit_prefix(
             count_prefix(counts, first)
             return ids
     last = Shown(*shown[-1])
-    for shorter in _shortened(last.title):  # a single long title must not stop a run
+    for shorter in _shortened(template.title_or_missing(last.title)):  # a single long title must not stop a run
         ids = ids_of([last._replace(title=shorter)])
         if len(ids) <= limit:
             count_prefix(counts, len(shown) - 1)
@@ -93,7 +93,7 @@ def fit_suffix(
         if len(ids) <= limit:
             counts["suffixes_without_some_genres"] += kept < len(genres)
             return ids
-    for shorter in _shortened(title):
+    for shorter in _shortened(template.title_or_missing(title)):
         ids = ids_of(shorter, (), ())
         if len(ids) <= limit:
             counts["suffixes_with_cut_title"] += 1

@@ -131,6 +131,6 @@ def require_history(interactions: int) -> None:
 
 
 def named(title: str, year: str, template: Template = FILMS_1) -> str:
-    """Title with its year, as data; the template's word for a title that is missing."""
-    shown, when = as_data(title) or template.missing, as_data(year)
+    """Title with its year, as data; the template's words where the title is missing."""
+    shown, when = as_data(template.title_or_missing(title)), as_data(year)
     return f"{shown} ({when})" if when else shown

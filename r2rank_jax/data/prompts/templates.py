@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from r2rank_jax.data.prompts.item_text import REASON, SCORE
+from r2rank_jax.data.prompts.item_text import REASON, SCORE, as_data
 from r2rank_jax.errors import DataError
 
 
@@ -18,13 +18,21 @@ class Template:
 
     name: str
     instruction: str  # one line; it contains "; ", which item text cannot, so that no item text can imitate it
-    missing: str  # in place of a title that there is not
+    missing: str  # shown in place of a title that is missing
     kinds: str = ""  # words before an item's genres
     between_kinds: str = ", "  # separator of genres
     details: tuple[tuple[str, str], ...] = ()  # (name of a detail, words before it), in the order of display
     times: bool = True  # whether an interaction shows how long before the list it happened
     mark: str = REASON  # the rationale starts after it
     mark_without_reasoning: str = SCORE  # without a rationale, the head reads its last token
+
+    def title_or_missing(self, title: str) -> str:
+        """The title, or this template's words for a missing one. Prepared data keep missing titles empty.
+
+        >>> FILMS_2.title_or_missing("")
+        'Unknown film'
+        """
+        return title if as_data(title) else self.missing
 
 
 FILMS_1 = Template(
@@ -69,6 +77,14 @@ PLACES_1 = Template(
     details=(("city", "in "), ("price", "price ")),
 )
 TEMPLATES = {each.name: each for each in (FILMS_1, FILMS_2, PRODUCTS_1, GAMES_1, BOOKS_1, PLACES_1)}
+# For the data card: a prepared folder has a domain, but no `data.template`.
+TEMPLATE_OF_DOMAIN = {
+    "films": FILMS_2,
+    "products": PRODUCTS_1,
+    "games": GAMES_1,
+    "books": BOOKS_1,
+    "places": PLACES_1,
+}
 
 
 def find_template(name: str) -> Template:

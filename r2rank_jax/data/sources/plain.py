@@ -1,7 +1,7 @@
 """Your own logs: CSV, Parquet or JSON lines, with a mapping of column names.
 
-One file of interactions; beside it, if there is one, a table of items called `items.csv`, `items.parquet` or
-`items.jsonl`. Without one, the interactions' own file may have the titles.
+There is one file of interactions and, optionally beside it, a table of items named `items.csv`, `items.parquet` or
+`items.jsonl`. Without a table of items, the file of interactions may have the titles.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import polars as pl
 
-from r2rank_jax.data.sources.rows.delimited import Lines, records, split_line
+from r2rank_jax.data.sources.rows.delimited import LineFormat, records, split_line
 from r2rank_jax.data.sources.rows.interactions import Fields, checked_values, in_order, read_delimited, read_json_lines
 from r2rank_jax.data.sources.rows.items import ItemRow, clean_text, item_batches
 from r2rank_jax.data.sources.rows.objects import objects, parse_object
@@ -26,7 +26,7 @@ from r2rank_jax.errors import DataError
 
 KINDS = (".csv", ".tsv", ".parquet", ".jsonl")
 KEYS = ("user", "item", "rating", "timestamp", "title", "year", "genres", "items.item")
-MILLISECONDS_FROM, MICROSECONDS_FROM = 10**11, 10**14  # in seconds the year 5138; in milliseconds the same
+MILLISECONDS_FROM, MICROSECONDS_FROM = 10**11, 10**14  # the year 5138 in seconds and in milliseconds
 TIME_FORMATS = tuple(
     f"%Y-%m-%d{between}%H:%M:%S{part}{zone}" for between in " T" for part in ("", "%.f") for zone in ("", "Z", "%z")
 )
@@ -34,8 +34,8 @@ _YEAR = re.compile(r"(?<!\d)\d{4}(?!\d)")
 
 
 @dataclass(frozen=True)
-class Table:
-    """A plain file, and the names of its columns."""
+class PlainFile:
+    """A plain file and the names of its columns."""
 
     path: Path
     columns: tuple[str, ...]
@@ -46,38 +46,38 @@ class Table:
         return kind_of(self.path)
 
     @property
-    def form(self) -> Lines:
-        """Of a delimited file."""
-        return Lines(self.columns, _separator(self.path), header=True, quoted=True)
+    def form(self) -> LineFormat:
+        """The format of a delimited file."""
+        return LineFormat(self.columns, _separator(self.path), header=True, quoted=True)
 
 
 def kind_of(path: Path) -> str:
-    """The file's form by its name, gzipped or not; "" where it is none of KINDS."""
+    """Return the file's format by its name, gzipped or not; "" if it is none of KINDS."""
     suffix = Path(path.name.removesuffix(".gz")).suffix
     return suffix if suffix in KINDS else ""
 
 
 def find_plain(path: Path) -> list[Path]:
-    """The interactions' file: `path` itself, or `interactions.csv` and the like in a folder."""
+    """Find the file of interactions: `path` itself, or `interactions.csv` and the like in a folder."""
     if path.is_file():
         return [path] if kind_of(path) else []
     return _named(path, "interactions")
 
 
 def open_plain(path: Path, columns: dict[str, str], on_error: OnError) -> Source:
-    """The source that a file of interactions is.
+    """Open a file of interactions as a source.
 
     Args:
-        path: `X.csv`, `X.tsv`, `X.jsonl` (gzipped or not) or `X.parquet`; the first line of a CSV file has names.
-        columns: our name (one of KEYS) -> the file's; a name that is not mapped stands for itself. "items.item" is the
-            id's name in the table of items where it differs.
-        on_error: what to do with a malformed row.
+        path: `X.csv`, `X.tsv`, `X.jsonl` (gzipped or not) or `X.parquet`; the first line of a CSV file holds the names.
+        columns: our name (one of KEYS) -> the file's name. Names that are not mapped are used as they are. "items.item"
+            is the name of the id in the table of items, if it differs.
+        on_error: handler of malformed rows.
 
     Raises:
-        DataError: a column that is not there, or times that are neither whole seconds or milliseconds nor dates.
+        DataError: a missing column, or times that are neither whole seconds, whole milliseconds nor dates.
     """
     if unknown := sorted(set(columns) - set(KEYS)):
-        raise DataError(f"--column must name one of {', '.join(KEYS)}, got {', '.join(unknown)}; mend the name")
+        raise DataError(f"--column must name one of {', '.join(KEYS)}, got {', '.join(unknown)}; correct the name")
     table = _table(path)
     fields, time_unit = _fields(table, columns)
     tables = _named(path.parent, "items")
@@ -115,25 +115,27 @@ def open_plain(path: Path, columns: dict[str, str], on_error: OnError) -> Source
 
 
 def _named(folder: Path, stem: str) -> list[Path]:
-    found = [folder / f"{stem}{kind}{packed}" for kind in KINDS for packed in ("", ".gz")]
-    found = [path for path in found if path.is_file()]
-    if len(found) > 1:
-        raise DataError(f"{folder} must have one file {stem}.*, got {[path.name for path in found]}; keep one of them")
-    return found
+    candidates = [folder / f"{stem}{kind}{packed}" for kind in KINDS for packed in ("", ".gz")]
+    files = [path for path in candidates if path.is_file()]
+    if len(files) > 1:
+        raise DataError(f"{folder} must have one file {stem}.*, got {[path.name for path in files]}; keep one of them")
+    return files
 
 
-def _table(path: Path) -> Table:
+def _table(path: Path) -> PlainFile:
     kind = kind_of(path)
     if kind == ".parquet":
-        return Table(path, tuple(pl.read_parquet_schema(path)))
+        return PlainFile(path, tuple(pl.read_parquet_schema(path)))
     head = first_line(path)
     try:
         if kind == ".jsonl":
-            return Table(path, tuple(parse_object(head, json.loads)))
+            return PlainFile(path, tuple(parse_object(head, json.loads)))
         separator = _separator(path)
-        return Table(path, tuple(split_line(head, Lines(("",) * len(head.split(separator)), separator, quoted=True))))
+        return PlainFile(
+            path, tuple(split_line(head, LineFormat(("",) * len(head.split(separator)), separator, quoted=True)))
+        )
     except ValueError as error:
-        raise DataError(f"{path}, line 1: {error}; the first line must tell the columns' names") from error
+        raise DataError(f"{path}, line 1: {error}; the first line must hold the column names") from error
 
 
 def _separator(path: Path) -> str:
@@ -141,17 +143,17 @@ def _separator(path: Path) -> str:
     return next((mark for mark in ("\t", ",", ";") if mark in head), ",")
 
 
-def _require(table: Table, name: str, key: str) -> str:
+def _require(table: PlainFile, name: str, key: str) -> str:
     if name not in table.columns:
         raise DataError(
-            f"{table.path} must have a column {name!r}, got {', '.join(table.columns)}; name the right one with "
+            f"{table.path} must have a column {name!r}, got {', '.join(table.columns)}; set the right one with "
             f"--column {key}=NAME"
         )
     return name
 
 
-def _fields(table: Table, columns: dict[str, str]) -> tuple[Fields, str]:
-    """Which columns hold the interaction, and the unit of its time."""
+def _fields(table: PlainFile, columns: dict[str, str]) -> tuple[Fields, str]:
+    """Return the columns that hold an interaction, and the unit of its time."""
     user, item = (_require(table, columns.get(key, key), key) for key in ("user", "item"))
     rating, timestamp = (
         _require(table, columns[key], key) if key in columns else (key if key in table.columns else None)
@@ -167,8 +169,8 @@ def _fields(table: Table, columns: dict[str, str]) -> tuple[Fields, str]:
     return _with_time(table, fields, _first_time(table, fields.timestamp))
 
 
-def _with_time(table: Table, fields: Fields, first: str) -> tuple[Fields, str]:
-    """The form and unit of the times, told from the first."""
+def _with_time(table: PlainFile, fields: Fields, first: str) -> tuple[Fields, str]:
+    """Add the format and unit of the times, detected from the first one."""
     try:
         size = abs(float(first))
     except ValueError:
@@ -185,7 +187,7 @@ def _with_time(table: Table, fields: Fields, first: str) -> tuple[Fields, str]:
     return fields, "ms" if size >= MILLISECONDS_FROM else "s"
 
 
-def _first_time(table: Table, name: str) -> str:
+def _first_time(table: PlainFile, name: str) -> str:
     if table.kind == ".parquet":
         return str(pl.scan_parquet(table.path).select(name).head(1).collect().cast(pl.String).to_series().first())
     rows = _values(table, _ignore)
@@ -193,10 +195,10 @@ def _first_time(table: Table, name: str) -> str:
 
 
 def _ignore(file: Path, line: int, reason: str, text: str) -> None:
-    """For a first look: the reading proper will say what is wrong."""
+    """Skip malformed rows in a first look at the file; the actual reading reports them."""
 
 
-def _read(table: Table, fields: Fields, on_error: OnError) -> Iterator[pl.DataFrame]:
+def _read(table: PlainFile, fields: Fields, on_error: OnError) -> Iterator[pl.DataFrame]:
     if table.kind == ".jsonl":
         yield from read_json_lines(table.path, fields, on_error)
     elif table.kind != ".parquet":
@@ -230,28 +232,28 @@ def _parquet(path: Path, columns: list[str]) -> Iterator[tuple[int, pl.DataFrame
         yield start, scan.slice(start, BATCH_ROWS).collect()
 
 
-def _values(table: Table, on_error: OnError) -> Iterator[tuple[int, str, dict[str, Any]]]:
+def _values(table: PlainFile, on_error: OnError) -> Iterator[tuple[int, str, dict[str, Any]]]:
     """(line, text, column -> value) of every row."""
     if table.kind == ".parquet":
         for start, frame in _parquet(table.path, list(table.columns)):
             for row, values in enumerate(frame.iter_rows(named=True), start=start + 1):
                 yield row, "", values
     elif table.kind == ".jsonl":
-        for found in objects(table.path, on_error):
-            yield found.line, found.text, found.fields
+        for parsed in objects(table.path, on_error):
+            yield parsed.line, parsed.text, parsed.fields
     else:
         for record in records(table.path, table.form, on_error):
             yield record.line, record.text, dict(zip(table.columns, record.values))
 
 
 def _item_rows(
-    table: Table, names: dict[str, str], details: bool, on_error: OnError, counts: Counter[str]
+    table: PlainFile, names: dict[str, str], details: bool, on_error: OnError, counts: Counter[str]
 ) -> Iterator[ItemRow]:
     taken = set(names.values())
     for line, text, values in _values(table, on_error):
         key = values.get(names["item"])
         if key is None or str(key) == "":
-            if details:  # else the interactions' reader says so
+            if details:  # otherwise the reader of interactions reports it
                 on_error(table.path, line, f"{names['item']} must not be missing or empty", text or str(values))
             continue
         year = _YEAR.search(_shown(values.get(names["year"])))
@@ -268,7 +270,7 @@ def _item_rows(
 
 
 def _first_rows(rows: Iterator[ItemRow]) -> Iterator[ItemRow]:
-    """One row for each item that many interactions are with."""
+    """Keep the first row of each item of a file of interactions."""
     seen: set[str] = set()
     for row in rows:
         if row.item not in seen:

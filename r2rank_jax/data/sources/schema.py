@@ -1,4 +1,4 @@
-"""What every source gives: two streams of tables; and what becomes of a row that cannot be read."""
+"""The tables that every source yields, and the handling of rows that cannot be read."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ import polars as pl
 
 from r2rank_jax.errors import DataError
 
-BATCH_ROWS = 500_000  # most rows of a batch
+BATCH_ROWS = 500_000  # maximum rows of a batch
 
 INTERACTION_SCHEMA = pl.Schema(
     {
         "user": pl.String(),
         "item": pl.String(),
-        "rating": pl.Float32(),  # null where the source has none
-        "timestamp": pl.Int64(),  # of `Source.time_unit`; 0 where the source has no times
-        "order": pl.Int64(),  # running number over all files of the source
+        "rating": pl.Float32(),  # null if the source has none
+        "timestamp": pl.Int64(),  # in `Source.time_unit`; 0 if the source has no times
+        "order": pl.Int64(),  # row number over all files of the source
     }
 )
 ITEM_SCHEMA = pl.Schema(
     {
         "item": pl.String(),
-        "title": pl.String(),  # cleaned by the reader's own rules; "" = missing
-        "year": pl.String(),  # four digits, or "" = unknown
+        "title": pl.String(),  # cleaned by the reader's own rules; "" if missing
+        "year": pl.String(),  # four digits; "" if unknown
         "genres": pl.List(pl.String()),
         "details": pl.List(pl.Struct({"name": pl.String(), "value": pl.String()})),  # in the source's order
     }
@@ -37,64 +37,56 @@ NO_ITEMS = "no table of items: no item has a title"
 NO_RATINGS = "no ratings: every interaction counts the same"
 NO_TIMES = "no times: all timestamps are 0, and the order of the file stands for time"
 DAYS_ONLY = "times are days: what a user did on one day keeps the order of the file"
-# What a prompt calls an item without a title.
-UNTITLED = {
-    "films": "Unknown film",
-    "products": "Unknown product",
-    "games": "Unknown game",
-    "books": "Unknown book",
-    "places": "Unknown place",
-}
 
 
 @dataclass(frozen=True)
 class Source:
-    """One data set as it lies on disk. Every call of `interactions` or `items` reads the files anew."""
+    """One data set on disk. Every call of `interactions` or `items` reads the files again."""
 
     name: str  # "ml-100k", "amazon-2023/Gift_Cards", ...
     domain: str  # "films" | "products" | "games" | "books" | "places"
     time_unit: str  # "s" | "ms"
-    interactions: Callable[[], Iterator[pl.DataFrame]]  # INTERACTION_SCHEMA, at most BATCH_ROWS a batch, source order
-    items: Callable[[], Iterator[pl.DataFrame]]  # ITEM_SCHEMA; one row per id; some may be unused, some missing
-    files: tuple[Path, ...]  # what is read
+    interactions: Callable[[], Iterator[pl.DataFrame]]  # INTERACTION_SCHEMA, at most BATCH_ROWS rows, source order
+    items: Callable[[], Iterator[pl.DataFrame]]  # ITEM_SCHEMA; one row per id; may lack items or hold unused ones
+    files: tuple[Path, ...]  # the files that are read
     notes: tuple[str, ...] = ()  # what the source lacks: NO_RATINGS, ...
-    # What the reader changed or did not find, of the last complete reading: "titles with HTML entities", ...
+    # What the reader cleaned or missed in the last complete pass: "texts with HTML entities", ...
     counts: Counter[str] = field(default_factory=Counter)
 
 
 class OnError(Protocol):
-    """What is done with a row that cannot be read."""
+    """Handler of a row that cannot be read."""
 
     def __call__(self, file: Path, line: int, reason: str, text: str) -> None:
-        """Raise, or take note and return: then the row is left out.
+        """Raise, or record the row and return; it is then skipped.
 
         Args:
-            file: where the row stands.
+            file: file of the row.
             line: its number, from 1.
-            reason: what was expected and what came.
-            text: the row as it stands there, decoded as well as possible.
+            reason: what was expected and what was found.
+            text: the row, decoded as far as possible.
         """
 
 
 def fatal(file: Path, line: int, reason: str, text: str) -> None:
-    """The default: the first malformed row ends the work.
+    """Stop at the first malformed row. This is the default.
 
     Raises:
         DataError: always.
     """
     raise DataError(
-        f"{file}, line {line}: {reason}; the line reads {text[:120]!r}; mend it or fetch the file again, or set such "
-        f"rows aside with --on-error=quarantine"
+        f"{file}, line {line}: {reason}; the line reads {text[:120]!r}; correct it or fetch the file again, or set "
+        f"such rows aside with --on-error=quarantine"
     )
 
 
 class Quarantine:
-    """Sets malformed rows aside in a JSONL file: file, line, reason, text. Without such rows there is no file.
+    """Writes malformed rows to a JSONL file: file, line, reason, text. Without such rows, no file is created.
 
-    A row is written once, however often its file is read.
+    A row is written only once, even if its file is read several times.
 
     Args:
-        path: the file, in an existing folder; a file that is there already is replaced by the first row.
+        path: the file, in an existing folder. The first row replaces an existing file.
     """
 
     def __init__(self, path: Path):
@@ -103,7 +95,7 @@ class Quarantine:
         self.counts: Counter[str] = Counter()  # rows set aside, by file name
 
     def __call__(self, file: Path, line: int, reason: str, text: str) -> None:
-        """Write one row down."""
+        """Record one row."""
         if (file.name, line) in self._seen:
             return
         record = {"file": file.name, "line": line, "reason": reason, "text": text}

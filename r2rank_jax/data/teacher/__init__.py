@@ -1,5 +1,6 @@
-"""Who writes the rationales that SFT learns from.
+"""Teachers, which write the rationales that SFT learns from.
 
-In come a prepared folder and the number of lists to write for. Out comes a file of traces: a rationale for each item of
-each list, as sentences from a template, or by a language model behind an endpoint.
+The input is a prepared folder and the number of lists to draw. The output is a trace file with a rationale for each item of each
+list. `protocol.py` defines a teacher and `synthesize.py` drives one; `template.py` fills in sentences, and
+`language_model/` asks a language model.
 """

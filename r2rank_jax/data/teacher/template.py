@@ -1,38 +1,36 @@
 """The offline TEMPLATE teacher: sentences filled in from training statistics. It is not a language model.
 
-It exists so that the whole pipeline runs on a machine with no access to a large model, and every file it
-writes says `"teacher": "template"`. Its facts are of three kinds, all from training interactions and the
-list's visible history:
+It lets the whole pipeline run on a machine without access to a large model, and every file it writes records
+`"teacher": "template"`. It states three kinds of facts, all from training interactions and the list's visible history:
 
-- match: how strongly the visible films speak for the candidate, by EASE item-item weights (Steck,
-  Embarrassingly Shallow Autoencoders for Sparse Data, WWW 2019, eq. 8), and the one film that speaks loudest;
+- match: how strongly the visible films support the candidate, by EASE item-item weights (Steck,
+  Embarrassingly Shallow Autoencoders for Sparse Data, WWW 2019, eq. 8), and the film with the largest weight;
 - fame: how many training interactions the candidate has;
 - genre: how the user rated visible films of the candidate's genres.
 
-A verdict of five levels concludes, from a logistic regression on these facts fitted on training lists. The
-user's own interactions are taken out of the statistics first (leave-one-user-out, exactly, by a rank-one
-update). Otherwise a training positive would vote for itself, and the words would promise more on training
-lists than on any other.
+A verdict of five levels comes last, from a logistic regression on these facts that is fitted on training lists. The
+user's own interactions are removed from the statistics first (leave-one-user-out, exactly, by a rank-one update).
+Otherwise a training positive would contribute to its own evidence, and rationales would be more accurate on training
+lists than on held-out ones.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from r2rank_jax.data.prepared.dataset import CandidateLists, Dataset, load
+from r2rank_jax.data.prepared.dataset import CandidateLists, Dataset
 from r2rank_jax.data.prepared.tables import Array
-from r2rank_jax.data.prepared.traces import write_traces
 from r2rank_jax.data.prompts.prompts import named, require_history
+from r2rank_jax.data.prompts.templates import FILMS_1, Template
+from r2rank_jax.data.teacher.protocol import Lesson, TeacherOutput
 from r2rank_jax.errors import DataError
 
-TEACHER = "template"
 RIDGE = 500.0  # EASE's lambda
 MAX_ITEMS = 20_000  # the item-item matrix is dense
-FIT_LISTS = 4000  # training lists that fix the levels and the verdict
-CALIBRATION_KEY = 2**31 - 1  # of their negatives; no epoch gets there
+FIT_LISTS = 4000  # training lists that calibrate the levels and the verdict
+CALIBRATION_KEY = 2**31 - 1  # seed of their negatives; no epoch has this number
 
 MATCH = ("no match", "faint match", "some match", "good match", "strong match", "perfect match")
 MATCH_QUANTILES = (0.4, 0.65, 0.82, 0.92, 0.97)  # of candidates; fine at the top, where rankings are decided
@@ -42,25 +40,25 @@ GENRE = ("disliked", "mixed", "liked", "new")
 GENRE_RATINGS = (3.25, 4.0)
 VERDICT = ("no", "unlikely", "maybe", "likely", "yes")
 VERDICT_QUANTILES = (0.5, 0.75, 0.89, 0.96)
-CITE_FROM = 2  # level of MATCH from which the loudest film is named
+CITE_FROM = 2  # lowest level of MATCH that names the film with the largest weight
 
 CITED_CHARACTERS = 20
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of each candidate of L lists; all [L, N]."""
+    """Facts about each candidate of L lists; all [L, N]."""
 
     match: Array  # float32  weighted sum of EASE weights over the visible films
     fame: Array  # float32  log(1 + training interactions of other users)
-    genre_rating: Array  # float32  mean rating of visible films sharing a genre; NaN where there is none
-    genre: Array  # int32    index of the genre named; -1 where the item has none
-    cited: Array  # int32    item of the visible film that speaks loudest
+    genre_rating: Array  # float32  mean rating of visible films sharing a genre; NaN if there is none
+    genre: Array  # int32    index of the genre named; -1 if the item has none
+    cited: Array  # int32    item of the visible film with the largest weight
 
 
 @dataclass(frozen=True)
 class Levels:
-    """The evidence as words can carry it: indices into MATCH, FAME, GENRE and VERDICT; all [L, N]."""
+    """The evidence as words: indices into MATCH, FAME, GENRE and VERDICT; all [L, N]."""
 
     match: Array
     fame: Array
@@ -68,11 +66,29 @@ class Levels:
     verdict: Array
 
 
-class Teacher:
+class TemplateTeacher:
+    """Writes a sentence per candidate from `TemplateStatistics`; implements `Teacher`."""
+
+    name = "template"
+    draws_nested_lists = False
+
+    def rationales(self, lesson: Lesson) -> TeacherOutput:
+        """Rationales for all lists of a lesson.
+
+        Raises:
+            DataError: a catalogue too large for a dense item-item matrix, or a list without a history.
+        """
+        statistics = TemplateStatistics(lesson.dataset, history_items=lesson.history_items, seed=lesson.seed)
+        texts = statistics.rationales(lesson.lists, lesson.template)
+        remark = "sentences from training statistics, not a language model"
+        return TeacherOutput(rationales=dict(enumerate(texts)), remark=remark)
+
+
+class TemplateStatistics:
     """Statistics of the training interactions, and levels and a verdict calibrated on training lists.
 
     Args:
-        dataset: only its training interactions are read here.
+        dataset: only its training interactions are used.
         history_items: visible interactions, as in the prompt.
         seed: of the training lists used for calibration.
 
@@ -99,18 +115,18 @@ class Teacher:
         self._calibrate(seed)
 
     def evidence(self, lists: CandidateLists) -> Evidence:
-        """Facts about every candidate, in which the list's own user has no part but the visible history."""
-        found = [
+        """Facts about every candidate. Of the list's own user, they use only the visible history."""
+        by_list = [
             self._list_evidence(int(u), int(p), items) for u, p, items in zip(lists.user, lists.position, lists.items)
         ]
-        return Evidence(*(np.stack(column) for column in zip(*found)))
+        return Evidence(*(np.stack(column) for column in zip(*by_list)))
 
     def score(self, evidence: Evidence) -> Array:
-        """float32 [L, N]: log-odds of being the positive; ranks the candidates."""
+        """float32 [L, N]: log-odds of being a positive; ranks the candidates."""
         return (self._features(evidence) @ self._weights).astype(np.float32)
 
     def levels(self, evidence: Evidence) -> Levels:
-        """What the words of a rationale will say."""
+        """The levels that a rationale states."""
         genre = np.digitize(np.nan_to_num(evidence.genre_rating), GENRE_RATINGS)
         return Levels(
             np.digitize(evidence.match, self._match_edges),
@@ -119,11 +135,16 @@ class Teacher:
             np.digitize(self.score(evidence), self._verdict_edges),
         )
 
-    def rationales(self, lists: CandidateLists) -> list[list[str]]:
-        """[L][N] rationales: evidence first, the strongest kind first, and the verdict last."""
+    def rationales(self, lists: CandidateLists, template: Template = FILMS_1) -> list[list[str]]:
+        """[L][N] rationales: the evidence, its strongest kind first, then the verdict.
+
+        Args:
+            lists: L lists of N items.
+            template: of the student's prompts, which names items without a title.
+        """
         evidence = self.evidence(lists)
         levels = self.levels(evidence)
-        words = []
+        texts = []
         for row in range(len(lists)):
             columns = (
                 levels.match,
@@ -133,14 +154,17 @@ class Teacher:
                 evidence.genre,
                 evidence.cited,
             )
-            words.append([self._sentence(*cell) for cell in zip(*(column[row].tolist() for column in columns))])
-        return words
+            cells = zip(*(column[row].tolist() for column in columns))
+            texts.append([self._sentence(*cell, template=template) for cell in cells])
+        return texts
 
-    def _sentence(self, match: int, fame: int, genre: int, verdict: int, named_genre: int, cited: int) -> str:
+    def _sentence(
+        self, match: int, fame: int, genre: int, verdict: int, named_genre: int, cited: int, *, template: Template
+    ) -> str:
         items = self.dataset.items
         parts = [f" {MATCH[match]}"]
         if match >= CITE_FROM:
-            parts.append(f"like: {named(_short(items.title[cited]), items.year[cited])}")
+            parts.append(f"like: {named(_short(items.title[cited]), items.year[cited], template)}")
         parts.append(FAME[fame])
         if named_genre >= 0:
             parts.append(f"{self._genres[named_genre]} {GENRE[genre]}")
@@ -156,9 +180,9 @@ class Teacher:
         shares = shared.any(axis=-1)
         with np.errstate(invalid="ignore"):
             rating = np.where(shares, ratings[:, None], 0).sum(axis=0) / shares.sum(axis=0)
-        # Named: the candidate's genre seen most often, or its first where none was seen.
-        often = np.where(self._has_genre[items], shared.sum(axis=0), -1)
-        genre = np.where(self._has_genre[items].any(axis=-1), often.argmax(axis=-1), -1)
+        # The named genre is the candidate's most frequent one in the history, or its first if none occurs there.
+        frequency = np.where(self._has_genre[items], shared.sum(axis=0), -1)
+        genre = np.where(self._has_genre[items].any(axis=-1), frequency.argmax(axis=-1), -1)
         fame = np.log1p(self._counts[items] - self._seen[user, items])
         return (
             weights.sum(axis=0).astype(np.float32),
@@ -196,7 +220,7 @@ class Teacher:
         ).astype(np.float64)
 
     def _calibrate(self, seed: int) -> None:
-        """Fix the levels' edges and the verdict's weights on sampled training lists."""
+        """Set the levels' edges and the verdict's weights from sampled training lists."""
         pairs = self.dataset.train_lists(1)
         rng = np.random.default_rng([self.dataset.seed, seed, CALIBRATION_KEY])
         pairs = pairs[rng.choice(len(pairs), min(FIT_LISTS, len(pairs)), replace=False)]
@@ -209,54 +233,14 @@ class Teacher:
         self._verdict_edges = np.quantile(self.score(evidence), VERDICT_QUANTILES)
 
 
-def synthesize(
-    directory: Path,
-    out: Path,
-    *,
-    split: str = "leave_one_out",
-    lists: int = 4000,
-    seed: int = 0,
-    history_items: int = 10,
-    min_history: int = 5,
-    candidate_items: int = 20,
-    positives: int = 1,
-) -> None:
-    """Write template rationales for training lists, sampled without replacement.
-
-    Args:
-        directory: prepared folder.
-        out: traces file.
-        split: protocol; decides what is training.
-        lists: how many.
-        seed: of the choice of lists and of their negatives.
-        history_items: interactions the teacher sees, as in the prompt.
-        min_history: interactions before a list's positive.
-        candidate_items: items per list.
-        positives: relevant items per list, the user's next ones.
-
-    Raises:
-        DataError: more lists than training positions.
-    """
-    dataset = load(directory, split)
-    pairs = dataset.train_lists(min_history)
-    if not 1 <= lists <= len(pairs):
-        raise DataError(f"lists must lie between 1 and the {len(pairs)} training lists, got {lists}; lower --lists")
-    chosen = np.sort(np.random.default_rng([dataset.seed, seed, 1]).choice(len(pairs), lists, replace=False))
-    drawn = dataset.training_lists(pairs[chosen], key=seed, n=candidate_items, positives=positives)
-    rationales = Teacher(dataset, history_items=history_items, seed=seed).rationales(drawn)
-    header = {"teacher": TEACHER, "data_hash": dataset.data_hash, "split": split, "seed": seed, "positives": positives}
-    write_traces(out, header, drawn, rationales)
-    print(f"{out}: {lists} lists of {candidate_items} rationales by the template teacher (not a language model)")
-
-
 def fit_logistic(features: Array, labels: Array, *, ridge: float = 1e-3, steps: int = 25) -> Array:
     """Logistic regression by Newton's method.
 
     Args:
-        features: [..., F], the intercept among them.
+        features: [..., F], including the intercept.
         labels: [...] in {0, 1}.
         ridge: L2 penalty per example.
-        steps: of Newton.
+        steps: Newton iterations.
 
     Returns:
         float64 [F].
@@ -274,12 +258,12 @@ def fit_logistic(features: Array, labels: Array, *, ridge: float = 1e-3, steps: 
 
 
 def _rating_weight(ratings: Array) -> Array:
-    """A film counts whatever its rating (that it was watched says most), a liked one somewhat more."""
+    """Every film counts, because watching it is the strongest signal; a liked one counts somewhat more."""
     return (1.0 + 0.2 * (ratings - 3.5)).astype(np.float32)
 
 
 def _short(title: str) -> str:
-    """A cited title of bounded length, so that the verdict after it is not what a token limit cuts off."""
+    """A cited title of bounded length, so that a token limit does not cut off the verdict after it."""
     return title if len(title) <= CITED_CHARACTERS else title[: CITED_CHARACTERS - 1].rstrip() + "…"
 
 

@@ -23,7 +23,8 @@ from r2rank_jax.data.prepare.prepare import prepare
 from r2rank_jax.data.prepared.folder import candidate_file, hash_of_files, interactions_file, users_file
 from r2rank_jax.data.prepared.settings import PROTOCOLS
 from r2rank_jax.data.prepared.tables import hash_of_interactions, hash_of_items
-from r2rank_jax.data.teacher.template import synthesize
+from r2rank_jax.data.teacher.synthesize import synthesize
+from r2rank_jax.data.teacher.template import TemplateTeacher
 from r2rank_jax.errors import DataError
 from tests.data.conftest import tiny_rows, write_raw
 
@@ -51,7 +52,7 @@ def sound(raw, tmp_path_factory) -> Path:
     """A folder prepared with a 3-core and two protocols into several buckets, with traces. Tests must not change it."""
     folder = tmp_path_factory.mktemp("sound") / "data"
     prepare(raw, folder, k_core=3, bucket_rows=200, describe=write_card)
-    synthesize(folder, folder / "traces.jsonl", lists=5)
+    synthesize(folder, folder / "traces.jsonl", TemplateTeacher(), lists=5)
     assert json.loads((folder / "manifest.json").read_text())["buckets"] == 4
     return folder
 

@@ -35,7 +35,7 @@ def test_arrays_hold_exactly_the_texts(encoder, dataset):
         assert prefix == prefix_of(dataset, user, position, 10)
         shown = [line.rsplit(" (", 1)[0] for line in prefix.splitlines()[1:]]
         rows = dataset.history(user, position)
-        assert shown == [dataset.items.title[i] for i in dataset.item[rows][-10:]]
+        assert shown == [encoder.template.title_or_missing(dataset.items.title[i]) for i in dataset.item[rows][-10:]]
         texts = suffixes_of(dataset, lists.items[row].tolist())
         for column, text in enumerate(texts):
             ids = real(batch.suffix[row, column], batch.suffix_length[row, column])
@@ -100,7 +100,7 @@ def test_long_suffixes_lose_genres_and_then_the_end_of_the_title(dataset):
     tokenizer = as_text_tokenizer(train_tokenizer(["x"], 258))
     catalog = dataset.items
     item = 4
-    assert (catalog.shown(item), catalog.genres[item]) == ("Film E5 (1945)", ("Comedy", "Drama"))
+    assert (catalog.shown(item, "Unknown film"), catalog.genres[item]) == ("Film E5 (1945)", ("Comedy", "Drama"))
 
     def suffix(tokens):
         encoder = Encoder(tokenizer, dataset, DataConfig(suffix_tokens=tokens))
@@ -113,7 +113,7 @@ def test_long_suffixes_lose_genres_and_then_the_end_of_the_title(dataset):
     assert suffix(21)[0] == "Film E (1945)\nReason:"
     assert suffix(16)[0] == "F (1945)\nReason:"
     assert not suffix(69)[1]
-    long_titles = sum(len(title.encode()) > 7 for title in catalog.title)
+    long_titles = sum(len(title.encode()) > 7 or not title for title in catalog.title)  # "Unknown film"
     assert suffix(22)[1] == {"suffixes_without_some_genres": 60 - long_titles, "suffixes_with_cut_title": long_titles}
     with pytest.raises(DataError, match=r"at least 16 tokens, got 15; raise data\.suffix_tokens"):
         suffix(15)

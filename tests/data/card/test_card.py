@@ -126,7 +126,7 @@ def test_the_same_folder_gives_the_same_bytes(folder, tmp_path, capfd):
 def test_lengths_in_tokens(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "data")
     data = load(folder, "leave_one_out")
-    texts = [data.items.shown(item) for item in range(len(data.items))]
+    texts = [data.items.shown(item, "Unknown film") for item in range(len(data.items))]
     tokenizer = train_tokenizer(texts, 300)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     write_card(tmp_path / "data", tmp_path / "tokenizer.json")

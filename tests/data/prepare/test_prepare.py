@@ -17,7 +17,7 @@ from tests.data.conftest import tiny_rows, write_raw
 
 
 def sequences():
-    """Oracle: user -> [(time, place in source, item)] oldest first, by plain sorting of the rows."""
+    """Oracle: user -> [(time, place in source, item)] oldest first, by sorting the rows."""
     found = defaultdict(list)
     for order, (user, item, _, time) in enumerate(tiny_rows()):
         found[user - 1].append((time, order, item - 1))
@@ -75,7 +75,7 @@ def test_ties_keep_source_order_and_are_counted(prepared):
     assert part["positives_tied_in_time_with_the_interaction_before"]["test"] == tied > 0
 
 
-def test_a_rerun_gives_the_same_lists_and_another_seed_others(tiny_raw, tmp_path, prepared, capfd):
+def test_a_rerun_gives_the_same_lists_and_another_seed_gives_others(tiny_raw, tmp_path, prepared, capfd):
     for name, seed in (("again", 0), ("other", 1)):
         prepare(tiny_raw, tmp_path / name, seed=seed)
     for protocol in DEFAULT_PROTOCOLS:
@@ -91,10 +91,10 @@ def test_a_rerun_gives_the_same_lists_and_another_seed_others(tiny_raw, tmp_path
 def test_draws_are_seeded_by_protocol_part_and_user(prepared, dataset):
     for record in records(prepared, "leave_one_out"):
         user = record["user"]
-        known = dataset.item[dataset.offsets[user] : dataset.offsets[user + 1]]
+        history = dataset.item[dataset.offsets[user] : dataset.offsets[user + 1]]
         rng = np.random.default_rng([0, 0, HELD_OUT.index(record["split"]), user])
-        drawn = sample_outside(rng, known, 60, 19).tolist()
-        assert record["items"] == sorted([*drawn, int(known[record["position"]])])
+        drawn = sample_outside(rng, history, 60, 19).tolist()
+        assert record["items"] == sorted([*drawn, int(history[record["position"]])])
 
 
 def test_a_users_draw_does_not_depend_on_other_users(tmp_path, prepared):
@@ -104,7 +104,7 @@ def test_a_users_draw_does_not_depend_on_other_users(tmp_path, prepared):
     assert records(tmp_path / "half", "leave_one_out") == mine
 
 
-def test_a_folder_with_other_content_is_left_alone(tiny_raw, tmp_path):
+def test_a_folder_with_other_content_is_left_unchanged(tiny_raw, tmp_path):
     out = tmp_path / "out"
     prepare(tiny_raw, out)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
@@ -116,7 +116,7 @@ def test_a_folder_with_other_content_is_left_alone(tiny_raw, tmp_path):
         prepare(tiny_raw, out)
 
 
-def test_a_failure_while_writing_leaves_nothing(tiny_raw, tmp_path, monkeypatch):
+def test_a_failure_while_writing_leaves_no_files(tiny_raw, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise OSError("disk full")
 
@@ -126,7 +126,7 @@ def test_a_failure_while_writing_leaves_nothing(tiny_raw, tmp_path, monkeypatch)
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
 
-def test_users_without_history_are_counted_and_left_out(tmp_path):
+def test_users_without_history_are_counted_and_excluded(tmp_path):
     lonely = [(41, 5, 3, 880_000_000), (42, 6, 3, 880_000_000), (42, 7, 3, 880_000_001)]
     prepare(write_raw(tmp_path / "raw", tiny_rows() + lonely), tmp_path / "out")
     part = json.loads((tmp_path / "out/manifest.json").read_text())["protocols"]["leave_one_out"]
@@ -163,12 +163,12 @@ def test_global_time_by_hand():
 
 
 def test_sampling_outside_is_uniform_and_exact():
-    known = np.array([7, 0, 3])
-    drawn = [sample_outside(np.random.default_rng(seed), known, 10, 2) for seed in range(3000)]
+    history = np.array([7, 0, 3])
+    drawn = [sample_outside(np.random.default_rng(seed), history, 10, 2) for seed in range(3000)]
     assert all(len(set(pair.tolist())) == 2 for pair in drawn)
     counts = np.bincount(np.concatenate(drawn), minlength=10)
-    assert counts[known].sum() == 0
-    outside = np.setdiff1d(np.arange(10), known)
+    assert counts[history].sum() == 0
+    outside = np.setdiff1d(np.arange(10), history)
     assert np.abs(counts[outside] / 3000 - 2 / 7).max() < 0.04  # five standard deviations
-    everything = sample_outside(np.random.default_rng(0), known, 10, 7)
+    everything = sample_outside(np.random.default_rng(0), history, 10, 7)
     assert sorted(everything.tolist()) == outside.tolist()

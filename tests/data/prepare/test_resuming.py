@@ -1,4 +1,4 @@
-"""A preparation that is cut off goes on where it was, and ends in the same bytes."""
+"""An interrupted preparation resumes where it stopped and produces the same bytes."""
 
 import hashlib
 import os
@@ -19,7 +19,7 @@ from tests.data.conftest import write_raw
 
 SETTINGS = {"bucket_rows": 60, "k_core": 5, "candidates": 10, "negatives": "popularity"}
 FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
-prepare = partial(preparation.prepare, describe=write_card)  # as `r2rank data prepare` does it
+prepare = partial(preparation.prepare, describe=write_card)  # as in `r2rank data prepare`
 
 
 def digest(folder):
@@ -43,11 +43,11 @@ def whole(raw, tmp_path_factory):
 
 
 class Killed(BaseException):
-    """Like a kill: no handler of errors sees it."""
+    """Like a kill: no error handler catches it."""
 
 
-def test_every_place_where_it_can_be_cut_off_leads_to_the_same_bytes(raw, whole, tmp_path, monkeypatch):
-    """Cut off after the first new seal, again and again: each run does one more step and none twice."""
+def test_an_interruption_after_any_seal_leads_to_the_same_bytes(raw, whole, tmp_path, monkeypatch):
+    """Interrupt each run after its first new seal: every run does one more step and repeats none."""
     written = []
 
     def seal_once(folder, work):
@@ -72,8 +72,8 @@ def test_every_place_where_it_can_be_cut_off_leads_to_the_same_bytes(raw, whole,
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "the work folder is gone"
 
 
-def test_kills_at_random_places_lead_to_the_same_bytes(raw, whole, tmp_path):
-    """SIGKILL as soon as so many steps are sealed: the rest of the moment is chance."""
+def test_kills_at_random_times_lead_to_the_same_bytes(raw, whole, tmp_path):
+    """Send SIGKILL once a given number of steps is sealed; the exact moment is random."""
     out, work = tmp_path / "out", tmp_path / ".out.preparing"
     command = [sys.executable, "-m", "r2rank_jax.cli", "data", "prepare", "--source", str(raw), "--out", str(out)]
     command += [*FLAGS, "--workers", "2"]
@@ -83,7 +83,7 @@ def test_kills_at_random_places_lead_to_the_same_bytes(raw, whole, tmp_path):
         )
         while process.poll() is None and not ((work / "identity.json").is_file() and _seals(work) >= seals):
             time.sleep(0.002)
-        os.kill(process.pid, signal.SIGKILL)  # the command alone: its workers must see to themselves
+        os.kill(process.pid, signal.SIGKILL)  # only the command: its workers must end by themselves
         process.wait()
         assert process.returncode == -signal.SIGKILL and not out.exists(), "it was too fast to be killed"
         assert not _living(process.pid, within_s=10), "workers outlived the command"
@@ -92,7 +92,7 @@ def test_kills_at_random_places_lead_to_the_same_bytes(raw, whole, tmp_path):
 
 
 def _seals(work):
-    return sum(SEAL in files for _, _, files in os.walk(work))  # unlike rglob, does not mind folders that vanish
+    return sum(SEAL in files for _, _, files in os.walk(work))  # unlike rglob, tolerates folders that disappear
 
 
 def _living(session, within_s):
@@ -113,7 +113,7 @@ def _living(session, within_s):
     return left
 
 
-def test_a_damaged_seal_is_not_believed(tmp_path):
+def test_a_step_with_a_damaged_seal_is_repeated(tmp_path):
     def work(value):
         def write(folder):
             (folder / "file").write_text(value)
@@ -129,8 +129,8 @@ def test_a_damaged_seal_is_not_believed(tmp_path):
     assert sealed(tmp_path / "step", work("fourth")) == {"value": "fourth"}
 
 
-def test_other_settings_start_anew(raw, whole, tmp_path, monkeypatch):
-    """What is left of a preparation with another seed must not come into this one."""
+def test_other_settings_start_over(raw, whole, tmp_path, monkeypatch):
+    """Files left by a preparation with another seed must not be used."""
 
     def killed(*_, **__):
         raise Killed
@@ -144,7 +144,7 @@ def test_other_settings_start_anew(raw, whole, tmp_path, monkeypatch):
     assert digest(tmp_path / "out") == whole
 
 
-def test_two_at_a_time_are_refused(tmp_path):
+def test_two_preparations_at_the_same_time_are_refused(tmp_path):
     with (
         work_folder(tmp_path / "out", {}),
         pytest.raises(DataError, match="is being prepared by another process"),
@@ -153,12 +153,12 @@ def test_two_at_a_time_are_refused(tmp_path):
         pass
 
 
-def test_what_processes_write_is_what_one_writes(raw, whole, tmp_path):
+def test_several_processes_write_the_same_bytes_as_one(raw, whole, tmp_path):
     prepare(raw, tmp_path / "out", workers=2, **SETTINGS)
     assert digest(tmp_path / "out") == whole
 
 
-def test_what_ray_writes_is_what_one_writes(raw, whole, tmp_path, monkeypatch):
+def test_ray_writes_the_same_bytes_as_one_process(raw, whole, tmp_path, monkeypatch):
     ray = pytest.importorskip("ray", reason="the extra data-ray is not installed")
     pytest.importorskip("ray.data")
     ray.init(num_cpus=2, include_dashboard=False, logging_level="error", log_to_driver=False)
@@ -172,7 +172,7 @@ def test_what_ray_writes_is_what_one_writes(raw, whole, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_ray_that_is_not_installed_is_named_with_the_remedy(raw, tmp_path, monkeypatch):
+def test_an_error_says_how_to_install_ray(raw, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(DataError, match=r"--ray needs Ray Data.*pip install 'r2rank-jax\[data-ray\]'"):
         prepare(raw, tmp_path / "out", ray=True)

@@ -1,4 +1,4 @@
-"""Run files of a retriever as the source of negatives."""
+"""A retriever's run file as the source of negatives."""
 
 import json
 
@@ -14,7 +14,7 @@ N = 12
 
 
 def rankings():
-    """User -> (item, score) best first: all items for most, few for some, none for user 5; scores tie now and then."""
+    """User -> (item, score) best first: all items for most, few for some, none for user 5; some scores tie."""
     rng, found = np.random.default_rng(3), {}
     for user in range(1, USERS + 1):
         depth = 0 if user == 5 else 4 if user % 10 == 0 else ITEMS
@@ -41,7 +41,7 @@ def write_jsonl(path):
 
 @pytest.mark.parametrize("form", [write_trec, write_jsonl])
 @pytest.mark.parametrize("bucket_rows", [10_000, 100])
-def test_negatives_are_the_best_that_the_user_does_not_know(tmp_path, form, bucket_rows):
+def test_negatives_are_the_best_items_outside_the_history(tmp_path, form, bucket_rows):
     form(tmp_path / "run")
     settings = {"negatives": "run", "run": str(tmp_path / "run"), "candidates": N, "bucket_rows": bucket_rows}
     prepare(write_raw(tmp_path / "raw"), tmp_path / "out", **settings)
@@ -53,11 +53,11 @@ def test_negatives_are_the_best_that_the_user_does_not_know(tmp_path, form, buck
         lists = data.candidate_lists(name)
         assert len(lists) == USERS
         for user, items, labels in zip(lists.user.tolist(), lists.items, lists.labels):
-            known = data.item[data.offsets[user] : data.offsets[user + 1]].tolist()
+            history = data.item[data.offsets[user] : data.offsets[user + 1]].tolist()
             ranked = [item - 1 for item, _ in rankings()[source_ids[user]]]
-            best = [item for item in ranked if item not in known][: N - 1]
+            best = [item for item in ranked if item not in history][: N - 1]
             negatives = set(items[labels == 0].tolist())
-            assert negatives >= set(best) and len(negatives) == N - 1 and not negatives & set(known)
+            assert negatives >= set(best) and len(negatives) == N - 1 and not negatives & set(history)
             filled += N - 1 - len(best)
             positives_found += int(items[labels == 1][0]) in ranked
     assert 100 > filled > 2 * (N - 1)
@@ -86,10 +86,10 @@ def _source_ids(folder, buckets):
         ('{"user": "1", "items": "3"}\n', "run, line 1: expected {.user.: id, .items.:"),
         ('{"user": "1"\n', "run, line 1: expected {"),
         ("", "run: expected a retriever's ranked items, got none"),
-        (None, "--run must be a retriever's run file, got .*, which is not there"),
+        (None, "--run must be a retriever's run file, got .*, which does not exist"),
     ],
 )
-def test_other_run_files_are_refused_and_nothing_is_written(tiny_raw, tmp_path, text, message):
+def test_malformed_run_files_are_refused_and_nothing_is_written(tiny_raw, tmp_path, text, message):
     if text is not None:
         (tmp_path / "run").write_text(text)
     with pytest.raises(DataError, match=message):

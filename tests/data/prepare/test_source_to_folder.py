@@ -1,4 +1,4 @@
-"""From RecBole's atomic files to the prepared folder: ids, texts, and what damage is refused."""
+"""From RecBole's atomic files to the prepared folder: ids, texts and damaged files."""
 
 import polars as pl
 import pytest
@@ -9,7 +9,7 @@ from r2rank_jax.errors import DataError
 from tests.data.conftest import INTER_HEADER, ITEMS, USERS, tiny_rows
 
 
-def test_every_row_is_there_with_ids_in_numeric_order(prepared):
+def test_every_row_is_kept_with_ids_in_numeric_order(prepared):
     frame = pl.read_parquet(prepared / interactions_file(0))
     rows = tiny_rows()
     users, items = pl.read_parquet(prepared / users_file(0)), pl.read_parquet(prepared / "items.parquet")
@@ -24,12 +24,12 @@ def test_every_row_is_there_with_ids_in_numeric_order(prepared):
     assert frame.equals(frame.sort("user", "timestamp", "order"))
 
 
-def test_genres_stay_tokens_and_titles_carry_their_year(prepared, dataset):
+def test_genres_stay_separate_and_titles_show_their_year(prepared, dataset):
     items = dataset.items
     assert items.genres[1] == ("Sci-Fi", "Horror")
-    assert items.shown(0) == "The Usual Suspects (1941)"
-    assert items.shown(1) == "Unknown film (1942)", "a title that is missing has words in a prompt"
-    assert pl.read_parquet(prepared / "items.parquet")["title"][1] == "", "and is known to be missing"
+    assert items.shown(0, "Unknown film") == "The Usual Suspects (1941)"
+    assert items.shown(1, "Unknown film") == "Unknown film (1942)" and items.title[1] == ""
+    assert pl.read_parquet(prepared / "items.parquet")["title"][1] == ""
 
 
 def _damage(path, edit):
@@ -50,7 +50,7 @@ def _damage(path, edit):
         ("tiny.item", lambda b: b + b"7\tAgain\t1990\tDrama\n", r"tiny\.item, line 62: item_id '7' repeats"),
     ],
 )
-def test_damage_is_named_by_file_and_line_and_nothing_is_written(tiny_raw, tmp_path, file, edit, message):
+def test_damage_is_reported_by_file_and_line_and_nothing_is_written(tiny_raw, tmp_path, file, edit, message):
     last = len(tiny_rows()) + 1
     _damage(tiny_raw / file, edit)
     with pytest.raises(DataError, match=message.format(last=last, next=last + 1)):

@@ -1,4 +1,4 @@
-"""Writing small sources in their true form, and reading them whole."""
+"""Helpers that write small sources in their original format and read them completely."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from r2rank_jax.data.sources.source import INTERACTION_SCHEMA, ITEM_SCHEMA, Sour
 
 
 def write(path: Path, content: str | bytes) -> Path:
-    """Write a file, gzipped where its name says so."""
+    """Write a file, gzipped if its name ends in .gz."""
     data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
@@ -23,9 +23,9 @@ def interactions(source: Source) -> pl.DataFrame:
     """All batches as one, each checked against the schema."""
     frames = list(source.interactions())
     assert all(frame.schema == INTERACTION_SCHEMA and 0 < frame.height <= 500_000 for frame in frames)
-    whole = pl.concat([pl.DataFrame(schema=INTERACTION_SCHEMA), *frames])
-    assert whole["order"].to_list() == list(range(whole.height))
-    return whole
+    table = pl.concat([pl.DataFrame(schema=INTERACTION_SCHEMA), *frames])
+    assert table["order"].to_list() == list(range(table.height))
+    return table
 
 
 def rows(source: Source) -> list[tuple]:

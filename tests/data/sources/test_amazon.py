@@ -79,7 +79,7 @@ META_2018 = [
 ]
 
 
-def test_2018_ratings_are_item_user_and_metadata_has_debris(folder):
+def test_2018_ratings_are_item_user_and_metadata_has_remains_of_markup(folder):
     write(
         folder / "Video_Games.csv",
         "B000000001,A1HP7NVNPFMA4N,5.0,1444262400\nB000000002,A1JGAP0185YJI6,4.0,1437004800\n",
@@ -123,10 +123,10 @@ def test_2018_reviews(folder):
     assert rows(source) == [("A1HP7NVNPFMA4N", "0700026657", 5.0, 1445040000)]
 
 
-def test_columns_of_the_other_edition_are_noticed(folder):
-    # The first user's number happens to be as long as an item's, so that the first line tells nothing.
+def test_the_column_order_of_another_edition_is_refused(folder):
+    # The first user id happens to be as long as an item id, so the first line does not show the swap.
     write(folder / "ratings_X.csv", "B000000001,A000000001,5.0,1\nB000000002,A1HP7NVNPFMA4N,5.0,1\n")
-    with pytest.raises(DataError, match=r"what should be users looks like items .*name the file as its edition does"):
+    with pytest.raises(DataError, match=r"users and items look swapped .*name the file as its edition does"):
         rows(open_source(folder))
 
 
@@ -157,7 +157,7 @@ META_2023 = {
 }
 
 
-def test_2023_joins_on_the_parent_and_keeps_milliseconds(folder):
+def test_2023_joins_on_parent_asin_and_keeps_milliseconds(folder):
     write(
         folder / "Books.jsonl.gz",
         json.dumps(REVIEW_2023) + "\n" + json.dumps(REVIEW_2023 | {"timestamp": 1595007831001}),
@@ -182,7 +182,7 @@ def test_2023_joins_on_the_parent_and_keeps_milliseconds(folder):
         "details": [("author", "Peter Ackroyd"), ("store", "Peter Ackroyd (Author)"), ("price", "8.23")],
     }
     assert table["B00PARENT2"]["title"] == "" and table["B00PARENT2"]["details"] == []
-    assert table["B00PARENT3"]["title"] == "T�x", "half a character is none"
+    assert table["B00PARENT3"]["title"] == "T�x", "an unpaired surrogate is replaced"
     assert table["B00PARENT3"]["details"] == [("author", "A. Name")]
 
 
@@ -191,7 +191,7 @@ HEADER = "user_id,parent_asin,rating,timestamp"
 
 @pytest.mark.parametrize("header", [True, False])
 @pytest.mark.parametrize("history", [True, False])
-def test_2023_benchmark_parts_are_one_source_in_their_order(folder, header, history):
+def test_2023_benchmark_parts_are_read_in_order_as_one_source(folder, header, history):
     parts = {
         "train": [("B000000001", 1, ""), ("B000000002", 2, "B000000001")],
         "valid": [("B000000003", 3, "B000000001 B000000002")],
@@ -209,7 +209,7 @@ def test_2023_benchmark_parts_are_one_source_in_their_order(folder, header, hist
     assert rows(source) == [(USER, f"B00000000{k}", 5.0, 1595007831000 + k) for k in (1, 2, 3, 4)]
 
 
-def test_two_forms_of_one_category_are_not_mixed(folder):
+def test_two_formats_of_one_category_are_refused(folder):
     write(folder / "Books.jsonl.gz", json.dumps(REVIEW_2023) + "\n")
     write(folder / "Books.csv", HEADER + f"\n{USER},B000000001,5.0,1595007831000\n")
     with pytest.raises(DataError, match="got files of 2: amazon-2023, amazon-2023"):

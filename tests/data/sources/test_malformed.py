@@ -1,4 +1,4 @@
-"""Malformed rows: file, line, reason; fatal, or set aside and counted; the same by both ways of parsing."""
+"""Malformed rows are fatal or set aside, with file, line and reason. Both ways of parsing behave the same."""
 
 import gzip
 import json
@@ -89,14 +89,14 @@ def test_a_wrong_number_of_fields(folder, form, bad, got):
         rows(open_source(folder))
 
 
-def test_a_missing_field_and_a_field_too_many_do_not_make_up_for_each_other(folder):
+def test_a_missing_field_and_an_extra_field_do_not_cancel_out(folder):
     tsv(folder, [b"u\ti\t1\n", b"u\ti\t1\t1\t1\n"])
     with pytest.raises(DataError, match=r"line 2: expected 4 tab-separated fields .*got 3"):
         rows(open_source(folder))
 
 
 @pytest.mark.parametrize("form", [tsv, csv])
-def test_a_last_line_without_its_end_is_refused_though_it_looks_whole(folder, form):
+def test_a_last_line_without_a_line_end_is_refused_even_if_it_looks_complete(folder, form):
     name, _ = form(folder, [line(*GOOD[0]), line(*GOOD[1])[:-4]])
     with pytest.raises(DataError, match=rf"{name}, line 3: expected 4 fields and a line end, got the end of the file"):
         rows(open_source(folder))
@@ -105,14 +105,16 @@ def test_a_last_line_without_its_end_is_refused_though_it_looks_whole(folder, fo
 @pytest.mark.parametrize(
     "text", ['{"user":"u","item":"i","rating":1,"timest', '{"user":"u"} {"user":"v"}\n', "[1,2]\n", "\n"]
 )
-def test_json_that_is_cut_off_or_no_object_is_refused(folder, text):
+def test_truncated_json_and_values_other_than_objects_are_refused(folder, text):
     write(folder / "interactions.jsonl", '{"user":"u","item":"i","rating":1,"timestamp":1}\n' + text)
-    with pytest.raises(DataError, match=r"interactions\.jsonl, line 2: expected (a whole object|an object with named)"):
+    with pytest.raises(
+        DataError, match=r"interactions\.jsonl, line 2: expected (a complete object|an object with named)"
+    ):
         rows(open_source(folder))
 
 
 @pytest.mark.parametrize("value", ['["u"]', '{"a": 1}', "null"])
-def test_an_id_is_one_value(folder, value):
+def test_an_id_must_be_a_single_value(folder, value):
     good = '{"user":"u","item":"i"}\n'
     write(folder / "interactions.jsonl", good + f'{{"user":{value},"item":"i"}}\n' + good)
     with pytest.raises(DataError, match=r"line 2: user must (be one value|not be missing or empty)"):
@@ -120,7 +122,7 @@ def test_an_id_is_one_value(folder, value):
 
 
 @pytest.mark.parametrize("form", [tsv, csv, jsonl])
-def test_many_faults_over_many_chunks_are_all_found_in_order(folder, tmp_path, monkeypatch, form):
+def test_faults_in_many_chunks_are_all_reported_in_order(folder, tmp_path, monkeypatch, form):
     monkeypatch.setattr(reading, "CHUNK_BYTES", 256)
     lines, wrong = [], []
     for k in range(400):
@@ -138,21 +140,21 @@ def test_many_faults_over_many_chunks_are_all_found_in_order(folder, tmp_path, m
     assert refused.counts == {name: len(wrong)}
 
 
-def test_without_malformed_rows_there_is_no_quarantine_file(folder, tmp_path):
+def test_no_quarantine_file_is_written_without_malformed_rows(folder, tmp_path):
     tsv(folder, [line(*GOOD[0])])
     rows(open_source(folder, on_error=Quarantine(tmp_path / "q.jsonl")))
     assert not (tmp_path / "q.jsonl").exists()
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-9], lambda b: b[:-8] + b"\0\0\0\0" + b[-4:]])
-def test_a_damaged_gzip_file_is_refused_whatever_is_done_with_rows(tmp_path, damage):
+def test_a_damaged_gzip_file_is_always_refused(tmp_path, damage):
     path = tmp_path / "log.csv.gz"
     path.write_bytes(damage(gzip.compress(b"user,item\n" + b"a,x\n" * 5000)))
-    with pytest.raises(DataError, match=r"log\.csv\.gz must be a whole gzip file, and is not"):
+    with pytest.raises(DataError, match=r"log\.csv\.gz must be a complete gzip file, got"):
         rows(open_source(path, on_error=Quarantine(tmp_path / "q.jsonl")))
 
 
-def test_a_file_of_one_endless_line_does_not_fill_the_memory(tmp_path, monkeypatch):
+def test_a_file_with_one_endless_line_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "CHUNK_BYTES", 1000)
     monkeypatch.setattr(reading, "LINE_BYTES", 5000)
     path = write(tmp_path / "log.csv", "user,item\na,x\n" + "a" * 20_000)
@@ -160,6 +162,6 @@ def test_a_file_of_one_endless_line_does_not_fill_the_memory(tmp_path, monkeypat
         rows(open_source(path))
 
 
-def test_a_byte_order_mark_and_windows_line_ends_are_no_data(tmp_path):
+def test_a_byte_order_mark_and_windows_line_ends_are_removed(tmp_path):
     path = write(tmp_path / "log.csv", b"\xef\xbb\xbfuser,item\r\na,x\r\nb,y\r\n")
     assert [row[:2] for row in rows(open_source(path))] == [("a", "x"), ("b", "y")]

@@ -58,7 +58,7 @@ def test_1m_has_double_colons_and_latin_1(folder):
     assert items(source)["661"]["genres"] == ["Drama", "Musical"]
 
 
-def test_10m_looks_the_same_but_is_utf_8_with_half_stars(folder):
+def test_10m_is_utf_8_with_half_stars(folder):
     write(folder / "ratings.dat", "1::122::4.5::838985046\n")
     write(folder / "movies.dat", "122::Misérables, Les (1995)::Drama\n")
     write(folder / "tags.dat", "15::4973::excellent!::1215184630\n")
@@ -97,19 +97,19 @@ def test_later_releases_are_csv_with_quoted_titles(tmp_path, name):
     assert (table["7"]["title"], table["7"]["year"]) == ("Ready Player One", "")
 
 
-def test_gzipped_files_are_read_as_they_are(folder):
+def test_gzipped_files_are_read(folder):
     write(folder / "ratings.csv.gz", RATINGS)
     write(folder / "movies.csv.gz", MOVIES)
     assert len(rows(open_source(folder))) == 2 and len(items(open_source(folder))) == 6
 
 
-def test_one_file_without_the_other_is_named(folder):
+def test_an_error_names_the_missing_file(folder):
     write(folder / "u.data", U_DATA)
     with pytest.raises(DataError, match=r"must hold u\.data and u\.item \(or u\.item\.gz\), got no u\.item"):
         open_source(folder)
 
 
-def test_another_header_is_refused(folder):
+def test_an_unexpected_header_is_refused(folder):
     write(folder / "ratings.csv", RATINGS.replace("userId", "user"))
     write(folder / "movies.csv", MOVIES)
     with pytest.raises(DataError, match=r"ratings\.csv, line 1: expected the header userId,movieId,.* got 'user,"):
@@ -125,7 +125,7 @@ def test_another_header_is_refused(folder):
         ("5|Cut (1990)|01-Jan-1990||u|" + "|".join(["0"] * 19), "line 6: expected 24 fields and a line end"),
     ],
 )
-def test_malformed_items_are_named_by_line(folder, line, message):
+def test_malformed_items_are_reported_by_line(folder, line, message):
     source = open_source(ml_100k(folder, table=U_ITEM + line))
     with pytest.raises(DataError, match=message):
         items(source)

@@ -24,7 +24,7 @@ def test_ml_100k_keeps_its_title_rules(folder):
     assert items(source)["12"]["genres"] == ["Crime", "Thriller"]
 
 
-def test_without_rating_time_or_items_is_read_and_said(folder, capfd):
+def test_a_source_without_ratings_times_or_items_is_read_with_notes(folder, capfd):
     write(folder / "pinterest.inter", "user_id:token\titem_id:token\n0\t9\n0\t7\n")
     source = open_source(folder)
     assert rows(source) == [("0", "9", None, 0), ("0", "7", None, 0)]
@@ -33,7 +33,7 @@ def test_without_rating_time_or_items_is_read_and_said(folder, capfd):
     assert "pinterest: no times: all timestamps are 0" in capfd.readouterr().err
 
 
-def test_yelp_steam_and_others_have_their_own_field_names(folder):
+def test_field_names_of_yelp_steam_and_others_are_recognized(folder):
     write(
         folder / "yelp.inter",
         "review_id:token\tuser_id:token\tbusiness_id:token\tstars:float\tuseful:float\tdate:float\nr\tu\tb\t4.0\t0\t1.5e9\n",
@@ -54,7 +54,7 @@ def test_yelp_steam_and_others_have_their_own_field_names(folder):
     }
 
 
-def test_films_of_ml_10m_have_other_field_names(folder):
+def test_field_names_of_ml_10m_are_recognized(folder):
     write(
         folder / "ml-10m.inter", "user_id:token\titem_id:token\trating:float\ttimestamp:float\n1\t122\t5\t838985046\n"
     )

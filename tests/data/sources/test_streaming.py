@@ -1,4 +1,4 @@
-"""Memory is that of a chunk, not of the file; order runs on over chunks and files; long work says how far it is."""
+"""Memory depends on the chunk, not on the file; `order` continues across files; long reads show progress."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ HEADER = b"user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
 
 
 def peak_mib(folder, thousands, suffix):
-    """Read 1,000 * `thousands` rows in a process of their own."""
+    """Read 1,000 * `thousands` rows in a separate process."""
     block = b"".join(b"user-%07d\titem-%07d\t4\t881250949\n" % (k, k % 997) for k in range(1000))
     name = f"x.inter{suffix}"
     if suffix:
@@ -39,11 +39,11 @@ def peak_mib(folder, thousands, suffix):
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_memory_does_not_grow_with_the_file(tmp_path, suffix):
     small, large = peak_mib(tmp_path / "small", 800, suffix), peak_mib(tmp_path / "large", 4000, suffix)
-    # The larger file is 120 MB longer, and its table would take more than that; half of it is room for the allocator.
+    # The larger file has 120 MB more, and its table would need even more; half of it is a margin for the allocator.
     assert large < small + 60, (small, large)
 
 
-def test_order_runs_on_over_chunks_batches_and_files(folder, monkeypatch):
+def test_order_continues_across_chunks_batches_and_files(folder, monkeypatch):
     monkeypatch.setattr(reading, "CHUNK_BYTES", 128)
     for part, start in (("train", 0), ("valid", 500), ("test", 700)):
         end = {"train": 500, "valid": 700, "test": 750}[part]
@@ -54,13 +54,13 @@ def test_order_runs_on_over_chunks_batches_and_files(folder, monkeypatch):
     assert table["item"].to_list() == [f"i{k}" for k in range(750)]
 
 
-def test_batches_have_at_most_500_000_rows_however_short_the_lines(folder):
+def test_batches_have_at_most_500_000_rows(folder):
     write(folder / "x.inter", b"user_id:token\titem_id:token\n" + b"a\tb\n" * 1_100_000)
     heights = [frame.height for frame in open_source(folder).interactions()]
     assert sum(heights) == 1_100_000 and max(heights) <= 500_000 and len(heights) >= 3
 
 
-def test_a_quoted_record_is_not_cut_in_two_by_a_chunk(folder, monkeypatch):
+def test_a_chunk_does_not_split_a_quoted_record(folder, monkeypatch):
     log = "user,note,item\n" + "".join(f'u{k},"line one {k}\nline ""two""\n\n",i{k}\n' for k in range(200))
     write(folder / "interactions.csv", log)
     for size in (64, 100, 333):
@@ -68,7 +68,7 @@ def test_a_quoted_record_is_not_cut_in_two_by_a_chunk(folder, monkeypatch):
         assert [row[:2] for row in rows(open_source(folder))] == [(f"u{k}", f"i{k}") for k in range(200)]
 
 
-def test_long_work_says_share_and_rate_on_stderr_and_short_work_nothing(folder, monkeypatch, capfd):
+def test_long_reads_show_progress_on_stderr_and_short_reads_nothing(folder, monkeypatch, capfd):
     write(folder / "x.inter", HEADER + b"u\ti\t1\t1\n" * 1000)
     monkeypatch.setattr(reading, "CHUNK_BYTES", 1024)
     source = open_source(folder)
@@ -78,6 +78,6 @@ def test_long_work_says_share_and_rate_on_stderr_and_short_work_nothing(folder, 
     monkeypatch.setattr(progress, "QUIET_S", 0.0)
     monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
     rows(source)
-    said = capfd.readouterr()
-    assert said.out == "" and said.err.count("rows/s") >= 5
-    assert "x.inter  100.0%  1,001 rows" in said.err.splitlines()[-1]
+    output = capfd.readouterr()
+    assert output.out == "" and output.err.count("rows/s") >= 5
+    assert "x.inter  100.0%  1,001 rows" in output.err.splitlines()[-1]

@@ -39,7 +39,7 @@ def test_yelp_of_older_editions_has_days(folder):
     assert [row[3] for row in rows(source)] == [86400] and "times are days" in source.notes[0]
 
 
-def test_a_date_of_another_form_is_malformed(folder):
+def test_a_date_in_another_format_is_malformed(folder):
     write(folder / REVIEWS, REVIEW.format("2018-07-07 22:09:11") + REVIEW.format("07/07/2018"))
     write(folder / BUSINESSES, json.dumps(BUSINESS) + "\n")
     with pytest.raises(DataError, match=r"line 2: date must be a date as %Y-%m-%d %H:%M:%S, got '07/07/2018'"):
@@ -80,10 +80,10 @@ def test_steam_has_python_2_literals_days_and_no_rating(folder):
     assert source.counts["item rows that repeat an id: the first was kept"] == 1
 
 
-def test_a_steam_game_without_an_id_is_set_aside_and_a_cut_literal_refused(folder, tmp_path):
+def test_a_steam_game_without_an_id_is_set_aside_and_a_truncated_literal_refused(folder, tmp_path):
     write(folder / "steam_reviews.json.gz", STEAM_REVIEWS[:-30])
     write(folder / "steam_games.json.gz", STEAM_GAMES + "{u'app_name': u'No id'}\n")
-    with pytest.raises(DataError, match=r"steam_reviews\.json\.gz, line 2: expected a whole object"):
+    with pytest.raises(DataError, match=r"steam_reviews\.json\.gz, line 2: expected a complete object"):
         rows(open_source(folder))
     refused = Quarantine(tmp_path / "q.jsonl")
     assert len(items(open_source(folder, on_error=refused))) == 2

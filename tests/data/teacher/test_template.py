@@ -10,14 +10,22 @@ from r2rank_jax.data.prepared import traces as traces_module
 from r2rank_jax.data.prepared.dataset import CandidateLists, load
 from r2rank_jax.data.prepared.traces import read_traces, write_traces
 from r2rank_jax.data.teacher import template as module
-from r2rank_jax.data.teacher.template import CITE_FROM, MATCH, RIDGE, Teacher, fit_logistic, synthesize
+from r2rank_jax.data.teacher.synthesize import synthesize
+from r2rank_jax.data.teacher.template import (
+    CITE_FROM,
+    MATCH,
+    RIDGE,
+    TemplateStatistics,
+    TemplateTeacher,
+    fit_logistic,
+)
 from r2rank_jax.errors import DataError
 from tests.data.conftest import ITEMS, tiny_rows, write_raw
 
 
 @pytest.fixture(scope="module")
 def teacher(dataset):
-    return Teacher(dataset)
+    return TemplateStatistics(dataset)
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +49,14 @@ def _with_other_items(rows, place):
 def test_held_out_interactions_change_no_rationale(tmp_path, teacher, lists, dataset):
     hidden = _with_other_items(_with_other_items(tiny_rows(), 1), 2)
     shown = _with_other_items(tiny_rows(), 3)
-    said = {}
+    rationales = {}
     for name, rows in (("hidden", hidden), ("shown", shown)):
         prepare(write_raw(tmp_path / f"raw-{name}", rows), tmp_path / name)
         other = load(tmp_path / name, "leave_one_out")
         assert other.data_hash != dataset.data_hash
-        said[name] = Teacher(other).rationales(lists)
-    assert said["hidden"] == teacher.rationales(lists)
-    assert said["shown"] != teacher.rationales(lists), "the last training interaction does count"
+        rationales[name] = TemplateStatistics(other).rationales(lists)
+    assert rationales["hidden"] == teacher.rationales(lists)
+    assert rationales["shown"] != teacher.rationales(lists), "the last training interaction is used"
 
 
 def test_synthesized_traces_hold_training_positions_only(prepared, traces, dataset):
@@ -62,30 +70,15 @@ def test_synthesized_traces_hold_training_positions_only(prepared, traces, datas
 
 def test_the_same_seed_writes_the_same_file(prepared, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        synthesize(prepared, tmp_path / name, lists=50, seed=seed)
+        synthesize(prepared, tmp_path / name, TemplateTeacher(), lists=50, seed=seed)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() == (prepared / "traces.jsonl").read_bytes()
     assert (tmp_path / "a").read_bytes() != (tmp_path / "c").read_bytes()
 
 
-def test_traces_have_as_many_positives_as_asked(prepared, dataset, tmp_path):
-    assert (
-        main(
-            [
-                "data",
-                "synthesize",
-                "--data",
-                str(prepared),
-                "--out",
-                str(tmp_path / "t"),
-                "--lists",
-                "9",
-                "--positives",
-                "3",
-            ]
-        )
-        == 0
-    )
-    traces = read_traces(tmp_path / "t", dataset)
+def test_traces_have_the_requested_number_of_positives(prepared, dataset, tmp_path):
+    out = tmp_path / "t"
+    assert main(["data", "synthesize", "--data", f"{prepared}", "--out", f"{out}", "--lists=9", "--positives=3"]) == 0
+    traces = read_traces(tmp_path / "t", dataset, "films-1")
     assert traces.header["positives"] == 3 == traces.lists.labels.sum(axis=1).max()
 
 
@@ -96,13 +89,13 @@ def test_weights_are_those_of_an_ease_fitted_without_the_user(teacher, dataset):
         inverse = np.linalg.inv(others.T @ others + RIDGE * np.eye(ITEMS))
         weights = -inverse / np.diag(inverse)
         np.fill_diagonal(weights, 0)
-        found = teacher._leave_one_out_weights(user, films, items)
-        assert np.abs(found - weights[np.ix_(films, items)]).max() < 1e-6
+        computed = teacher._leave_one_out_weights(user, films, items)
+        assert np.abs(computed - weights[np.ix_(films, items)]).max() < 1e-6
         assert np.abs(weights[np.ix_(films, items)]).max() > 1e-4
 
 
-def test_the_users_own_training_interactions_say_nothing(teacher, dataset, lists):
-    """What a user did after a list's position must not show in its evidence: statistics leave the user out."""
+def test_the_users_own_training_interactions_are_left_out(teacher, dataset, lists):
+    """A user's actions after a list's position must not affect its evidence, so statistics leave the user out."""
     evidence = teacher.evidence(lists)
     counts = dataset.train_counts[lists.items]
     own = np.array([np.isin(items, dataset.item[dataset.train_rows(u)]) for u, items in zip(lists.user, lists.items)])
@@ -126,12 +119,12 @@ def test_facts_by_hand(teacher, dataset):
         assert np.isnan(rating) if len(same) == 0 else np.isclose(rating, same.mean())
 
 
-def test_a_rationale_says_its_levels_and_cites_a_visible_film(teacher, dataset, lists):
+def test_a_rationale_states_its_levels_and_cites_a_visible_film(teacher, dataset, lists):
     levels = teacher.levels(teacher.evidence(lists))
     cited = 0
     for row, texts in enumerate(teacher.rationales(lists)):
         user, position = int(lists.user[row]), int(lists.position[row])
-        visible = {dataset.items.shown(i) for i in dataset.item[dataset.history(user, position, 10)]}
+        visible = {dataset.items.shown(i, "Unknown film") for i in dataset.item[dataset.history(user, position, 10)]}
         for column, text in enumerate(texts):
             parts = text.split("; ")
             assert parts[0] == " " + MATCH[levels.match[row, column]]
@@ -146,8 +139,8 @@ def test_a_rationale_says_its_levels_and_cites_a_visible_film(teacher, dataset, 
 
 
 def test_the_discrete_levels_rank_the_positive_well(dataset):
-    """On the two-taste fixture the words alone put the positive far above chance (mean place 9.5 of 20)."""
-    teacher, lists = Teacher(dataset), dataset.candidate_lists("valid")
+    """On the two-taste fixture the words alone rank the positive far above chance (mean place 9.5 of 20)."""
+    teacher, lists = TemplateStatistics(dataset), dataset.candidate_lists("valid")
     levels = teacher.levels(teacher.evidence(lists))
     total = levels.match + levels.verdict
     positive = (total * lists.labels).sum(axis=1, keepdims=True)
@@ -157,12 +150,14 @@ def test_the_discrete_levels_rank_the_positive_well(dataset):
 
 def test_errors(dataset, prepared, tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"between 1 and the .* training lists, got 100000"):
-        synthesize(prepared, tmp_path / "t.jsonl", lists=100_000)
+        synthesize(prepared, tmp_path / "t.jsonl", TemplateTeacher(), lists=100_000)
     with pytest.raises(DataError, match="user with no history"):
-        Teacher(dataset).rationales(CandidateLists(np.array([0]), np.array([0]), np.array([[1, 2]]), np.zeros((1, 2))))
+        TemplateStatistics(dataset).rationales(
+            CandidateLists(np.array([0]), np.array([0]), np.array([[1, 2]]), np.zeros((1, 2)))
+        )
     monkeypatch.setattr(module, "MAX_ITEMS", 10)
     with pytest.raises(DataError, match=r"at most 10 items .*got 60"):
-        Teacher(dataset)
+        TemplateStatistics(dataset)
 
 
 def test_logistic_regression_solves_its_equations():
@@ -178,7 +173,7 @@ def test_logistic_regression_solves_its_equations():
 def test_traces_survive_a_round_trip_with_any_text(tmp_path, traces, dataset):
     texts = [["line\nend", "\u2028", 'quote"', "é…"] * 5] * len(traces)
     write_traces(tmp_path / "t.jsonl", traces.header, traces.lists, texts)
-    again = read_traces(tmp_path / "t.jsonl", dataset)
+    again = read_traces(tmp_path / "t.jsonl", dataset, "films-1")
     assert [list(row) for row in again.rationales] == texts and again.header == traces.header
     for field in dataclasses.fields(CandidateLists):
         assert (getattr(again.lists, field.name) == getattr(traces.lists, field.name)).all()
@@ -204,7 +199,7 @@ def test_damaged_or_foreign_traces_are_refused(prepared, dataset, tmp_path, edit
     lines = (prepared / "traces.jsonl").read_text().splitlines()
     (tmp_path / "t.jsonl").write_text("".join(line + "\n" for line in edit(lines)))
     with pytest.raises(DataError, match=message):
-        read_traces(tmp_path / "t.jsonl", dataset)
+        read_traces(tmp_path / "t.jsonl", dataset, "films-1")
 
 
 def test_a_failure_while_writing_keeps_the_old_file(tmp_path, traces, monkeypatch):

@@ -1,6 +1,6 @@
 """Amazon reviews of 2014, 2018 and 2023: interactions of one category, and its metadata.
 
-Which files mean which edition, and in what order their columns stand:
+Files of each edition and the order of their columns:
 
     2014  ratings_X.csv (user,item,rating,s) or reviews_X[_5].json.gz;  meta_X.json.gz, Python literals
     2018  X.csv (item,user,rating,s: the other way round) or X[_5].json.gz;  meta_X.json.gz, JSON
@@ -19,8 +19,8 @@ from pathlib import Path
 
 import polars as pl
 
-from r2rank_jax.data.sources.public.products import ItemOf, item_2014, item_2018, item_2023
-from r2rank_jax.data.sources.rows.delimited import Lines
+from r2rank_jax.data.sources.public.products import ReadItem, item_2014, item_2018, item_2023
+from r2rank_jax.data.sources.rows.delimited import LineFormat
 from r2rank_jax.data.sources.rows.interactions import Fields, in_order, read_delimited, read_json_lines
 from r2rank_jax.data.sources.rows.items import item_batches
 from r2rank_jax.data.sources.rows.objects import objects, parser_of
@@ -31,24 +31,24 @@ from r2rank_jax.errors import DataError
 PARTS = ("train", "valid", "test")
 _CSV, _GZ = r"\.csv(?:\.gz)?", r"(?:\.gz)?"
 _ASIN = re.compile(r"[0-9A-Z]{10}")
-# Times in milliseconds passed this number in 1973; times in seconds will in the year 5138.
+# Times in milliseconds reached this number in 1973; times in seconds reach it in the year 5138.
 MILLISECONDS_FROM = 10**11
 
 
 @dataclass(frozen=True)
 class Edition:
-    """One release: how its files are called and what stands in them."""
+    """One release: the names and contents of its files."""
 
     year: int
     time_unit: str
-    csv: re.Pattern[str]  # of the ratings; group 1 is the category, group 2 the part
+    csv: re.Pattern[str]  # names of rating files; group 1 is the category, group 2 the part
     reviews: re.Pattern[str]
-    metadata: str  # with {} for the category
-    columns: tuple[str, ...]  # of the ratings
+    metadata: str  # name of the metadata file, with {} for the category
+    columns: tuple[str, ...]  # of the rating files
     csv_fields: Fields
     review_fields: Fields
     item_key: str
-    item_of: ItemOf
+    read_item: ReadItem
 
 
 _2014_FIELDS = Fields("reviewerID", "asin", "overall", "unixReviewTime")
@@ -93,18 +93,18 @@ EDITIONS = (
 
 
 @dataclass(frozen=True)
-class Found:
-    """The interaction files of one category, of one form."""
+class AmazonFiles:
+    """The interaction files of one category in one format."""
 
     edition: Edition
     category: str
     files: tuple[Path, ...]  # parts in the order train, valid, test
 
 
-def find_amazon(path: Path) -> list[Found]:
-    """All readings of what lies in a folder (or of one file) as an Amazon edition; no error where there are several."""
+def find_amazon(path: Path) -> list[AmazonFiles]:
+    """Return every way to read a folder (or one file) as an Amazon edition; it may be none or several."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
-    found = []
+    readings = []
     for edition in EDITIONS:
         for pattern in (edition.csv, edition.reviews):
             by_category: dict[str, list[tuple[int, Path]]] = {}
@@ -113,12 +113,14 @@ def find_amazon(path: Path) -> list[Found]:
                 if match and file.is_file() and _is_of(edition, file):
                     part = PARTS.index(match[2]) if match[2] else 0
                     by_category.setdefault(match[1], []).append((part, file))
-            found += [Found(edition, name, tuple(f for _, f in sorted(parts))) for name, parts in by_category.items()]
-    return found
+            readings += [
+                AmazonFiles(edition, name, tuple(f for _, f in sorted(parts))) for name, parts in by_category.items()
+            ]
+    return readings
 
 
 def _is_of(edition: Edition, file: Path) -> bool:
-    """Whether a file's first line is this edition's; names alone do not tell 2018 from 2023."""
+    """Whether a file's first line fits this edition; names alone do not distinguish 2018 from 2023."""
     head = first_line(file)
     if edition.csv.fullmatch(file.name):
         values = head.split(",")
@@ -132,45 +134,45 @@ def _is_of(edition: Edition, file: Path) -> bool:
     return edition.review_fields.user in head and edition.review_fields.item in head
 
 
-def open_amazon(found: Found, on_error: OnError) -> Source:
-    """The source of one category.
+def open_amazon(files: AmazonFiles, on_error: OnError) -> Source:
+    """Open one category.
 
-    Items come from the metadata beside the interactions; where there is none, no item has a title.
+    Items come from the metadata beside the interactions; without metadata, no item has a title.
 
     Args:
-        found: one of `find_amazon`'s.
-        on_error: what to do with a malformed row.
+        files: a result of `find_amazon`.
+        on_error: handler of malformed rows.
 
     Raises:
         DataError: item and user columns are swapped.
     """
-    edition, counts = found.edition, Counter[str]()
-    name = edition.metadata.format(found.category)
-    folder = found.files[0].parent
+    edition, counts = files.edition, Counter[str]()
+    name = edition.metadata.format(files.category)
+    folder = files.files[0].parent
     metadata = present(folder, name)
-    read = [partial(_read, edition, file, on_error) for file in found.files]
+    read = [partial(_read, edition, file, on_error) for file in files.files]
 
     def items() -> Iterator[pl.DataFrame]:
         if metadata is None:
             return
         lines = objects(metadata, on_error, key=edition.item_key, parse=parser_of(metadata))
-        rows = (edition.item_of(line, counts) for line in lines)
+        rows = (edition.read_item(line, counts) for line in lines)
         yield from item_batches(metadata, rows, None, counts)
 
     return Source(
-        f"amazon-{edition.year}/{found.category}",
-        domain_of(found.category),
+        f"amazon-{edition.year}/{files.category}",
+        domain_of(files.category),
         edition.time_unit,
         lambda: in_order(one() for one in read),
         items,
-        (*found.files, *([metadata] if metadata else [])),
+        (*files.files, *([metadata] if metadata else [])),
         () if metadata else (NO_ITEMS,),
         counts,
     )
 
 
 def domain_of(category: str) -> str:
-    """What a category's products are."""
+    """Return the domain of a category."""
     domains = {"Books": "books", "Kindle_Store": "books", "Video_Games": "games", "Movies_and_TV": "films"}
     return domains.get(category, "products")
 
@@ -180,18 +182,20 @@ def _read(edition: Edition, file: Path, on_error: OnError) -> Iterator[pl.DataFr
         return read_json_lines(file, edition.review_fields, on_error, parse=parser_of(file))
     head = first_line(file).split(",")
     header = head[:2] == list(edition.columns[:2])
-    form = Lines(edition.columns[: len(head)], ",", header=header, quoted=True)
+    form = LineFormat(edition.columns[: len(head)], ",", header=header, quoted=True)
     return _not_swapped(file, form, read_delimited(file, form, edition.csv_fields, on_error))
 
 
-def _not_swapped(file: Path, form: Lines, batches: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
-    """Editions differ in the order of user and item. An item's number has ten characters, most users' have more."""
+def _not_swapped(file: Path, form: LineFormat, batches: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """Raise if users and items are swapped. Item ids have ten characters and most user ids more; editions differ in
+    the order of the two columns.
+    """
     for frame in batches:
         users, items = (frame[column].str.len_chars() for column in ("user", "item"))
         if frame.height and (items.max() != 10 or items.min() != 10) and users.min() == users.max() == 10:
             raise DataError(
-                f"{file} must have the columns {','.join(form.columns)}, but what should be users looks like items and "
-                f"the other way round ({frame['user'][0]!r}, {frame['item'][0]!r}); name the file as its edition does: "
+                f"{file} must have the columns {','.join(form.columns)}, but users and items look swapped "
+                f"({frame['user'][0]!r}, {frame['item'][0]!r}); name the file as its edition does: "
                 f"ratings_X.csv (2014: user,item) or X.csv (2018: item,user)"
             )
         yield frame

@@ -1,4 +1,4 @@
-"""MovieLens' way of writing titles, made the usual way: year taken out, article first, no second title in brackets."""
+"""Normalize MovieLens titles: remove the year, move the article to the front, drop a second title in brackets."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _YEAR = re.compile(r"\s*\((\d{4})(?:[-–]\s?(?:\d{4})?)?\)\s*(\((?:TV|V)\))?$")
 
 
 def without_year(title: str) -> tuple[str, str]:
-    """Take the year off a title's end.
+    """Remove the year from the end of a title.
 
     Returns:
-        The title, and four digits or "" where there is no year.
+        The title, and the year as four digits, or "" if there is none.
 
     >>> without_year("Toy Story (1995)")
     ('Toy Story', '1995')
@@ -30,7 +30,7 @@ def without_year(title: str) -> tuple[str, str]:
 def film_title(title: str, counts: Counter[str]) -> str:
     """Unescape HTML (counted), drop an alternative title in brackets, put the article first; "" for a placeholder.
 
-    Brackets hold the original or a translated title in 82 of ML-100K's items. Every prompt would pay for its tokens.
+    In 82 items of ML-100K, brackets hold the original or a translated title, which would cost tokens in every prompt.
 
     >>> film_title("Horseman on the Roof, The (Hussard sur le toit, Le)", Counter())
     'The Horseman on the Roof'

@@ -1,7 +1,7 @@
-"""MovieLens as GroupLens gives it out: 100K (`u.data`), 1M and 10M (`ratings.dat`), all later ones (`ratings.csv`).
+"""MovieLens as distributed by GroupLens: 100K (`u.data`), 1M and 10M (`ratings.dat`), later releases (`ratings.csv`).
 
-Traps: `u.item` and the 1M's `movies.dat` are ISO-8859-1; `::` parts the fields of `.dat` files; titles carry the year
-("Toy Story (1995)"), articles stand last, and foreign titles follow in brackets.
+Pitfalls: `u.item` and the 1M's `movies.dat` are ISO-8859-1; `::` separates the fields of `.dat` files; titles include
+the year ("Toy Story (1995)"), articles come last, and foreign titles follow in brackets.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 import polars as pl
 
 from r2rank_jax.data.sources.public.films import film_title, without_year
-from r2rank_jax.data.sources.rows.delimited import Lines, Record, records
+from r2rank_jax.data.sources.rows.delimited import LineFormat, Record, records
 from r2rank_jax.data.sources.rows.interactions import Fields, in_order, read_delimited
 from r2rank_jax.data.sources.rows.items import ItemRow, item_batches
 from r2rank_jax.data.sources.rows.reading import encoding_of, first_line, present, required
@@ -32,21 +32,21 @@ NO_GENRES = "(no genres listed)"
 
 @dataclass(frozen=True)
 class Release:
-    """One of MovieLens' forms: two files, and how an item's row is read."""
+    """One of MovieLens' formats: two files, and a function that reads the row of an item."""
 
     name: str
     ratings: str
     movies: str
-    ratings_form: Lines
-    movies_form: Lines
+    ratings_form: LineFormat
+    movies_form: LineFormat
     row: Callable[[Record, Counter[str]], ItemRow]
 
 
 def open_movielens(folder: Path, on_error: OnError) -> Source:
-    """The source in a folder of MovieLens' own files.
+    """Open a folder of MovieLens' own files.
 
     Raises:
-        DataError: one of the two files is missing, or has another header.
+        DataError: one of the two files is missing, or has an unexpected header.
     """
     release = _release(folder)
     names = (release.ratings, release.movies)
@@ -78,12 +78,12 @@ def open_movielens(folder: Path, on_error: OnError) -> Source:
 
 def _release(folder: Path) -> Release:
     if present(folder, "u.data"):
-        items = Lines(("movie id", "movie title", "release date", "video release date", "URL", *GENRES_100K), "|")
-        return Release("ml-100k", "u.data", "u.item", Lines(RATINGS, "\t"), items, _item_100k)
+        items = LineFormat(("movie id", "movie title", "release date", "video release date", "URL", *GENRES_100K), "|")
+        return Release("ml-100k", "u.data", "u.item", LineFormat(RATINGS, "\t"), items, _item_100k)
     if present(folder, "ratings.dat"):
         name = "ml-10m" if present(folder, "tags.dat") else "ml-1m"
-        return Release(name, "ratings.dat", "movies.dat", Lines(RATINGS, "::"), Lines(MOVIES, "::"), _item)
-    ratings, movies = (Lines(names, ",", header=True, quoted=True) for names in (RATINGS, MOVIES))
+        return Release(name, "ratings.dat", "movies.dat", LineFormat(RATINGS, "::"), LineFormat(MOVIES, "::"), _item)
+    ratings, movies = (LineFormat(names, ",", header=True, quoted=True) for names in (RATINGS, MOVIES))
     name = folder.resolve().name  # the files of all later releases look alike
     return Release(name if name.startswith("ml-") else "movielens", "ratings.csv", "movies.csv", ratings, movies, _item)
 
@@ -103,5 +103,5 @@ def _item_100k(record: Record, counts: Counter[str]) -> ItemRow:
         raise ValueError(f"expected an id and {len(GENRES_100K)} genres as 0 or 1, got {key!r} and {''.join(flags)!r}")
     name, year = without_year(title)
     kinds = tuple(genre for genre, flag in zip(GENRES_100K, flags) if flag == "1" and genre != "unknown")
-    # The release date is often another year's; it stands in where the title has none.
+    # The year of the release date often differs; it is used only if the title has no year.
     return ItemRow(key, film_title(name, counts), year or released[-4:], kinds, (), record.line, record.text)

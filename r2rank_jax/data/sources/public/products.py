@@ -1,7 +1,7 @@
 """One object of Amazon's metadata -> one row of the item table, for each edition.
 
-Traps: titles are often missing; HTML entities, `<span id` and scripts of the page they were taken from stand in titles,
-categories and prices; ids repeat (the first counts).
+Pitfalls: titles are often missing; titles, categories and prices contain HTML entities, `<span id` and scripts of the
+web page; ids repeat (the first is kept).
 """
 
 from __future__ import annotations
@@ -12,35 +12,37 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from r2rank_jax.data.sources.rows.items import MARKUP, ItemRow, clean_text
-from r2rank_jax.data.sources.rows.objects import Object
+from r2rank_jax.data.sources.rows.objects import ParsedObject
 
-ItemOf = Callable[[Object, Counter[str]], ItemRow]
-# Style sheets and scripts that were taken for text in 2018.
+ReadItem = Callable[[ParsedObject, Counter[str]], ItemRow]
+# Style sheets and scripts that the 2018 edition holds in place of text.
 _SCRIPT = re.compile(r"getTime\(\)|\{\s*[a-z-]+\s*:|^\s*var ")
 _PRICE = re.compile(r"\$?[\d,]+(?:\.\d+)?(?:\s*-\s*\$?[\d,]+(?:\.\d+)?)?")
 _YEAR = re.compile(r"(?<!\d)(?:19|20)\d{2}(?!\d)")
 
 
-def item_2014(found: Object, counts: Counter[str]) -> ItemRow:
-    """asin, title, price, brand, categories [[...], ...]."""
-    item = found.fields
+def item_2014(metadata: ParsedObject, counts: Counter[str]) -> ItemRow:
+    """Read asin, title, price, brand, categories [[...], ...]."""
+    item = metadata.fields
     paths = item.get("categories") or []
     kinds = [kind for path in paths for kind in (path if isinstance(path, list) else [path])]
-    return _row(found, "asin", kinds, ("brand", "price"), counts)
+    return _row(metadata, "asin", kinds, ("brand", "price"), counts)
 
 
-def item_2018(found: Object, counts: Counter[str]) -> ItemRow:
-    """asin, title, price ("$7.86" or ""), brand, category [...]."""
-    return _row(found, "asin", found.fields.get("category") or [], ("brand", "price"), counts)
+def item_2018(metadata: ParsedObject, counts: Counter[str]) -> ItemRow:
+    """Read asin, title, price ("$7.86" or ""), brand, category [...]."""
+    return _row(metadata, "asin", metadata.fields.get("category") or [], ("brand", "price"), counts)
 
 
-def item_2023(found: Object, counts: Counter[str]) -> ItemRow:
-    """parent_asin, title, author (an object, for books), store, price, categories [...], details {...}."""
-    return _row(found, "parent_asin", found.fields.get("categories") or [], ("author", "store", "price"), counts)
+def item_2023(metadata: ParsedObject, counts: Counter[str]) -> ItemRow:
+    """Read parent_asin, title, author (an object, for books), store, price, categories [...], details {...}."""
+    return _row(metadata, "parent_asin", metadata.fields.get("categories") or [], ("author", "store", "price"), counts)
 
 
-def _row(found: Object, key: str, kinds: Iterable[Any], details: tuple[str, ...], counts: Counter[str]) -> ItemRow:
-    item = found.fields
+def _row(
+    metadata: ParsedObject, key: str, kinds: Iterable[Any], details: tuple[str, ...], counts: Counter[str]
+) -> ItemRow:
+    item = metadata.fields
     shown = [(name, _detail(name, item.get(name), counts)) for name in details]
     named = item.get("details")
     released = (
@@ -54,8 +56,8 @@ def _row(found: Object, key: str, kinds: Iterable[Any], details: tuple[str, ...]
         year.group() if year else "",
         tuple(genre for genre in genres if genre),
         tuple(detail for detail in shown if detail[1]),
-        found.line,
-        found.text,
+        metadata.line,
+        metadata.text,
     )
 
 

@@ -1,9 +1,9 @@
-"""RecBole's atomic files: tab-separated, one typed header line (`user_id:token`); `.inter` and, mostly, `.item`.
+"""RecBole's atomic files: tab-separated, with a typed header line (`user_id:token`); `.inter` and usually `.item`.
 
-One reader for all of RecBole's data sets: what a field is for is told by its name and type. `.inter` may lack a rating
-or a time, there may be three of them (`X.train.inter`, `X.valid.inter`, `X.test.inter`), and an item table has any
-fields. Traps of the ML-100K copy: years are stripped from titles (so 22 titles repeat), "Usual Suspects, The",
-alternative titles in brackets, HTML entities, and item 267, whose title is the placeholder "unkonwn".
+One reader handles all of RecBole's data sets, because names and types of the fields show their purpose. `.inter` may
+lack a rating or a time, it may come in three parts (`X.train.inter`, `X.valid.inter`, `X.test.inter`), and an item
+table may have any fields. Pitfalls of the ML-100K copy: years are stripped from titles (so 22 titles repeat), "Usual
+Suspects, The", alternative titles in brackets, HTML entities, and item 267, whose title is the placeholder "unkonwn".
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 import polars as pl
 
 from r2rank_jax.data.sources.public.films import film_title
-from r2rank_jax.data.sources.rows.delimited import Lines, records
+from r2rank_jax.data.sources.rows.delimited import LineFormat, records
 from r2rank_jax.data.sources.rows.interactions import Fields, in_order, read_delimited
 from r2rank_jax.data.sources.rows.items import ItemRow, clean_text, item_batches
 from r2rank_jax.data.sources.rows.reading import first_line
@@ -49,36 +49,36 @@ class Header:
     types: tuple[str, ...]  # token, token_seq, float, float_seq
 
     @property
-    def form(self) -> Lines:
-        """For the reader of lines."""
-        return Lines(self.names, "\t", header=True)
+    def form(self) -> LineFormat:
+        """The format of the file's lines."""
+        return LineFormat(self.names, "\t", header=True)
 
     def first_of(self, names: tuple[str, ...], kinds: tuple[str, ...] = ()) -> str | None:
-        """The first of some names that there is, of one of some types."""
-        there = [name for name, kind in zip(self.names, self.types) if not kinds or kind in kinds]
-        return next((name for name in names if name in there), None)
+        """Return the first of `names` among the fields of the given types; None if there is none."""
+        available = [name for name, kind in zip(self.names, self.types) if not kinds or kind in kinds]
+        return next((name for name in names if name in available), None)
 
     def required(self, what: str, names: tuple[str, ...], key: str) -> str:
-        """`first_of`, or an error that lists what is there."""
-        found = self.first_of(names)
-        if found is None:
+        """Return `first_of`, or raise an error that lists the fields."""
+        field = self.first_of(names)
+        if field is None:
             raise DataError(
                 f"{self.path}, line 1: expected a tab-separated header with {names[0]}:token, or another field for the "
-                f"{what}, got {', '.join(self.names)[:200]!r}; name the field with --column {key}=FIELD"
+                f"{what}, got {', '.join(self.names)[:200]!r}; set the field with --column {key}=FIELD"
             )
-        return found
+        return field
 
 
 def open_recbole(folder: Path, columns: dict[str, str], on_error: OnError) -> Source:
-    """The source in a folder of atomic files.
+    """Open a folder of atomic files.
 
     Args:
-        folder: with one `X.inter`, or X.train.inter, X.valid.inter and X.test.inter, and at most one `.item`.
-        columns: names of fields that the header's names do not tell: user, item, rating, timestamp.
-        on_error: what to do with a malformed row.
+        folder: holds one `X.inter`, or X.train.inter, X.valid.inter and X.test.inter, and at most one `.item`.
+        columns: user, item, rating, timestamp -> the field, where the header's names do not show it.
+        on_error: handler of malformed rows.
 
     Raises:
-        DataError: other files, or a header without what is required.
+        DataError: other files, or a header without the required fields.
     """
     inter = _interaction_files(folder)
     tables = sorted(folder.glob("*.item"))
@@ -93,22 +93,22 @@ def open_recbole(folder: Path, columns: dict[str, str], on_error: OnError) -> So
 
     def interactions() -> Iterator[pl.DataFrame]:
         files = zip(headers, fields, strict=True)
-        return in_order(read_delimited(header.path, header.form, found, on_error) for header, found in files)
+        return in_order(read_delimited(header.path, header.form, names, on_error) for header, names in files)
 
     def items() -> Iterator[pl.DataFrame]:
         if table is not None:
             yield from item_batches(table.path, _item_rows(table, films, on_error, counts), on_error, counts)
 
     domain = "films" if films else _domain(name)
-    notes = ((not tables, NO_ITEMS), (not fields[0].rating, NO_RATINGS), (not fields[0].timestamp, NO_TIMES))
-    said = tuple(note for lacks, note in notes if lacks)
-    return Source(name, domain, "s", interactions, items, (*inter, *tables), said, counts)
+    lacks = ((not tables, NO_ITEMS), (not fields[0].rating, NO_RATINGS), (not fields[0].timestamp, NO_TIMES))
+    notes = tuple(note for missing, note in lacks if missing)
+    return Source(name, domain, "s", interactions, items, (*inter, *tables), notes, counts)
 
 
 def _interaction_files(folder: Path) -> list[Path]:
-    found = sorted(folder.glob("*.inter"))
-    parts = [path for part in PARTS for path in found if path.name.endswith(f".{part}.inter")]
-    whole = [path for path in found if path not in parts]
+    files = sorted(folder.glob("*.inter"))
+    parts = [path for part in PARTS for path in files if path.name.endswith(f".{part}.inter")]
+    whole = [path for path in files if path not in parts]
     if len(whole) == 1 and not parts:
         return whole
     names = {path.name.removesuffix(".inter").rpartition(".")[0] for path in parts}
@@ -116,7 +116,7 @@ def _interaction_files(folder: Path) -> list[Path]:
         return parts
     raise DataError(
         f"{folder} must be a folder with exactly one .inter file, or one each for train, valid and test, got "
-        f"{[path.name for path in found]}; give the right folder"
+        f"{[path.name for path in files]}; give the right folder"
     )
 
 
@@ -132,7 +132,7 @@ def _header(path: Path) -> Header:
 
 
 def _fields(header: Header, columns: dict[str, str]) -> Fields:
-    """Which field is what; a name in `columns` comes first."""
+    """Assign fields to user, item, rating and timestamp. Names in `columns` take precedence."""
 
     def first(key: str, names: tuple[str, ...]) -> tuple[str, ...]:
         return (columns[key],) if key in columns else names
@@ -149,7 +149,7 @@ def _item_rows(header: Header, films: bool, on_error: OnError, counts: Counter[s
     form = header.form
     key = form.columns.index(header.required("item", ITEMS, "item"))
     title, year, genres = (
-        form.columns.index(found) if (found := header.first_of(names)) else None for names in (TITLES, YEARS, GENRES)
+        form.columns.index(field) if (field := header.first_of(names)) else None for names in (TITLES, YEARS, GENRES)
     )
     details = [place for place in range(len(form.columns)) if place not in (key, title, year, genres)]
     for record in records(header.path, form, on_error):
@@ -170,12 +170,12 @@ def _item_rows(header: Header, films: bool, on_error: OnError, counts: Counter[s
 
 
 def _year(text: str) -> str:
-    found = _FOUR_DIGITS.search(text)
-    return found.group() if found else ""
+    year = _FOUR_DIGITS.search(text)
+    return year.group() if year else ""
 
 
 def _genres(text: str) -> tuple[str, ...]:
-    """RecBole parts values by spaces; where names have spaces themselves, the source's commas are still there."""
+    """Split genres. RecBole separates values by spaces, but keeps the source's commas if the names contain spaces."""
     parts = text.split(",") if "," in text else text.split()
     kinds = (html.unescape(part).strip().strip("'\"[]").strip() for part in parts)
     return tuple(kind for kind in kinds if kind and kind != "unknown")

@@ -1,7 +1,7 @@
-"""Steam reviews and games: one Python 2 literal a line (u'...'), gzipped.
+"""Steam reviews and games: one Python 2 literal per line (u'...'), gzipped.
 
-Traps: the day alone is known, so that many of a user's reviews tie in time; there is no rating; `user_id` is missing
-from many rows, so that the user is `username`; two games have no id; a title may be missing while `app_name` is there.
+Pitfalls: only the day is known, so many of a user's reviews tie in time; there is no rating; `user_id` is missing from
+many rows, so the user is `username`; two games have no id; some games have an `app_name` but no title.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _FIELDS = Fields("username", "product_id", None, "date", "%Y-%m-%d")
 
 
 def open_steam(folder: Path, on_error: OnError) -> Source:
-    """The source in a folder with the reviews and the games, gzipped or not.
+    """Open a folder with the reviews and the games, gzipped or not.
 
     Raises:
         DataError: one of the two files is missing.
@@ -37,8 +37,8 @@ def open_steam(folder: Path, on_error: OnError) -> Source:
         return in_order([read_json_lines(reviews, _FIELDS, on_error, parse=parser_of(reviews))])
 
     def rows() -> Iterator[ItemRow]:
-        for found in objects(games, on_error, key="id", parse=parser_of(games)):
-            game = found.fields
+        for parsed in objects(games, on_error, key="id", parse=parser_of(games)):
+            game = parsed.fields
             released = re.search(r"\b(19|20)\d\d\b", str(game.get("release_date") or ""))
             kinds = game.get("genres") or game.get("tags") or []
             details = ((name, clean_text(str(game.get(name) or ""), counts)) for name in DETAILS)
@@ -48,8 +48,8 @@ def open_steam(folder: Path, on_error: OnError) -> Source:
                 released.group() if released else "",
                 tuple(clean_text(str(kind), counts) for kind in kinds),
                 tuple(detail for detail in details if detail[1]),
-                found.line,
-                found.text,
+                parsed.line,
+                parsed.text,
             )
 
     return Source(

@@ -1,7 +1,7 @@
-"""Yelp's open data set: one JSON object a line.
+"""Yelp's open data set: one JSON object per line.
 
-Traps: times are texts ("2018-07-07 22:09:11", days alone in older editions); `categories` is one text with commas, or
-null.
+Pitfalls: times are texts ("2018-07-07 22:09:11"; only days in older editions); `categories` is a comma-separated text
+or null.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _DAY_ALONE = re.compile(r'"date":\s*"\d{4}-\d\d-\d\d"')
 
 
 def open_yelp(folder: Path, on_error: OnError) -> Source:
-    """The source in a folder with Yelp's reviews and businesses, gzipped or not.
+    """Open a folder with Yelp's reviews and businesses, gzipped or not.
 
     Raises:
         DataError: one of the two files is missing.
@@ -38,8 +38,8 @@ def open_yelp(folder: Path, on_error: OnError) -> Source:
         return in_order([read_json_lines(reviews, fields, on_error)])
 
     def rows() -> Iterator[ItemRow]:
-        for found in objects(businesses, on_error, key="business_id"):
-            place = found.fields
+        for parsed in objects(businesses, on_error, key="business_id"):
+            place = parsed.fields
             kinds = (clean_text(kind, counts) for kind in str(place.get("categories") or "").split(","))
             details = ((name, clean_text(str(place.get(name) or ""), counts)) for name in ("city", "state"))
             yield ItemRow(
@@ -48,8 +48,8 @@ def open_yelp(folder: Path, on_error: OnError) -> Source:
                 "",
                 tuple(kind for kind in kinds if kind),
                 tuple(detail for detail in details if detail[1]),
-                found.line,
-                found.text,
+                parsed.line,
+                parsed.text,
             )
 
     return Source(

@@ -1,4 +1,4 @@
-"""The lines of delimited files: tab, comma with quotes, `::`, `|`."""
+"""LineFormat of delimited files: tab, comma with quotes, `::`, `|`."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from r2rank_jax.data.sources.schema import OnError
 
 
 @dataclass(frozen=True)
-class Lines:
-    """The form of a delimited file."""
+class LineFormat:
+    """The format of a delimited file."""
 
     columns: tuple[str, ...]  # names of all fields of a line, in order
     separator: str  # one or more characters
-    header: bool = False  # the first line has names, not values
-    quoted: bool = False  # as RFC 4180 has it; a quoted field may hold line ends
+    header: bool = False  # whether the first line holds names instead of values
+    quoted: bool = False  # whether fields may be quoted as in RFC 4180; a quoted field may hold line ends
     encoding: str = "utf-8"
 
 
 @dataclass(frozen=True)
 class Record:
-    """The fields of one record, and where it stands."""
+    """The fields of one record, and its location."""
 
-    line: int  # its first line, from 1
+    line: int  # number of its first line, from 1
     text: str
     values: list[str]
 
@@ -36,16 +36,16 @@ class OpenQuoteError(ValueError):
     """A quote that is not closed on its line."""
 
 
-def split_line(text: str, form: Lines) -> list[str]:
-    """The fields of one record.
+def split_line(text: str, form: LineFormat) -> list[str]:
+    """Split one record into its fields.
 
     Raises:
-        ValueError: not as many as there should be, or quotes in wrong places.
+        ValueError: a wrong number of fields, or misplaced quotes.
     """
     values = text.split(form.separator)
     if form.quoted and '"' in text:
         try:
-            # Not splitlines(): a text may hold one of the other line ends that Unicode knows.
+            # Not splitlines(), which would also split at the other line ends of Unicode.
             lines = [f"{line}\n" for line in text.split("\n")]
             (values,) = csv.reader([*lines[:-1], lines[-1][:-1]], delimiter=form.separator, strict=True)
         except csv.Error as error:
@@ -59,14 +59,14 @@ def split_line(text: str, form: Lines) -> list[str]:
     return values
 
 
-def split_lines(lines: Iterable[tuple[int, str]], form: Lines) -> Iterator[Record | tuple[int, str, str]]:
-    """Split numbered lines into records; a quoted field may go over several lines.
+def split_lines(lines: Iterable[tuple[int, str]], form: LineFormat) -> Iterator[Record | tuple[int, str, str]]:
+    """Split numbered lines into records; a quoted field may span several lines.
 
     Yields:
         A record, or (line, text, reason) of a malformed line.
     """
     stream = iter(lines)
-    waiting: deque[tuple[int, str]] = deque()  # read ahead for a quote that was never closed
+    waiting: deque[tuple[int, str]] = deque()  # lines read ahead for a quote that was never closed
     while True:
         first = waiting.popleft() if waiting else next(stream, None)
         if first is None:
@@ -80,14 +80,14 @@ def split_lines(lines: Iterable[tuple[int, str]], form: Lines) -> Iterator[Recor
         except ValueError as error:
             yield line, text, str(error)
             continue
-        whole = _closed(text, waiting, stream, form)
-        yield (line, text, reason) if whole is None else Record(line, *whole)
+        multiline = _closed(text, waiting, stream, form)
+        yield (line, text, reason) if multiline is None else Record(line, *multiline)
 
 
 def _closed(
-    text: str, waiting: deque[tuple[int, str]], stream: Iterator[tuple[int, str]], form: Lines
+    text: str, waiting: deque[tuple[int, str]], stream: Iterator[tuple[int, str]], form: LineFormat
 ) -> tuple[str, list[str]] | None:
-    """The record that begins with `text`, if following lines close its quote; they are taken only then."""
+    """Return the record that begins with `text` if the following lines close its quote; only then consume them."""
     for more in range(1, QUOTED_LINES):
         if len(waiting) < more:
             following = next(stream, None)
@@ -107,14 +107,14 @@ def _closed(
     return None
 
 
-def records(path: Path, form: Lines, on_error: OnError) -> Iterator[Record]:
-    """The records of a file one by one, after its header; malformed ones go to `on_error`."""
+def records(path: Path, form: LineFormat, on_error: OnError) -> Iterator[Record]:
+    """Iterate over the records of a file after its header. Malformed ones go to `on_error`."""
     lines = numbered_lines(path, on_error, encoding=form.encoding, fields=len(form.columns))
     if form.header:
         next(lines, None)
-    for found in split_lines(lines, form):
-        if isinstance(found, Record):
-            yield found
+    for record in split_lines(lines, form):
+        if isinstance(record, Record):
+            yield record
         else:
-            line, text, reason = found
+            line, text, reason = record
             on_error(path, line, reason, text)

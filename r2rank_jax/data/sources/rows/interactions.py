@@ -1,8 +1,7 @@
 """Lines of users' interactions -> batches of the interaction table.
 
-Chunks of whole lines are parsed by polars. A chunk that polars does not take as it stands is split line by line in
-Python, so that every malformed line gets its number and a reason. The values are checked afterwards, by the same rules
-for both.
+polars parses chunks of whole lines. A chunk that polars cannot parse is split line by line in Python, so that every
+malformed line is reported with its number and a reason. Both paths share the checks of the values.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any, Literal
 
 import polars as pl
 
-from r2rank_jax.data.sources.rows.delimited import Lines, Record, split_lines
+from r2rank_jax.data.sources.rows.delimited import LineFormat, Record, split_lines
 from r2rank_jax.data.sources.rows.objects import Parser, as_value, parse_object
 from r2rank_jax.data.sources.rows.reading import Chunk, chunks, cut_off, not_text
 from r2rank_jax.data.sources.schema import BATCH_ROWS, INTERACTION_SCHEMA, OnError
@@ -28,23 +27,23 @@ _TEXT = pl.Schema({"line": pl.Int64} | dict.fromkeys(_COLUMNS, pl.String))
 
 @dataclass(frozen=True)
 class Fields:
-    """The source's own names of what an interaction has; None where it has no such thing."""
+    """The source's names for the fields of an interaction; None for a field that it lacks."""
 
     user: str
     item: str
     rating: str | None
     timestamp: str | None
-    time_format: str | None = None  # of a date, as strptime has it; None: a number
-    time_unit: str = "s"  # what a date becomes
+    time_format: str | None = None  # strptime format of a date; None for a number
+    time_unit: str = "s"  # the unit that a date is converted to
 
     def named(self) -> dict[str, str]:
-        """Our name -> the source's."""
+        """Map our names to the source's names."""
         names = {column: getattr(self, column) for column in _COLUMNS}
         return {column: name for column, name in names.items() if name is not None}
 
 
 def in_order(files: Iterable[Iterator[pl.DataFrame]]) -> Iterator[pl.DataFrame]:
-    """Batches of several files, one after the other, as INTERACTION_SCHEMA: `order` runs on."""
+    """Chain the batches of several files as INTERACTION_SCHEMA, with `order` numbered across files."""
     start = 0
     for batches in files:
         for frame in batches:
@@ -54,8 +53,8 @@ def in_order(files: Iterable[Iterator[pl.DataFrame]]) -> Iterator[pl.DataFrame]:
                 start += part.height
 
 
-def read_delimited(path: Path, form: Lines, fields: Fields, on_error: OnError) -> Iterator[pl.DataFrame]:
-    """Read a file with one interaction a line, its fields parted by `form.separator`.
+def read_delimited(path: Path, form: LineFormat, fields: Fields, on_error: OnError) -> Iterator[pl.DataFrame]:
+    """Read a file with one interaction per line and fields separated by `form.separator`.
 
     Yields:
         Frames with user, item, rating, timestamp, in the file's order.
@@ -77,13 +76,13 @@ def read_delimited(path: Path, form: Lines, fields: Fields, on_error: OnError) -
 def read_json_lines(
     path: Path, fields: Fields, on_error: OnError, *, parse: Parser = json.loads
 ) -> Iterator[pl.DataFrame]:
-    """Read a file with one object a line; other fields than those of `fields` are passed over.
+    """Read a file with one object per line; fields that are not in `fields` are ignored.
 
     Args:
         path: the file.
         fields: the objects' keys.
-        on_error: what to do with a malformed line.
-        parse: reads one line; raises ValueError. Other than JSON goes line by line.
+        on_error: handler of malformed lines.
+        parse: parses one line; raises ValueError. Anything but `json.loads` is applied line by line.
 
     Yields and raises:
         as `read_delimited`.
@@ -100,10 +99,10 @@ def _without_first_line(chunk: Chunk) -> Chunk:
     return Chunk(chunk.first_line + 1, chunk.data.split(b"\n", 1)[1], chunk.lines - 1) if not chunk.cut else chunk
 
 
-def _parse_delimited(chunk: Chunk, form: Lines, places: dict[str, int]) -> pl.DataFrame | None:
-    """The chunk as text columns; None where not every line has the right number of fields, or needs a closer look."""
+def _parse_delimited(chunk: Chunk, form: LineFormat, places: dict[str, int]) -> pl.DataFrame | None:
+    """Parse the chunk into text columns; None if a line needs closer inspection, as for a wrong number of fields."""
     separator, width = form.separator.encode(), len(form.columns)
-    # No line can have too many fields without another having too few, and polars refuses too many.
+    # With the right total, a line with too many fields implies one with too few, and polars refuses too many.
     if not chunk.lines or chunk.data.count(separator) != chunk.lines * (width - 1):
         return None
     data = chunk.data
@@ -130,20 +129,20 @@ def _parse_delimited(chunk: Chunk, form: Lines, places: dict[str, int]) -> pl.Da
 
 
 def _parse_json(chunk: Chunk, fields: Fields) -> pl.DataFrame | None:
-    """The chunk as text columns; None where a line needs a closer look."""
+    """Parse the chunk into text columns; None if a line needs closer inspection."""
     names = fields.named()
     try:
         frame = pl.read_ndjson(BytesIO(chunk.data), schema=dict.fromkeys(names.values(), pl.String))
     except pl.exceptions.PolarsError:
         return None
     ids = [pl.col(names[column]) for column in ("user", "item")]
-    # polars writes nested values out as text; no id may be one. Where an id is missing, the line may be no object.
+    # polars turns nested values into text, and an id must not be one. If an id is missing, the line may be no object.
     odd = pl.any_horizontal(*(column.is_null() | column.str.contains(r"^[\[{]") for column in ids))
     return None if frame.select(odd.any()).item() else _with_lines(chunk, frame, names)
 
 
 def _with_lines(chunk: Chunk, frame: pl.DataFrame, names: dict[str, str]) -> pl.DataFrame | None:
-    """With our names and line numbers; None where rows and lines differ in number, so that no line would be sure."""
+    """Add our names and line numbers; None if there are not as many rows as lines, which would make numbers wrong."""
     if frame.height != chunk.lines:
         return None
     columns = [
@@ -154,16 +153,16 @@ def _with_lines(chunk: Chunk, frame: pl.DataFrame, names: dict[str, str]) -> pl.
     return frame.select(line, *columns)
 
 
-def _split_delimited(chunk: Chunk, form: Lines, places: dict[str, int], refused: Refused) -> pl.DataFrame:
+def _split_delimited(chunk: Chunk, form: LineFormat, places: dict[str, int], refused: Refused) -> pl.DataFrame:
     rows = []
     if chunk.cut:
         refused.append((chunk.first_line, cut_off(len(form.columns))))
     else:
-        for found in split_lines(_decoded(chunk, form.encoding, refused), form):
-            if isinstance(found, Record):
-                rows.append((found.line, *(found.values[places[c]] if c in places else None for c in _COLUMNS)))
+        for record in split_lines(_decoded(chunk, form.encoding, refused), form):
+            if isinstance(record, Record):
+                rows.append((record.line, *(record.values[places[c]] if c in places else None for c in _COLUMNS)))
             else:
-                refused.append((found[0], found[2]))
+                refused.append((record[0], record[2]))
     return pl.DataFrame(rows, schema=_TEXT, orient="row")
 
 
@@ -193,18 +192,18 @@ def _split_json(chunk: Chunk, fields: Fields, parse: Parser, refused: Refused) -
 def checked_values(
     path: Path, frame: pl.DataFrame, fields: Fields, refused: Refused, text_of: Callable[[int], str], on_error: OnError
 ) -> pl.DataFrame:
-    """The rows whose values are right, typed; all others go to `on_error`, in the order of their lines.
+    """Convert the valid rows to their types; all others go to `on_error`, in the order of their lines.
 
     Args:
-        path: of the file.
+        path: path of the file.
         frame: line (Int64), user, item, rating, timestamp (all String).
         fields: the source's names.
-        refused: lines that were refused before, which are not in the frame.
-        text_of: the text of a line.
-        on_error: what to do with a malformed row.
+        refused: lines that were already refused and are not in the frame.
+        text_of: returns the text of a line.
+        on_error: handler of malformed rows.
 
     Returns:
-        user, item (String), rating (Float32), timestamp (Int64; 0 where the source has none).
+        user, item (String), rating (Float32), timestamp (Int64; 0 if the source has none).
     """
     typed = frame.with_columns(_rating(), _time(fields))
     wrong = [pl.any_horizontal(pl.col("user", "item").fill_null("") == "")]
@@ -226,7 +225,7 @@ def _rating() -> pl.Expr:
 
 
 def _time(fields: Fields) -> pl.Expr:
-    """Whole numbers, also as 881250949.0 or 8.8e8; or a date, in UTC where it names no zone."""
+    """Parse whole numbers, also written as 881250949.0 or 8.8e8, or dates, in UTC unless they name a zone."""
     text = pl.col("timestamp")
     if fields.time_format is not None:
         unit: Literal["s", "ms"] = "ms" if fields.time_unit == "ms" else "s"

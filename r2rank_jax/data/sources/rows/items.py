@@ -1,4 +1,4 @@
-"""Rows of an item table -> batches, with what was cleaned counted."""
+"""Rows of an item table -> batches, with counts of what was cleaned."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import polars as pl
 from r2rank_jax.data.sources.rows.objects import joined_surrogates
 from r2rank_jax.data.sources.schema import ITEM_SCHEMA, OnError
 
-ITEM_ROWS = 50_000  # of a batch: titles and details are long
+ITEM_ROWS = 50_000  # of a batch; few, because titles and details are long
 ENTITIES, MARKUP, UNTITLED, REPEATED = (
     "texts with HTML entities",
     "texts with HTML markup",
     "items without a title",
     "item rows that repeat an id: the first was kept",
 )
-# What pages leave behind: tags of HTML, whole or cut off at the end. "<3", "a < b" and "<pad>" are none.
+# HTML tags left over from web pages, complete or cut off at the end. "<3", "a < b" and "<pad>" are not tags.
 _TAG = re.compile(
     r"</?(?:a|b|br|div|em|font|h[1-6]|hr|i|img|li|ol|p|script|small|span|strong|style|sub|sup|table|td|th|tr|u|ul)\b"
     r"[^<>]*(?:>|$)|<!--.*?(?:-->|$)",
@@ -31,7 +31,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class ItemRow(NamedTuple):
-    """One item; `line` and `text` are where it stands in its file."""
+    """One item; `line` and `text` are its location in its file."""
 
     item: str
     title: str
@@ -43,8 +43,7 @@ class ItemRow(NamedTuple):
 
 
 def clean_text(text: str, counts: Counter[str]) -> str:
-    """Resolve HTML entities, take debris of markup away (both are counted), make one blank of every run of blanks and
-    control characters.
+    """Resolve HTML entities and remove remains of markup, counting both; collapse blanks and control characters.
 
     >>> clean_text('Tom &amp;amp; Jerry <span id="x', Counter())
     'Tom & Jerry'
@@ -59,14 +58,14 @@ def clean_text(text: str, counts: Counter[str]) -> str:
 
 
 def unescaped(text: str) -> str:
-    """HTML entities resolved until none is left: some sources have them escaped twice."""
+    """Resolve HTML entities until none is left, because some sources escape them twice."""
     while "&" in text and (shown := html.unescape(text)) != text:
         text = shown
     return text
 
 
 def one_line(text: str) -> str:
-    """Blanks and control characters as single blanks, none at the ends.
+    """Collapse runs of blanks and control characters into single blanks, and strip the ends.
 
     >>> one_line("Tom\\x00 and\\n Jerry ")
     'Tom and Jerry'
@@ -77,14 +76,14 @@ def one_line(text: str) -> str:
 def item_batches(
     path: Path, rows: Iterable[ItemRow], on_error: OnError | None, counts: Counter[str]
 ) -> Iterator[pl.DataFrame]:
-    """Batches as ITEM_SCHEMA.
+    """Collect rows into batches of ITEM_SCHEMA.
 
     Args:
-        path: where the rows stand.
-        rows: in the file's order.
-        on_error: gets a row whose id was there before; None where the source is known to repeat ids: the first row
-            of an id counts, the others are counted.
-        counts: what the rows' reader cleaned is added while they are read; emptied first.
+        path: file of the rows.
+        rows: rows in the file's order.
+        on_error: handler of rows with a repeated id. None for a source that is known to repeat ids: the first row of an
+            id is kept, and the others are counted.
+        counts: cleared first; the reader of the rows then adds what it cleans.
     """
     counts.clear()
     seen: set[str] = set()

@@ -1,4 +1,4 @@
-"""Objects, one a line: JSON, and Python literals as the older sources have them. Nothing is ever evaluated."""
+"""One object per line: JSON, or Python literals in older sources. Literals are parsed, never evaluated."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
-class Object:
-    """One object and where it stands."""
+class ParsedObject:
+    """One object and its location."""
 
     line: int
     text: str
@@ -28,58 +28,60 @@ class Object:
 
 
 def parse_literal(text: str) -> Any:
-    """Read a Python literal, also with Python 2's u''.
+    """Parse a Python literal, including Python 2's u''.
 
     Raises:
-        ValueError, SyntaxError and others: it is none.
+        ValueError, SyntaxError and others: the text is not a literal.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "\\/" in a text is a bad escape, and harmless
+        warnings.simplefilter("ignore")  # a text with "\\/" has an invalid but harmless escape
         return ast.literal_eval(text)
 
 
 def parser_of(path: Path) -> Parser:
-    """What reads a file's lines: a Python literal begins with {' or {u'."""
+    """Return the parser for a file's lines. Python literals begin with {' or {u'."""
     return parse_literal if re.match(r"\s*\{\s*u?'", first_line(path)) else json.loads
 
 
 def parse_object(text: str, parse: Parser) -> dict[str, Any]:
-    """One line as a dictionary.
+    """Parse one line as a dictionary.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: the line is something else.
     """
     try:
         record = parse(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError) as error:
-        raise ValueError(f"expected a whole object, got: {error or type(error).__name__}") from error
+        raise ValueError(f"expected a complete object, got: {error or type(error).__name__}") from error
     if not isinstance(record, dict):
         raise ValueError(f"expected an object with named fields, got {type(record).__name__}")
     return record
 
 
-def objects(path: Path, on_error: OnError, *, key: str | None = None, parse: Parser = json.loads) -> Iterator[Object]:
-    """The objects of a file one by one; malformed ones go to `on_error`.
+def objects(
+    path: Path, on_error: OnError, *, key: str | None = None, parse: Parser = json.loads
+) -> Iterator[ParsedObject]:
+    """Iterate over the objects of a file. Malformed ones go to `on_error`.
 
     Args:
         path: the file.
-        on_error: what to do with a malformed line.
-        key: field that must have one value: the id.
-        parse: reads a line.
+        on_error: handler of malformed lines.
+        key: name of the id, a field that must have a single value.
+        parse: parses a line.
     """
     for line, text in numbered_lines(path, on_error):
         try:
-            found = Object(line, text, parse_object(text, parse))
-            if key is not None and not as_value(found.fields, key):
+            parsed = ParsedObject(line, text, parse_object(text, parse))
+            if key is not None and not as_value(parsed.fields, key):
                 raise ValueError(f"{key} must not be missing or empty")
         except ValueError as error:
             on_error(path, line, str(error), text)
         else:
-            yield found
+            yield parsed
 
 
 def as_value(record: dict[str, Any], name: str) -> str | None:
-    """A field's value as text; None where it is missing or null.
+    """Return a field's value as text; None if it is missing or null.
 
     Raises:
         ValueError: the value is a list or an object.
@@ -93,7 +95,7 @@ def as_value(record: dict[str, Any], name: str) -> str | None:
 
 
 def joined_surrogates(text: str) -> str:
-    """Halves of a character, as Python 2 and some JSON write them, made one; a half alone becomes U+FFFD."""
+    """Join surrogate pairs, as written by Python 2 and some JSON; an unpaired surrogate becomes U+FFFD."""
     if not _SURROGATE.search(text):
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,4 +1,4 @@
-"""Text files of any size, gzipped or not, as chunks of whole lines: what bounds the memory of every reader."""
+"""Read text files of any size, gzipped or not, in chunks of whole lines, which bound the memory of every reader."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ from r2rank_jax.data.sources.schema import OnError
 from r2rank_jax.errors import DataError
 from r2rank_jax.files.progress import Progress
 
-CHUNK_BYTES = 1 << 23  # of text; a reader holds a few of them
-LINE_BYTES = 1 << 26  # no source has lines as long; a file that does is not text, and would fill the memory
-QUOTED_LINES = 100  # a quoted field has no more: a stray quote must not swallow the rest of the file
+CHUNK_BYTES = 1 << 23  # of text; a reader holds a few chunks
+LINE_BYTES = 1 << 26  # longer than any source's lines; a longer line is not text and would fill the memory
+QUOTED_LINES = 100  # limit of a quoted field, so that a stray quote does not consume the rest of the file
 _GZIP = b"\x1f\x8b"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some whole lines of a file, ended by \\n alone."""
+    """Some whole lines of a file, with \\n as line end."""
 
     first_line: int  # number of its first line, from 1
     data: bytes
     lines: int
-    cut: bool = False  # the file's last line, which has no line end; alone in its chunk
+    cut: bool = False  # whether it holds only the file's last line, without a line end
 
     def texts(self) -> list[bytes]:
-        """The lines, without their ends."""
+        """Return the lines without their line ends."""
         return self.data.removesuffix(b"\n").split(b"\n") if self.lines else []
 
     def text_of(self, line: int) -> str:
-        """A line as it stands there, as well as it can be decoded."""
+        """Return a line, decoded as far as possible."""
         return as_text(self.texts()[line - self.first_line])
 
 
 def chunks(path: Path, *, quoted: bool = False) -> Iterator[Chunk]:
-    """Read a file in chunks of about CHUNK_BYTES; says how far it is where that takes long.
+    """Read a file in chunks of about CHUNK_BYTES, showing progress if it takes long.
 
     Args:
         path: the file, gzipped or not.
-        quoted: whether a line end between two quotes is no line end.
+        quoted: whether line ends between two quotes belong to a field.
 
     Raises:
-        DataError: no such file, a damaged or incomplete gzip file, or a line longer than LINE_BYTES.
+        DataError: a missing file, a damaged or incomplete gzip file, or a line longer than LINE_BYTES.
     """
     line, rest = 1, b""
     with _open(path) as raw, Progress(path.name, path.stat().st_size) as progress:
@@ -61,7 +61,7 @@ def chunks(path: Path, *, quoted: bool = False) -> Iterator[Chunk]:
             elif len(rest) > LINE_BYTES:
                 raise DataError(
                     f"{path}, line {line}: a line must have at most {LINE_BYTES:,} bytes, got more without a line end; "
-                    f"this is no text file of one record a line: give the right file"
+                    f"this is not a text file with one record per line: give the right file"
                 )
     end = rest.rfind(b"\n") + 1
     if end:  # an open quote held these lines back
@@ -73,23 +73,23 @@ def chunks(path: Path, *, quoted: bool = False) -> Iterator[Chunk]:
 
 
 def present(folder: Path, name: str) -> Path | None:
-    """The file of that name, or the gzipped one."""
+    """Return the file of that name or its gzipped version; None if neither exists."""
     return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
 
 def required(folder: Path, name: str, all_of: tuple[str, ...]) -> Path:
-    """`present`, or an error that says which files belong there."""
+    """Return `present`, or raise an error that names the required files."""
     path = present(folder, name)
     if path is None:
         raise DataError(
-            f"{folder} must hold {' and '.join(all_of)} (or {name}.gz), got no {name}; put it there, or fetch or "
-            f"unpack the source again"
+            f"{folder} must hold {' and '.join(all_of)} (or {name}.gz), got no {name}; add it, or fetch or unpack the "
+            f"source again"
         )
     return path
 
 
 def first_line(path: Path, encoding: str = "utf-8") -> str:
-    """The first line of a file, without its end; undecodable bytes are replaced."""
+    """Return the first line of a file without its line end; undecodable bytes are replaced."""
     with _open(path) as raw:
         head = b""
         for block in _blocks(path, raw, 1 << 16):
@@ -102,17 +102,17 @@ def first_line(path: Path, encoding: str = "utf-8") -> str:
 def numbered_lines(
     path: Path, on_error: OnError, *, encoding: str = "utf-8", fields: int | None = None
 ) -> Iterator[tuple[int, str]]:
-    """The lines of a file one by one, for records that are read in Python.
+    """Iterate over the lines of a file, for records that are parsed in Python.
 
     Args:
         path: the file.
-        on_error: gets lines that are not text.
-        encoding: of the file.
-        fields: of a delimited line. Then a last line without a line end is refused: it may be cut off and still look
-            whole. None: objects, whose braces tell.
+        on_error: handler of lines that are not text.
+        encoding: encoding of the file.
+        fields: number of fields of a delimited line. A last line without a line end is then refused, because a
+            truncated line may look complete. None for objects, whose braces show whether they are complete.
 
     Yields:
-        (line number from 1, text without its end).
+        (line number from 1, text without its line end).
     """
     for chunk in chunks(path):
         for number, data in enumerate(chunk.texts(), start=chunk.first_line):
@@ -128,7 +128,7 @@ def numbered_lines(
 
 
 def encoding_of(path: Path) -> str:
-    """UTF-8 if the whole file is, else ISO-8859-1, in which the older sources are written."""
+    """Return UTF-8 if the whole file is valid UTF-8, otherwise ISO-8859-1, the encoding of older sources."""
     try:
         for chunk in chunks(path):
             chunk.data.decode("utf-8")
@@ -138,20 +138,20 @@ def encoding_of(path: Path) -> str:
 
 
 def cut_off(fields: int) -> str:
-    """Why a last line without a line end is refused."""
+    """Return the reason for refusing a last line without a line end."""
     return (
         f"expected {fields} fields and a line end, got the end of the file: it was cut off, or add the line end if the "
-        f"line is whole"
+        f"line is complete"
     )
 
 
 def not_text(error: UnicodeDecodeError) -> str:
-    """Why a line with this fault is refused."""
+    """Return the reason for refusing a line that cannot be decoded."""
     return f"expected {error.encoding.upper()} text, got byte {error.object[error.start]:#04x}"
 
 
 def as_text(data: bytes) -> str:
-    """A damaged line as text that can be shown."""
+    """Decode a damaged line for display."""
     return data.decode("utf-8", errors="backslashreplace")
 
 
@@ -162,7 +162,7 @@ def _chunk(data: bytes, line: int) -> Chunk:
 
 
 def _last_end(data: bytes, quoted: bool) -> int:
-    """Where the last whole record ends; 0 where there is none."""
+    """Return the end of the last complete record; 0 if there is none."""
     last = end = data.rfind(b"\n") + 1
     if not quoted or b'"' not in data:
         return end
@@ -173,20 +173,18 @@ def _last_end(data: bytes, quoted: bool) -> int:
         earlier = data.rfind(b"\n", 0, end - 1) + 1
         quotes -= data.count(b'"', earlier, end)
         end = earlier
-    return last  # a stray quote: whoever splits the lines will find it
+    return last  # a stray quote, which is reported when the lines are split
 
 
 def _open(path: Path) -> IO[bytes]:
     try:
         return path.open("rb")
     except OSError as error:
-        raise DataError(
-            f"{path} must be a file that can be read, got: {error.strerror}; give the right path"
-        ) from error
+        raise DataError(f"{path} must be a readable file, got: {error.strerror}; give the right path") from error
 
 
 def _blocks(path: Path, raw: IO[bytes], size: int) -> Iterator[bytes]:
-    """The file's text in blocks; gzip is told by its first bytes, since names lie."""
+    """Read the file's text in blocks. gzip is detected from the first bytes, since names are unreliable."""
     packed = raw.read(2) == _GZIP
     raw.seek(0)
     stream = cast(IO[bytes], gzip.GzipFile(fileobj=raw, mode="rb")) if packed else raw
@@ -197,5 +195,5 @@ def _blocks(path: Path, raw: IO[bytes], size: int) -> Iterator[bytes]:
             block = stream.read(size)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(
-            f"{path} must be a whole gzip file, and is not ({error}); it was cut off or damaged: fetch it again"
+            f"{path} must be a complete gzip file, got: {error}; it was cut off or damaged: fetch it again"
         ) from error

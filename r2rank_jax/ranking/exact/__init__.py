@@ -1,0 +1,1 @@
+"""Expectations over Plackett-Luce rankings without sampling: quadrature over arrival times, and sums over subsets."""

@@ -1,0 +1,49 @@
+"""One line of `metrics.jsonl` as a type: written by `runs.log`, read by `report.reading`.
+
+A line is an object of `phase`, `step`, `wall_s` and name -> number. What a number means is named where it is measured:
+the metrics of a step in `train`, those of validation, "validation/NAME", in `evaluation.metrics`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_OWN = ("phase", "step", "wall_s")
+
+
+@dataclass(frozen=True)
+class LoggedStep:
+    """Metrics of one phase at one step."""
+
+    phase: str  # "sft", "sft_continued" or "rl"
+    step: int
+    wall_s: float  # seconds since the phase began, over all resumptions
+    values: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that one line holds."""
+        return {"phase": self.phase, "step": self.step, "wall_s": round(self.wall_s, 3), **self.values}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> LoggedStep | None:
+        """Inverse of `to_json`; None where the object names no phase or step. Values that are no numbers are left out.
+
+        A number may be NaN or infinite, as it was logged.
+        """
+        phase, step, wall_s = (row.get(name) for name in _OWN)
+        if not isinstance(phase, str) or not isinstance(step, int):
+            return None
+        values = {name: float(x) for name, x in row.items() if name not in _OWN and isinstance(x, int | float)}
+        return cls(phase, step, float(wall_s) if isinstance(wall_s, int | float) else 0.0, values)
+
+    def finite(self, name: str) -> float | None:
+        """A metric, or None where it was not logged or is not finite."""
+        value = self.values.get(name, math.nan)
+        return value if math.isfinite(value) else None
+
+    def updated(self, later: LoggedStep) -> LoggedStep:
+        """The same step with what was logged of it later."""
+        return LoggedStep(self.phase, self.step, later.wall_s, {**self.values, **later.values})

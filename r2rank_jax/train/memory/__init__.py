@@ -1,0 +1,1 @@
+"""How much memory an update needs, and how many items it can therefore read at once."""

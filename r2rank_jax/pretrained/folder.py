@@ -19,7 +19,7 @@ import jax
 import orbax.checkpoint as ocp
 from flax.core import meta
 
-from r2rank_jax.checkpoint import damage, what_matters
+from r2rank_jax.checkpoint import damage, without_machine_settings
 from r2rank_jax.config import ModelConfig, differences, from_json
 from r2rank_jax.errors import ConfigError, PretrainedError
 from r2rank_jax.model.transformer import initial_params
@@ -122,7 +122,9 @@ def load_pretrained(directory: Path, like: Params, config: ModelConfig | None = 
 
 def _require_same_model(directory: Path, there: ModelConfig, here: ModelConfig, like: Params) -> None:
     no_matter = {field: getattr(there, field) for field in ("dtype", "lora_rank", "lora_alpha")}
-    saved, now = (what_matters(dataclasses.asdict(dataclasses.replace(c, **no_matter))) for c in (there, here))
+    saved, now = (
+        without_machine_settings(dataclasses.asdict(dataclasses.replace(c, **no_matter))) for c in (there, here)
+    )
     changed = differences(saved, now, "model.")
     if not changed:
         shapes = meta.unbox(jax.eval_shape(lambda: initial_params(there, jax.random.key(0))))

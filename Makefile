@@ -9,11 +9,11 @@ RAW    := data/raw/ml-100k
 DATA   := data/ml-100k
 LISTS  := 1000
 POSITIVES := 5
-# Processes that run tests. Each test file stays in one, which compiles what its tests share once.
+# Number of processes that run tests. All tests of a file run in one process, which compiles shared programs once.
 TEST_WORKERS ?= 2
 
-# glibc gives large blocks back to the kernel after every step and faults them in again before the next; keeping
-# them is faster on CPU. Harmless elsewhere.
+# By default, glibc returns large blocks to the kernel after every step and faults them in again in the next step.
+# Keeping them is faster on CPU and has no effect elsewhere.
 export MALLOC_ARENA_MAX = 1
 export MALLOC_MMAP_MAX_ = 0
 export MALLOC_TRIM_THRESHOLD_ = 8589934592
@@ -23,14 +23,14 @@ export HF_HUB_OFFLINE ?= 1
 .PHONY: quickstart test lint format clean help
 
 help:
-	@echo "make quickstart   real data, SFT, RL, evaluation, report: $(RUN)/report.html"
-	@echo "make test         linters, types and all tests"
+	@echo "make quickstart   fetch data, train, evaluate, and write $(RUN)/report.html"
+	@echo "make test         run linters, type checks and all tests"
 	@echo "make format       format the code"
-	@echo "make clean        remove $(VENV); data/ and runs/ stay"
+	@echo "make clean        remove $(VENV), but not data/ and runs/"
 
 $(VENV)/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "r2rank_jax needs Python 3.11 or newer, $(PYTHON) is older; run: make PYTHON=/path/to/python3.11 ..."; exit 2; }
+	  { echo "r2rank_jax needs Python 3.11 or newer, got $(PYTHON); run: make PYTHON=/path/to/python3.11 ..."; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev]'
 	@touch $@

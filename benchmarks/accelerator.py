@@ -1,18 +1,18 @@
-"""Everything that is to be known of one accelerator, in parts, each within its own limit and with its own log.
+"""Measures one accelerator in parts. Each part has its own time limit and log file.
 
     python benchmarks/accelerator.py --out OUT                              all parts, about 9 minutes on an H200
-    python benchmarks/accelerator.py --out OUT --parts exact step           some of them
+    python benchmarks/accelerator.py --out OUT --parts exact step           some parts
     python benchmarks/accelerator.py --out OUT --shape smoke --users 2      a rehearsal on CPU
 
 exact      attention backends against einsum in float32; one RL step in float32 against the CPU's, at JAX's default
            precision of matrix products and at the highest
 step       seconds of one RL step, and its kernels
 update     one update, shared prefix against independent prompts
-rollout    one rollout, shared prefix against independent prompts; rollout against trainer
+rollout    one rollout, shared prefix against independent prompts; log-probabilities of rollout against trainer
 peers      `transformers.generate` and an update in torch, on as many of the same rows as fit
 smollm2    SFT, RL and evaluation of SmolLM2-135M on MovieLens-100K; needs --data and --model (docs/performance.md)
 
-A part that fails or runs out of time does not stop the others. The exit status is 1 where one did.
+If a part fails or exceeds its limit, the others still run. The exit status is then 1.
 """
 
 from __future__ import annotations
@@ -27,34 +27,49 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
-# What XLA for GPUs says where Triton has no tiles for a product (jax 0.10.2, 8,000 rows); cuBLAS computes it instead.
+# The error of XLA for GPUs if Triton has no tiles for a product (jax 0.10.2, 8,000 rows). cuBLAS can compute it.
 NO_TILES, WITHOUT_TRITON = "output tile sizes", "--xla_gpu_enable_triton_gemm=false"
 LIMITS_S = {"exact": 100, "step": 170, "update": 120, "rollout": 140, "peers": 80, "smollm2": 330}
 DRIVER = "import sys; from r2rank_jax.cli import main; sys.exit(main())"
 
 
-def commands(part: str, given: argparse.Namespace) -> list[tuple[list[str], dict[str, str]]]:
-    """The processes of one part, each with what it adds to the environment."""
-    shape = ["--shape", given.shape, "--users", str(given.users), "--rounds", str(given.rounds), "--no-peers"]
-    alone = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}  # nobody else computes on this device
+def commands(part: str, arguments: argparse.Namespace) -> list[tuple[list[str], dict[str, str]]]:
+    """The commands of one part, each with its additional environment variables."""
+    shape = [
+        "--shape",
+        arguments.shape,
+        "--users",
+        str(arguments.users),
+        "--rounds",
+        str(arguments.rounds),
+        "--no-peers",
+    ]
+    alone = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}  # no other process uses this device
     if part == "exact":
-        values = [str(FOLDER / "step_values.py"), str(given.out / "step_values.npz")]
+        values = [str(FOLDER / "step_values.py"), str(arguments.out / "step_values.npz")]
         on_cpu = {"JAX_PLATFORMS": "cpu"}
         tests = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "tests/model/test_attention.py"]
         return [
             ([*values, "--write"], on_cpu),
             (values, {}),
             (values, {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}),
-            (tests, {"JAX_PLATFORMS": "" if given.shape == "smoke" else "cuda"}),
+            (tests, {"JAX_PLATFORMS": "" if arguments.shape == "smoke" else "cuda"}),
         ]
     if part == "step":
-        return [([str(FOLDER / "bench_step.py"), *shape], alone | {"PROFILE": str(given.out / "profile")})]
+        return [([str(FOLDER / "bench_step.py"), *shape], alone | {"PROFILE": str(arguments.out / "profile")})]
     if part in ("update", "rollout"):
         return [([str(FOLDER / f"bench_{part}.py"), *shape], alone | {"QUICK": "1"})]
     if part == "peers":
         return [([str(FOLDER / "bench_peers.py"), *shape[:-1]], {"JAX_PLATFORMS": "cpu"})]
-    run = ["--config", str(FOLDER.parent / "configs/smollm2_135m.py"), "--run-dir", str(given.out / "smollm2")]
-    run += ["--data.directory", given.data, "--data.traces", f"{given.data}/traces.jsonl", "--pretrained", given.model]
+    run = ["--config", str(FOLDER.parent / "configs/smollm2_135m.py"), "--run-dir", str(arguments.out / "smollm2")]
+    run += [
+        "--data.directory",
+        arguments.data,
+        "--data.traces",
+        f"{arguments.data}/traces.jsonl",
+        "--pretrained",
+        arguments.model,
+    ]
     run += ["--evaluation.batch-users", "64", "--sft.steps", "250", "--sft.validate-every", "250"]
     run += ["--sft.checkpoint-every", "250", "--sft.optimizer.learning-rate", "1e-4", "--rl.steps", "60"]
     run += ["--rl.validate-every", "60", "--rl.checkpoint-every", "60", "--rl.optimizer.learning-rate", "1e-5"]
@@ -62,7 +77,11 @@ def commands(part: str, given: argparse.Namespace) -> list[tuple[list[str], dict
 
 
 def run_process(command: list[str], environment: dict[str, str], log: Path, seconds: float) -> tuple[int, str]:
-    """The exit status of one process, 124 where time ran out, and what it printed, which is added to `log`."""
+    """Run one process and append its output to `log`.
+
+    Returns:
+        The exit status, 124 if time ran out, and the output.
+    """
     print(f"== {environment} {' '.join(command)[:100]}", flush=True)
     before = log.stat().st_size if log.exists() else 0
     with log.open("ab") as file:
@@ -83,10 +102,10 @@ def run_process(command: list[str], environment: dict[str, str], log: Path, seco
     return status, printed
 
 
-def run_part(part: str, given: argparse.Namespace) -> dict[str, Any]:
-    """Run the processes of one part one after the other; what they print goes to the screen and to OUT/PART.log."""
-    start, status, figures, log = time.monotonic(), [], [], given.out / f"{part}.log"
-    for command, environment in commands(part, given):
+def run_part(part: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run the commands of one part in order. Their output goes to the screen and to OUT/PART.log."""
+    start, status, figures, log = time.monotonic(), [], [], arguments.out / f"{part}.log"
+    for command, environment in commands(part, arguments):
 
         def left() -> float:
             return LIMITS_S[part] - (time.monotonic() - start)
@@ -108,17 +127,17 @@ def main() -> int:
     parser.add_argument("--users", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--data", default="data/ml-100k", help="prepared MovieLens-100K with traces.jsonl")
-    parser.add_argument("--model", default="models/smollm2-135m", help="what `r2rank model import` wrote")
-    given = parser.parse_args()
-    given.out = given.out.resolve()
-    given.out.mkdir(parents=True, exist_ok=True)
+    parser.add_argument("--model", default="models/smollm2-135m", help="folder that `r2rank model import` wrote")
+    arguments = parser.parse_args()
+    arguments.out = arguments.out.resolve()
+    arguments.out.mkdir(parents=True, exist_ok=True)
     failed = False
-    for part in given.parts:
-        result = run_part(part, given)
+    for part in arguments.parts:
+        result = run_part(part, arguments)
         failed |= any(result["status"])
-        with (given.out / "accelerator.jsonl").open("a") as file:
+        with (arguments.out / "accelerator.jsonl").open("a") as file:
             file.write(json.dumps(result) + "\n")
-    print((given.out / "accelerator.jsonl").read_text())
+    print((arguments.out / "accelerator.jsonl").read_text())
     return int(failed)
 
 

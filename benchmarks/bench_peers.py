@@ -1,9 +1,9 @@
-"""`transformers.generate` and an update in torch at one shape, alone on the device: a process without JAX's memory.
+"""`transformers.generate` and an update in torch at one shape, in a process in which JAX does not use the device.
 
     JAX_PLATFORMS=cpu python benchmarks/bench_peers.py --shape qwen2.5-1.5b --users 8
 
-Weights are random, which costs what trained ones do. As many rows as fit are generated together, and a few groups of
-rows are updated; both are scaled to all rows. Prints one JSON line.
+Weights are random, which takes the same time as trained ones. As many rows as fit are generated together, and the
+update reads a few groups of rows. Both times are scaled to all rows. Prints one JSON line.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def main() -> None:
     rows = shape.rows
     while True:
         try:
-            took = median(peers.generate_seconds(model, prompts[:rows], shape.length, 1))
+            elapsed_s = median(peers.generate_seconds(model, prompts[:rows], shape.length, 1))
             break
         except RuntimeError as error:
             if not is_out_of_memory(error) or rows % 2:
                 raise
             rows //= 2
             torch.cuda.empty_cache()
-    generate_s = took * shape.rows / rows
+    generate_s = elapsed_s * shape.rows / rows
     report("generate_s", generate_s)
     figures = {"generate_s": generate_s, "generate_rows": rows}
     some = min(UPDATE_GROUPS * peers.ROWS, shape.rows)
@@ -47,7 +47,7 @@ def main() -> None:
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        print(f"torch: an update of {peers.ROWS} rows does not fit")
+        print(f"torch: an update of {peers.ROWS} rows does not fit into memory")
     print(json.dumps(figures | {"device": device}))
 
 

@@ -1,10 +1,11 @@
-"""A whole step of reinforcement learning: rollout, assessment, update; against TRL's `GRPOTrainer`.
+"""A whole step of reinforcement learning (rollout, assessment, update), compared with TRL's `GRPOTrainer`.
 
     python benchmarks/bench_step.py                                    about 4 minutes on 2 cores
     python benchmarks/bench_step.py --shape qwen2.5-1.5b --users 2     one accelerator
 
-Both write the same number of completions with the same weights, keep a reference policy and take one AdamW step; TRL
-reads every prompt on its own, ours ranks the items of one user by them. Prints a table and then one JSON line.
+Both sample the same number of completions with the same weights, keep a reference policy and take one AdamW step. TRL
+reads every prompt independently; ours shares the prefix between the items of a user. Prints a table, then one JSON
+line.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def main() -> None:
     params, batch, _ = make(shape)
     config = run_config(shape)
     mesh = make_mesh(config.mesh)
-    params = jax.device_put(params, replicated(mesh))  # where a state lives; elsewhere the second step compiles again
+    params = jax.device_put(params, replicated(mesh))  # as in a train state; otherwise the second step compiles again
     state = start_from(fresh_state(mesh, config.model, config.rl.optimizer, config.rl.steps, 0), params)
     reference = jax.tree.map(jnp.copy, params)
     with turn(alone=False):
@@ -95,55 +96,55 @@ def measure(
     write, assess, update = programs
     state, reference, params, batch = values
     rate, counted = matmul_rate(shape.model.dtype), flops(shape)
-    took: list[list[float]] = []
+    step_times: list[list[float]] = []  # of each step: rollout, assessment, update
     gap = 0.0
     for step in range(rounds + 1):
         times = [time.perf_counter()]
         rollout = jax.block_until_ready(write(state.params, batch, jax.random.key(step)))
         times.append(time.perf_counter())
-        known = jax.block_until_ready(assess(state.params, reference, batch, rollout))
+        assessment = jax.block_until_ready(assess(state.params, reference, batch, rollout))
         times.append(time.perf_counter())
-        state, metrics = jax.block_until_ready(update(state, reference, batch, rollout, known))
+        state, metrics = jax.block_until_ready(update(state, reference, batch, rollout, assessment))
         times.append(time.perf_counter())
         gap = max(gap, float(metrics["logp_gap"]))
-        took.append([b - a for a, b in itertools.pairwise(times)])
-        print("seconds:", *(f"{seconds:.3f}" for seconds in took[-1]), flush=True)
-    profile = os.environ.get("PROFILE")  # a folder: one more step is profiled, kernel by kernel
+        step_times.append([b - a for a, b in itertools.pairwise(times)])
+        print("seconds:", *(f"{seconds:.3f}" for seconds in step_times[-1]), flush=True)
+    profile = os.environ.get("PROFILE")  # a folder for the profile of one more step
     if profile:
         with jax.profiler.trace(profile, profiler_options=options()):
             rollout = write(state.params, batch, jax.random.key(rounds + 1))
-            known = assess(state.params, reference, batch, rollout)
-            state, metrics = jax.block_until_ready(update(state, reference, batch, rollout, known))
+            assessment = assess(state.params, reference, batch, rollout)
+            state, metrics = jax.block_until_ready(update(state, reference, batch, rollout, assessment))
         print_kernels(kernel_times(Path(profile)))
     tokens = shape.rows * shape.length
-    took.pop(0)  # the first step allocates
-    parts = [median(part) for part in zip(*took)]
-    whole = median(sum(step) for step in took)
+    step_times.pop(0)  # the first step also allocates
+    parts = [median(part) for part in zip(*step_times)]
+    whole = median(sum(step) for step in step_times)
     report("step_s", whole)
     report("peak_gib", peak_gib())
     names = ("  rollout", "  assess", "  update")
-    # The reference is read without its logits; those are made in the update, once more than there are rationales.
+    # The assessment computes no logits of the reference. The update does, in addition to those of the policy.
     costs = (counted["rollout"], counted["rollout"] - counted["logits"], counted["update"] + counted["logits"])
     lines = [Line("step", whole, compile_s, tokens, sum(costs))]
     lines += [Line(n, p, None, tokens, c) for n, p, c in zip(names, parts, costs)]
-    found = {"step_s": whole, "max_logp_gap": gap, "peak_gib": peak_gib()}
+    figures = {"step_s": whole, "max_logp_gap": gap, "peak_gib": peak_gib()}
 
-    missing = "left out" if not with_peers else peers.peers_available("trl")
+    missing = "skipped" if not with_peers else peers.peers_available("trl")
     if missing is None:
         import torch
 
         device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
         model = peers.to_torch(shape.model, params, shape.model.dtype, device)
         prompts = np.concatenate([np.repeat(batch.prefix, shape.items, 0), batch.suffix.reshape(-1, shape.suffix)], 1)
-        # A quarter of the rows at once was TRL's fastest on 2 cores.
+        # TRL was fastest with a quarter of the rows at once on 2 cores.
         theirs = peers.trl_step_seconds(model, prompts, shape.rationales, shape.length, 3, shape.rows // 4)
         lines.append(Line("TRL GRPOTrainer step", median(theirs), None, tokens))
-        found["step_vs_trl"] = median(theirs) / whole
+        figures["step_vs_trl"] = median(theirs) / whole
     else:
         print(f"TRL: {missing}")
 
     print_table(lines, rate)
-    print(json.dumps({k: float(f"{v:.4g}") for k, v in found.items()} | {"device": jax.devices()[0].device_kind}))
+    print(json.dumps({k: float(f"{v:.4g}") for k, v in figures.items()} | {"device": jax.devices()[0].device_kind}))
 
 
 if __name__ == "__main__":

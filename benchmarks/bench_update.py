@@ -1,12 +1,12 @@
-"""One policy-gradient update: prefix shared, against the same rows as independent prompts, and against torch.
+"""One policy-gradient update with shared prefixes, compared with independent prompts and with torch.
 
     python benchmarks/bench_update.py                          about 2 minutes on 2 cores
     python benchmarks/bench_update.py --shape qwen2.5-1.5b     one accelerator
 
 All three compute the gradient of the same kind of loss, a weighted log-probability of every rationale token, and take
-one AdamW step. Ours also computes the entropy of every token. The peak is what XLA plans to allocate. Prints a table
-and then one JSON line; ratios above 1 mean that ours is faster. Where the independent rows do not fit into memory, as
-many as do are measured, and the time is scaled to all.
+one AdamW step. Ours also computes the entropy of every token. The peak is the memory that XLA plans to allocate. If
+the independent rows do not fit into memory, as many as fit are measured, and the time is scaled to all rows. Prints a
+table, then one JSON line; ratios above 1 mean that ours is faster.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from workload import (
     parse,
     print_table,
     report,
+    rows_that_fit,
     run_config,
     seconds,
-    that_fit,
 )
 
 from r2rank_jax.model.forward import Judgement, judge_and_sum
@@ -47,7 +47,7 @@ from r2rank_jax.types import Array, KeyValues, Params
 
 
 def update(shape: Shape, context: UpdateContext) -> Any:
-    """The step, (params, optimizer state, rows) -> both, updated, and the gradient; and its optimizer."""
+    """The step, (params, optimizer state, rows) -> (params, optimizer state, gradient), and its optimizer."""
     optimizer = optax.adamw(1e-6)
 
     def of_tokens(params: Params, _: Any, prefix: KeyValues | None, chunk: Rows) -> tuple[Array, Judgement]:
@@ -76,13 +76,13 @@ def measure(name: str, shape: Shape, rows: Rows, params: Params, counted: float,
     start = time.perf_counter()
     compiled = jax.jit(step).lower(params, state, rows).compile()
     compile_s = time.perf_counter() - start
-    took = seconds(lambda: compiled(params, state, rows), rounds)
-    report(f"{name}, seconds", median(took))
+    times_s = seconds(lambda: compiled(params, state, rows), rounds)
+    report(f"{name}, seconds", median(times_s))
     memory = compiled.memory_analysis()
     assert memory is not None
     line = Line(
         f"{name}, {min(choice.chunk_items, rows.batch.items.shape[1])} items at once",
-        median(took),
+        median(times_s),
         compile_s,
         shape.rows * shape.length,
         counted,
@@ -100,38 +100,38 @@ def main() -> None:
     shared, ours = measure("shared prefix", shape, Rows(batch, rationales, weights), params, counted["update"], rounds)
     alone, alone_rationales = independent(batch, rationales)
     rows = Rows(alone, alone_rationales, weights.reshape(-1, 1, 1))
-    some = that_fit(shape, alone, alone_rationales)
+    some = rows_that_fit(shape, alone, alone_rationales)
     part, name = jax.tree.map(lambda x: x[:some], rows), "independent prompts"
     if some < shape.rows:
         name += f", of {some} in {shape.rows}, scaled,"
     apart, theirs = measure(name, shape, part, params, counted["update_independent"], rounds)
     apart = dataclasses.replace(apart, seconds=apart.seconds * shape.rows / some)
-    lines, found = [shared, apart], {"update_vs_independent": apart.seconds / shared.seconds}
+    lines, figures = [shared, apart], {"update_vs_independent": apart.seconds / shared.seconds}
     if some == shape.rows:
         pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(theirs))
-        found["grad_rel_err"] = max(
+        figures["grad_rel_err"] = max(
             float(jnp.linalg.norm(a - b) / jnp.maximum(jnp.linalg.norm(b), 1e-30)) for a, b in pairs
         )
 
-    missing = "left out" if not with_peers else peers.peers_available("torch")
+    missing = "skipped" if not with_peers else peers.peers_available("torch")
     if missing is None:
         import torch
 
         device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
         model = peers.to_torch(shape.model, params, shape.model.dtype, device)
         prompts = np.concatenate([alone.prefix, alone.suffix[:, 0], alone_rationales.tokens[:, 0, 0]], axis=1)
-        took, peak = peers.update_seconds(model, prompts, shape.length, np.asarray(weights).ravel(), rounds)
-        lines.append(Line("torch, independent", median(took), None, shape.rows * shape.length, apart.flops, peak))
-        found["update_vs_torch"] = median(took) / shared.seconds
+        torch_s, peak = peers.update_seconds(model, prompts, shape.length, np.asarray(weights).ravel(), rounds)
+        lines.append(Line("torch, independent", median(torch_s), None, shape.rows * shape.length, apart.flops, peak))
+        figures["update_vs_torch"] = median(torch_s) / shared.seconds
     else:
         print(f"torch: {missing}")
 
     print_table(lines, rate)
     assert shared.peak_bytes is not None and apart.peak_bytes is not None
     if some == shape.rows:
-        found["peak_memory_ratio"] = shared.peak_bytes / apart.peak_bytes
-    found["of_matmul_rate"] = counted["update"] / shared.seconds / rate
-    print(json.dumps({k: float(f"{v:.4g}") for k, v in found.items()} | {"device": jax.devices()[0].device_kind}))
+        figures["peak_memory_ratio"] = shared.peak_bytes / apart.peak_bytes
+    figures["of_matmul_rate"] = counted["update"] / shared.seconds / rate
+    print(json.dumps({k: float(f"{v:.4g}") for k, v in figures.items()} | {"device": jax.devices()[0].device_kind}))
 
 
 if __name__ == "__main__":

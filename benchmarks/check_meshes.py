@@ -44,6 +44,7 @@ from r2rank_jax.config import (
     RunConfig,
     SFTConfig,
 )
+from r2rank_jax.phases import PhaseRecord
 from r2rank_jax.rollout.generate import make_rollout
 from r2rank_jax.sharding import gather, make_mesh, part_of_batch, to_mesh
 from r2rank_jax.train.rl_step import make_rl_steps
@@ -122,7 +123,16 @@ def difference(losses: list[float], expected: list[float]) -> float:
 def is_restored(state: TrainState, source: MeshConfig, target: MeshConfig, folder: Path) -> bool:
     """Whether a state saved on the mesh `source` is restored bit for bit on the mesh `target`."""
     checkpoints = Checkpoints(folder)
-    checkpoints.save(1, state, {})
+    record = PhaseRecord(
+        phase="rl",
+        config={},
+        iterator={},
+        steps=STEPS,
+        wall_s=0.0,
+        finished=True,
+        has_average=state.average is not None,
+    )
+    checkpoints.save(1, state, record)
     checkpoints.wait()
     mesh = make_mesh(target)
     like = abstract_state(mesh, MODEL, OPTIMIZER, STEPS)

@@ -1,4 +1,4 @@
-"""Where an accelerator's time goes: a profile of `jax.profiler`, reduced to a table of kernels.
+"""Reduces a profile of `jax.profiler` to a table of the time per kernel.
 
 with jax.profiler.trace(folder, profiler_options=options()): ...
 print_kernels(kernel_times(folder))
@@ -14,22 +14,22 @@ from typing import Any
 
 import jax
 
-SHOWN = 40  # kernels in the printed table; the rest is one line
+SHOWN = 40  # kernels in the printed table; the last line sums up the others
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """All launches of one operation of one program."""
+    """All launches of one kernel of one operation."""
 
     program: str  # the jitted function
     operation: str  # XLA's name
-    kernel: str  # the vendor's or the compiler's name of one of its kernels
+    kernel: str  # name given by the vendor's library or the compiler
     launches: int
     seconds: float
 
 
 def options() -> Any:
-    """Without the Python tracer, whose events outnumber the device's by far."""
+    """Profiler options without the Python tracer, which records far more events than the device."""
     settings = jax.profiler.ProfileOptions()
     settings.python_tracer_level = 0
     return settings
@@ -39,7 +39,7 @@ def kernel_times(folder: Path) -> list[Kernel]:
     """Kernels of all accelerators in the newest profile under `folder`, most expensive first.
 
     Raises:
-        FileNotFoundError: no profile was written there.
+        FileNotFoundError: there is no profile.
     """
     profiles = sorted(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
     if not profiles:
@@ -50,7 +50,7 @@ def kernel_times(folder: Path) -> list[Kernel]:
         if not plane.name.startswith("/device:"):
             continue
         for line in plane.lines:
-            if not line.name.startswith("Stream"):  # other lines group the same launches by module or by name
+            if not line.name.startswith("Stream"):  # other lines repeat the launches, grouped by module or name
                 continue
             for event in line.events:
                 stats = {name: value for name, value in event.stats if name in ("hlo_op", "hlo_module")}
@@ -63,7 +63,7 @@ def kernel_times(folder: Path) -> list[Kernel]:
 
 
 def print_kernels(kernels: list[Kernel], shown: int = SHOWN) -> None:
-    """A table of the most expensive kernels, and the total of each program."""
+    """Print the total of each program and a table of the most expensive kernels."""
     total = sum(kernel.seconds for kernel in kernels)
     by_program: dict[str, float] = defaultdict(float)
     for kernel in kernels:
@@ -78,4 +78,4 @@ def print_kernels(kernels: list[Kernel], shown: int = SHOWN) -> None:
             f"  [{kernel.kernel}]"
         )
     rest = sum(kernel.seconds for kernel in kernels[shown:])
-    print(f"{rest:8.4f} s  in {max(len(kernels) - shown, 0)} more")
+    print(f"{rest:8.4f} s  in {max(len(kernels) - shown, 0)} more kernels")

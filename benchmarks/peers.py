@@ -1,8 +1,8 @@
-"""The outside peers of the benchmarks, on one exact shape: `transformers.generate`, an update in torch, and TRL.
+"""Other implementations that the benchmarks compare with: `transformers.generate`, an update in torch, and TRL.
 
-They read a user's prompts as what they are to them, independent rows: prompts [rows, P + S], completions of exactly T
-tokens. Weights are ours, copied. Neither torch nor TRL is needed to import this module; `peers_available` says why a
-peer cannot be measured. Torch's threads are left as they are: call `torch.set_num_threads`.
+They read a user's prompts as independent rows: prompts [rows, P + S], completions of exactly T tokens. Weights are
+copied from ours. This module can be imported without torch and TRL; `peers_available` reports why a peer cannot be
+measured. The number of torch's threads is not changed; call `torch.set_num_threads` to do so.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     import torch
 
 ROWS = 10
-"""Rows that an update reads at once: 10 to 20 were fastest of 1 to 80 on 2 cores, 80 take 1.1 to 1.4 times as long (the
-more with glibc's default malloc, which hands large buffers back and faults them in again). On an accelerator more than
-some do not fit where the vocabulary is large."""
+"""Rows that an update reads at once. Of 1 to 80 rows, 10 to 20 were fastest on 2 cores; 80 take 1.1 to 1.4 times as
+long (most with glibc's default malloc, which returns large buffers and faults them in again). On an accelerator, many
+rows do not fit if the vocabulary is large."""
 
 
 def peers_available(peer: Literal["torch", "trl"] = "torch") -> str | None:
-    """Why a peer cannot be measured here, or None where it can. TRL needs torch, too."""
+    """The reason why a peer cannot be measured on this machine, or None if it can. TRL also needs torch."""
     try:
         import torch  # noqa: F401
 
@@ -47,11 +47,11 @@ def peers_available(peer: Literal["torch", "trl"] = "torch") -> str | None:
 def to_torch(
     config: ModelConfig, params: Params, dtype: Literal["float32", "bfloat16"], device: str
 ) -> transformers.Qwen2ForCausalLM:
-    """Our weights as a Qwen2 of `transformers`, with torch's own fused attention.
+    """Our weights as a Qwen2 of `transformers`, with torch's fused attention.
 
     Args:
         config: of the Qwen2 family: `attention_bias` without `qk_norm`.
-        params: unboxed; the scoring head has no counterpart and is left out.
+        params: unboxed; the scoring head has no counterpart and is dropped.
         dtype: of the weights and of the computation.
         device: "cpu" or "cuda".
 
@@ -68,7 +68,7 @@ def to_torch(
 def random_torch(
     config: ModelConfig, dtype: Literal["float32", "bfloat16"], device: str
 ) -> transformers.Qwen2ForCausalLM:
-    """As `to_torch`, with random weights made on the device."""
+    """As `to_torch`, with random weights created on the device."""
     import torch
 
     before = torch.get_default_dtype()
@@ -81,7 +81,7 @@ def random_torch(
 
 
 def _settings(config: ModelConfig) -> Any:
-    """The configuration of a Qwen2 of this shape."""
+    """The configuration of a Qwen2 with this shape."""
     if config.qk_norm or not config.attention_bias:
         raise ValueError("Qwen2 needs attention_bias=True and qk_norm=False")
     family: Any = transformers.Qwen2Config
@@ -104,7 +104,7 @@ def _settings(config: ModelConfig) -> Any:
 
 
 def _state(config: ModelConfig, params: Params) -> dict[str, np.ndarray]:
-    """Our parameters under Hugging Face's names, each [out, in] as `torch.nn.Linear` keeps it."""
+    """Our parameters under Hugging Face's names, each [out, in] as in `torch.nn.Linear`."""
     state = {
         "model.embed_tokens.weight": params["embedding"],
         "model.norm.weight": params["final_norm"]["scale"],
@@ -112,15 +112,15 @@ def _state(config: ModelConfig, params: Params) -> dict[str, np.ndarray]:
     }
     for layer in range(config.layers):
         weights = jax.tree.map(lambda x: x[layer], params["layers"])  # noqa: B023
-        at, attention = f"model.layers.{layer}.", weights["attention"]
+        prefix, attention = f"model.layers.{layer}.", weights["attention"]
         for x in ("q", "k", "v"):
-            state[f"{at}self_attn.{x}_proj.weight"] = attention[x].reshape(config.width, -1).T
-            state[f"{at}self_attn.{x}_proj.bias"] = attention[f"{x}_bias"].reshape(-1)
-        state[f"{at}self_attn.o_proj.weight"] = attention["o"].reshape(-1, config.width).T
-        state[f"{at}input_layernorm.weight"] = weights["attention_norm"]["scale"]
-        state[f"{at}post_attention_layernorm.weight"] = weights["mlp_norm"]["scale"]
+            state[f"{prefix}self_attn.{x}_proj.weight"] = attention[x].reshape(config.width, -1).T
+            state[f"{prefix}self_attn.{x}_proj.bias"] = attention[f"{x}_bias"].reshape(-1)
+        state[f"{prefix}self_attn.o_proj.weight"] = attention["o"].reshape(-1, config.width).T
+        state[f"{prefix}input_layernorm.weight"] = weights["attention_norm"]["scale"]
+        state[f"{prefix}post_attention_layernorm.weight"] = weights["mlp_norm"]["scale"]
         for x in ("gate", "up", "down"):
-            state[f"{at}mlp.{x}_proj.weight"] = weights["mlp"][x].T
+            state[f"{prefix}mlp.{x}_proj.weight"] = weights["mlp"][x].T
     return {name: np.asarray(weight) for name, weight in state.items()}
 
 
@@ -133,14 +133,14 @@ def generate_seconds(
         model: from `to_torch`.
         prompts: int [rows, P + S].
         new_tokens: T, for every row.
-        rounds: timed calls, after one that is not.
+        rounds: number of timed calls, after one untimed call.
 
     Returns:
         Wall seconds of each timed call.
     """
     import torch
 
-    untyped: Any = model  # `generate` is decorated in ways that type checkers do not follow
+    untyped: Any = model  # type checkers do not understand the decorators of `generate`
     tokens = torch.tensor(prompts, dtype=torch.long, device=model.device)
 
     def call() -> None:
@@ -167,35 +167,35 @@ def update_seconds(
     advantages: np.ndarray,
     rounds: int,
 ) -> tuple[list[float], int | None]:
-    """One policy-gradient update: loss -mean(advantage · Σ log π), backward, fused AdamW; it moves the weights.
+    """One policy-gradient update: loss -mean(advantage · Σ log π), backward, fused AdamW. It changes the weights.
 
-    Logits are computed where completions are predicted only, and nothing is recomputed in the backward pass. The
-    gradients of `ROWS` rows at a time are added up.
+    Logits are computed only at positions that predict completions, and the backward pass recomputes nothing. Gradients
+    are accumulated over groups of `ROWS` rows.
 
     Args:
         model: from `to_torch`; weights, gradients and optimizer state have its dtype.
         tokens: int [rows, P + S + T], prompts and completions.
         new_tokens: T.
         advantages: float [rows].
-        rounds: timed updates, after one that is not.
+        rounds: number of timed updates, after one untimed update.
 
     Returns:
-        Wall seconds of each timed update, and the most bytes that torch held meanwhile, weights included; None on a
-        CPU, where torch does not count them.
+        Wall seconds of each timed update, and torch's peak memory in bytes, weights included; None on a CPU, where
+        torch does not report it.
     """
     import torch
 
     device = model.device
-    read = torch.tensor(tokens, dtype=torch.long, device=device)
+    all_rows = torch.tensor(tokens, dtype=torch.long, device=device)
     weights = torch.tensor(advantages, dtype=torch.float32, device=device) / len(tokens)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
 
     def call() -> None:
-        for rows, weight in zip(read.split(ROWS), weights.split(ROWS)):
+        for rows, weight in zip(all_rows.split(ROWS), weights.split(ROWS)):
             hidden = model.model(input_ids=rows[:, :-1], use_cache=False).last_hidden_state[:, -new_tokens:]
             logp = torch.log_softmax(model.lm_head(hidden).float(), dim=-1)
-            said = logp.gather(-1, rows[:, -new_tokens:, None]).sum((1, 2))
-            (-(weight * said).sum()).backward()
+            completion_logp = logp.gather(-1, rows[:, -new_tokens:, None]).sum((1, 2))
+            (-(weight * completion_logp).sum()).backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -206,7 +206,7 @@ def update_seconds(
 
 
 def _timed(call: Callable[[], None], rounds: int, device: torch.device) -> list[float]:
-    """Wall seconds of each call but the first."""
+    """Wall seconds of each call, without the first."""
     import torch
 
     seconds = []
@@ -229,18 +229,18 @@ def trl_step_seconds(
 ) -> list[float]:
     """Steps of TRL's `GRPOTrainer`: rollout, reference model (beta > 0) and update, for items · generations rows.
 
-    The rewards are random numbers, the rollout is one batch of `model.generate`, and completions never end early.
-    Gradient checkpointing, which TRL has on by default, is off: it is slower and the rows fit. Where TRL 1.16 has no
-    Triton, as on a CPU, it computes the logits of the prompts, too; computing those of the completions only, as it does
-    on a GPU, would save it about 15% on the reference shape.
+    Rewards are random numbers, the rollout is one batch of `model.generate`, and completions never end early. Gradient
+    checkpointing, which is on by default in TRL, is off, because it is slower and the rows fit. Without Triton, as on a
+    CPU, TRL 1.16 also computes the logits of the prompts. Computing only those of the completions, as on a GPU, would
+    save about 15% on the reference shape.
 
     Args:
-        model: from `to_torch`; TRL reads it from a temporary folder and leaves it as it is.
-        prompts: int [items, P + S], each asked for several completions.
+        model: from `to_torch`; TRL reads a copy from a temporary folder and does not change it.
+        prompts: int [items, P + S], each with several completions.
         generations: completions per prompt, at least 2.
         new_tokens: T.
-        steps: timed steps, after one that is not.
-        rows_at_once: rows of a minibatch, whose gradients are added up; must divide items · generations. None: all.
+        steps: number of timed steps, after one untimed step.
+        rows_at_once: rows of a minibatch in gradient accumulation; must divide items · generations. None: all.
 
     Returns:
         Wall seconds of each timed step.
@@ -296,7 +296,7 @@ def trl_step_seconds(
 
 
 def _tokenizer(vocabulary: int) -> transformers.PreTrainedTokenizerFast:
-    """Reads and writes token i as the word "t<i>"; TRL wants an end-of-sequence token, which becomes number 0."""
+    """A tokenizer that maps token i to the word "t<i>". TRL needs an end-of-sequence token, which is token 0."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     words = Tokenizer(models.WordLevel({f"t{i}": i for i in range(vocabulary)}, unk_token="t0"))
@@ -307,7 +307,7 @@ def _tokenizer(vocabulary: int) -> transformers.PreTrainedTokenizerFast:
 
 
 def _step_clock(device: torch.device) -> Any:
-    """A callback with the seconds of each step of a trainer. Its class needs torch to exist."""
+    """A trainer callback that records the seconds of each step. Its class can only be defined with torch."""
     import torch
 
     class StepClock(transformers.TrainerCallback):
@@ -329,7 +329,7 @@ def _step_clock(device: torch.device) -> Any:
 
 @contextlib.contextmanager
 def _quiet_and_offline() -> Iterator[None]:
-    """Hugging Face libraries without warnings, progress bars, downloads and telemetry."""
+    """Use Hugging Face libraries without warnings, progress bars, downloads and telemetry."""
     logging = transformers.utils.logging
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

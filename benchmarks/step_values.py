@@ -1,11 +1,11 @@
-"""One RL step in float32 on the same rollout, written down on one backend and compared on another.
+"""Compares one RL step in float32 between two backends: one stores the values, the other compares its own to them.
 
     JAX_PLATFORMS=cpu python benchmarks/step_values.py FILE.npz --write
     python benchmarks/step_values.py FILE.npz
 
-The prompts, weights and rationales of the reference shape are those of the file. Prints one JSON line: the largest
-difference of log-probabilities, scores and of each quantity that the step logs, and the worst leaf's relative error of
-the updated parameters' change.
+The comparison uses the weights and the rollout in the file. Prints one JSON line with the largest differences of
+log-probabilities, scores, advantages and logged metrics, and the largest relative error of a leaf of the parameter
+change.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def compare() -> int:
     params, batch, _ = make(shape)
     write = make_rollout(mesh, config, shape.model.vocabulary)
     stored = {} if writes else dict(np.load(path))
-    if not writes:  # random numbers are the same on every backend, but what is made of them may round differently
+    if not writes:  # random bits are equal on all backends, but values computed from them may differ by rounding
         params = _like(params, "params", stored)
     params = jax.device_put(params, replicated(mesh))
     rollout = write(params, batch, jax.random.key(0))
@@ -84,13 +84,13 @@ def compare() -> int:
 
 
 def _flat(tree: Any, name: str) -> dict[str, np.ndarray]:
-    """Leaves by name, as NumPy arrays."""
+    """Leaves of a tree by name, as NumPy arrays."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {name + _key(path): np.asarray(leaf) for path, leaf in leaves}
 
 
 def _like(tree: Any, name: str, stored: dict[str, np.ndarray]) -> Any:
-    """A tree like this one with the stored leaves."""
+    """The tree with its leaves replaced by the stored ones."""
     return jax.tree_util.tree_map_with_path(lambda path, _: jnp.asarray(stored[name + _key(path)]), tree)
 
 

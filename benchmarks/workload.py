@@ -1,4 +1,4 @@
-"""The work that the benchmarks of the model path share: shapes, prompts, counted FLOPs, the machine's own rate."""
+"""Shared parts of the benchmarks of the model path: shapes, prompts, FLOP counts, and the speed of the machine."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from r2rank_jax.types import OF_ITEMS, OF_USERS, ListBatch, Params, Rationales
 
 @dataclass(frozen=True)
 class Shape:
-    """One model and one batch."""
+    """The sizes of a model and of a batch."""
 
     model: ModelConfig
     users: int = 1
@@ -53,7 +53,7 @@ class Shape:
         return self.users * self.items * self.rationales
 
 
-# The shape that the project's figures are quoted on: small enough for two CPU cores.
+# The shape of the figures in docs/performance.md, small enough for two CPU cores.
 REFERENCE = Shape(
     ModelConfig(
         vocabulary=8192,
@@ -67,10 +67,11 @@ REFERENCE = Shape(
         rope_theta=1e6,
     )
 )
-# Qwen2.5-1.5B's, for one accelerator; random weights cost what trained ones do. One wave, since each program of a wave
-# takes XLA for GPUs most of a minute to compile where 28 layers are written out (H200, docs/performance.md).
+# Qwen2.5-1.5B, for one accelerator. Random weights take the same time as trained ones. Decoding is one wave, because
+# XLA for GPUs takes most of a minute to compile each program of a wave with 28 unrolled layers (H200,
+# docs/performance.md).
 QWEN_1_5B = Shape(QWEN2_5_1_5B, prefix=1000, suffix=100, length=256, wave_tokens=256)
-# To see within a minute that a benchmark runs; its figures say nothing.
+# To check within a minute that a benchmark runs. Its figures are not meaningful.
 SMOKE = dataclasses.replace(
     REFERENCE,
     model=dataclasses.replace(REFERENCE.model, vocabulary=512, width=64, layers=2, head_size=16, mlp_width=128),
@@ -84,7 +85,7 @@ SHAPES = {"reference": REFERENCE, "qwen2.5-1.5b": QWEN_1_5B, "smoke": SMOKE}
 
 
 def make(shape: Shape, seed: int = 0) -> tuple[Params, ListBatch, Rationales]:
-    """Random parameters, prompts and rationales; every segment is full."""
+    """Random parameters, prompts and rationales, without padding."""
     rng = np.random.default_rng(seed)
     u, n, g = shape.users, shape.items, shape.rationales
 
@@ -113,7 +114,7 @@ def make(shape: Shape, seed: int = 0) -> tuple[Params, ListBatch, Rationales]:
 
 
 def independent(batch: ListBatch, rationales: Rationales) -> tuple[ListBatch, Rationales]:
-    """The same rationales with nothing shared: every row a user of its own, with its own copy of the prompt."""
+    """The same rationales without sharing: every row becomes a separate user with its own copy of the prompt."""
     users, items, groups = rationales.length.shape
 
     def rows(x: Any, axes: int) -> Any:
@@ -127,9 +128,9 @@ def independent(batch: ListBatch, rationales: Rationales) -> tuple[ListBatch, Ra
     return alone, jax.tree.map(lambda x: rows(x, 3)[:, None, None], rationales)
 
 
-def that_fit(shape: Shape, alone: ListBatch, rationales: Rationales) -> int:
-    """How many independent rows an update can read at once; a divisor of all of them. They have no items to be read in
-    chunks of."""
+def rows_that_fit(shape: Shape, alone: ListBatch, rationales: Rationales) -> int:
+    """The largest number of independent rows that fit into memory in one update, among the divisors of their number.
+    They have one item each, so an update cannot read them in chunks of items."""
     config, rows = run_config(shape), alone.user.shape[0]
     budget = DEFAULT_BUDGET if config.compute.update_gib is None else config.compute.update_gib * GIB
     for some in (n for n in range(rows, 1, -1) if rows % n == 0):
@@ -142,7 +143,7 @@ def that_fit(shape: Shape, alone: ListBatch, rationales: Rationales) -> int:
 def flops(shape: Shape) -> dict[str, float]:
     """Floating point operations of one pass of each kind, counted as in docs/performance.md.
 
-    Passes named "independent" give every rationale its own copy of the prompt.
+    In passes named "independent", every rationale has its own copy of the prompt.
     """
     c = shape.model
     sizes = BatchShape(shape.users, shape.prefix, shape.suffix, shape.length, shape.items, shape.rationales)
@@ -156,7 +157,7 @@ def flops(shape: Shape) -> dict[str, float]:
 
 
 def matmul_rate(dtype: str, size: int = 2048) -> float:
-    """FLOP/s of a square matrix product on this machine: what "all of it" means in the tables."""
+    """FLOP/s of a square matrix product on this machine, which is 100% in the tables."""
     if jax.default_backend() != "cpu":
         size = 8192
     x = jax.random.normal(jax.random.key(0), (size, size), jnp.dtype(dtype))
@@ -165,18 +166,18 @@ def matmul_rate(dtype: str, size: int = 2048) -> float:
 
 
 def seconds(call: Callable[[], Any], rounds: int) -> list[float]:
-    """Wall seconds of each call after a first one that compiles."""
+    """Wall seconds of each call, after one call that compiles."""
     jax.block_until_ready(call())
-    found = []
+    times_s = []
     for _ in range(rounds):
         start = time.perf_counter()
         jax.block_until_ready(call())
-        found.append(time.perf_counter() - start)
-    return found
+        times_s.append(time.perf_counter() - start)
+    return times_s
 
 
 def generator(shape: Shape, rationales: int, kind: type[Generator] = Generator, **settings: Any) -> Generator:
-    """A rollout of this shape in which no rationale ends early, unless a stop token is set."""
+    """A rollout of this shape, in which no rationale ends early unless `settings` has a stop token."""
     config = run_config(shape)
     return kind(
         make_mesh(config.mesh),
@@ -189,7 +190,7 @@ def generator(shape: Shape, rationales: int, kind: type[Generator] = Generator, 
 
 
 def prefill_and_decode_seconds(shape: Shape, rounds: int) -> tuple[float, float]:
-    """Median seconds of reading prefixes and items and forking; and of the rest of a rollout."""
+    """Median seconds of prefill (prefixes, items and forking), and of the rest of a rollout."""
     params, batch, _ = make(shape)
     write = generator(shape, shape.rationales)
     keys = row_keys(jax.random.key(0), batch.user, batch.items, shape.rationales)
@@ -199,15 +200,15 @@ def prefill_and_decode_seconds(shape: Shape, rounds: int) -> tuple[float, float]
 
 
 def device() -> str:
-    """What the figures were measured on."""
+    """A description of the device."""
     kind = jax.devices()[0].device_kind
     return f"{jax.default_backend()}: {kind}, {platform.machine()}, jax {jax.__version__}"
 
 
 @functools.cache
 def run_config(shape: Shape) -> RunConfig:
-    """The configuration under which `r2rank rl` would do this work on this machine: its attention is measured, its
-    memory shared out."""
+    """The configuration that `r2rank rl` would use for this shape on this machine, with measured attention and a memory
+    budget."""
     config = RunConfig(
         name="benchmark",
         model=shape.model,
@@ -220,8 +221,8 @@ def run_config(shape: Shape) -> RunConfig:
         compute=ComputeConfig(wave_tokens=shape.wave_tokens),
         rl=RLConfig(batch_users=shape.users, rationales=shape.rationales, temperature=1.0),
     )
-    with tempfile.TemporaryDirectory() as nothing_there:
-        return choose_budget(choose_attention(config, Path(nothing_there)))
+    with tempfile.TemporaryDirectory() as empty_folder:
+        return choose_budget(choose_attention(config, Path(empty_folder)))
 
 
 @dataclass(frozen=True)
@@ -233,11 +234,11 @@ class Line:
     compile_s: float | None = None
     tokens: int | None = None  # rationale tokens that were decoded or learned from
     flops: float | None = None  # counted, see `flops`
-    peak_bytes: int | None = None  # what the program allocates beside its arguments
+    peak_bytes: int | None = None  # allocated in addition to the arguments
 
 
 def print_table(lines: list[Line], rate: float) -> None:
-    """The table of a benchmark; `rate` is `matmul_rate` of the same run."""
+    """Print the table of a benchmark; `rate` is `matmul_rate` in the same run."""
     header = ("", "seconds", "compile s", "tokens/s", "GFLOP", "of matmul rate", "peak MiB")
     rows = [header]
     for line in lines:
@@ -260,21 +261,21 @@ def print_table(lines: list[Line], rate: float) -> None:
 
 
 def parse(description: str | None) -> tuple[Shape, int, bool]:
-    """The command line that the benchmarks share: shape, rounds, whether peers are measured."""
+    """Parse the arguments that the benchmarks share: shape, rounds, and whether peers are measured."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=sorted(SHAPES), default="reference")
     parser.add_argument("--users", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5, help="timed calls; medians are shown")
-    parser.add_argument("--no-peers", action="store_true", help="leave torch and TRL out")
-    given = parser.parse_args()
-    return dataclasses.replace(SHAPES[given.shape], users=given.users), given.rounds, not given.no_peers
+    parser.add_argument("--rounds", type=int, default=5, help="number of timed calls; medians are shown")
+    parser.add_argument("--no-peers", action="store_true", help="do not measure torch and TRL")
+    arguments = parser.parse_args()
+    return dataclasses.replace(SHAPES[arguments.shape], users=arguments.users), arguments.rounds, not arguments.no_peers
 
 
 @contextlib.contextmanager
 def turn(alone: bool) -> Iterator[None]:
-    """Of several benchmarks beside each other, all compile together and one measures at a time.
+    """Coordinate benchmarks that run at the same time: they compile together, but measure one at a time.
 
-    They share the file that `TURN_FILE` names; without it this does nothing.
+    The environment variable `TURN_FILE` names their lock file. Without it, this does nothing.
     """
     path = os.environ.get("TURN_FILE")
     if path is None:
@@ -286,12 +287,12 @@ def turn(alone: bool) -> Iterator[None]:
 
 
 def report(name: str, value: float) -> None:
-    """Print a figure as soon as it is known, so that a benchmark that is stopped has shown what it measured."""
+    """Print a figure as soon as it is measured, so that it is not lost if the benchmark is stopped."""
     print(f"{name} = {value:.4g}", flush=True)
 
 
 def peak_gib() -> float:
-    """The most memory that JAX held on the first device so far; 0 where the device does not count (CPU)."""
+    """The peak memory of JAX on the first device so far; 0 if the device does not report it (CPU)."""
     statistics = jax.devices()[0].memory_stats() or {}
     return statistics.get("peak_bytes_in_use", 0) / GIB
 

@@ -1,13 +1,13 @@
-"""Quickstart: a tiny decoder, trained from scratch, learns to reason about and to rank the films of MovieLens-100K.
+"""Quickstart: train a tiny decoder from scratch to reason about and rank the films of MovieLens-100K.
 
     make quickstart
 
-Cost: two CPU cores, under 20 minutes, under 8 GiB. README.md has the result and the machine.
+Cost: under 20 minutes and under 8 GiB on two CPU cores. README.md has the result and describes the machine.
 
-The trace budget is 1,000 lists, 20,000 worked rationales (`LISTS` in the Makefile); SFT is at its validation plateau
-after 400 of 600 steps. RL draws from all 93,399 training lists. Training lists hold the user's next five films, so that
-the words and the labels of every list say something; evaluation lists hold one. A vocabulary of 4,096 makes most titles
-one or two tokens, which shortens every prompt and lets two layers relate whole titles.
+The traces are 1,000 lists with 20,000 worked rationales (`LISTS` in the Makefile). SFT reaches its validation plateau
+after 400 of 600 steps. RL draws from all 93,399 training lists. Training lists hold the user's next five films as
+positives, so that the rationales and labels of every list are informative; evaluation lists hold one. With a vocabulary
+of 4,096, most titles are one or two tokens, which shortens every prompt and lets two layers relate whole titles.
 All settings were chosen on the validation lists (docs/measurements.md).
 """
 

@@ -2,9 +2,9 @@
 
     r2rank model import DOWNLOADED_FOLDER --out models/qwen2.5-3b
     r2rank plan --config configs/qwen2_5_3b_h200x8.py --topology h200:8 --backend compile
-    r2rank sft --config configs/qwen2_5_3b_h200x8.py     and so on, as in the README
+    r2rank sft --config configs/qwen2_5_3b_h200x8.py     and the other phases, as in the README
 
-Cost: not run, for want of the machine. What `plan` said (jax 0.10.2, compiled on two busy CPU cores in two minutes):
+Not run yet. Output of `r2rank plan` (jax 0.10.2, compiled on two busy CPU cores in two minutes):
 
     parameters: 3,085,940,736, computing in bfloat16
     sft update: 10 of 20 items at once, layers recomputed
@@ -16,9 +16,9 @@ Cost: not run, for want of the machine. What `plan` said (jax 0.10.2, compiled o
     compiled rl update in 33 s: 41.6 GiB (estimated 41.2) ... all-reduce 16 times, 11.5 GiB
     fits: yes, 41.6 of 105.8 GiB on each device
 
-`compute.update_gib=4` asks for chunks, before whose loop parameters are gathered once. Left to itself the run would
-read all items at once, for which there is room, and XLA for GPUs would then add up activations of parameters that are
-split along fsdp: 1,306 all-reduces of 1,009 GiB in one RL update.
+`compute.update_gib=4` makes the update read items in chunks, with parameters gathered once before the loop. By default
+it would read all items at once, because they fit into memory. XLA for GPUs would then keep parameters split along fsdp
+and reduce activations instead: 1,306 all-reduces of 1,009 GiB in one RL update.
 """
 
 from r2rank_jax.config import (

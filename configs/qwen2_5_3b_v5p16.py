@@ -2,9 +2,9 @@
 
     r2rank model import DOWNLOADED_FOLDER --out models/qwen2.5-3b
     r2rank plan --config configs/qwen2_5_3b_v5p16.py --topology v5p:2x2x2 --backend compile
-    r2rank sft --config configs/qwen2_5_3b_v5p16.py     and so on, as in the README
+    r2rank sft --config configs/qwen2_5_3b_v5p16.py     and the other phases, as in the README
 
-Cost: not run, for want of the machine. What `plan` said (jax 0.10.2, libtpu 0.0.42.1, compiled on two busy CPU cores in
+Not run yet. Output of `r2rank plan` (jax 0.10.2, libtpu 0.0.42.1, compiled on two busy CPU cores in
 two and a half minutes):
 
     parameters: 3,085,940,736, computing in bfloat16

@@ -2,10 +2,10 @@
 
     r2rank model import DOWNLOADED_FOLDER --out models/qwen3-8b
     r2rank plan --config configs/qwen3_8b.py --topology h200:8 --backend compile
-    r2rank sft --config configs/qwen3_8b.py     and so on, as in the README
+    r2rank sft --config configs/qwen3_8b.py     and the other phases, as in the README
 
-Cost: not run, for want of the machine. Float32 masters, two moments and the reference are 122 GiB, 15.3 on each device.
-What `plan` said (jax 0.10.2, on two CPU cores: 70 s for H200, 67 s for v5p with libtpu 0.0.42.1):
+Not run yet. Float32 parameters, two moments and the reference take 122 GiB, 15.3 GiB on each device.
+Output of `r2rank plan` (jax 0.10.2, on two CPU cores: 70 s for H200, 67 s for v5p with libtpu 0.0.42.1):
 
     parameters: 8,190,739,456, computing in bfloat16
     sft update: 10 of 20 items at once, layers recomputed
@@ -20,7 +20,7 @@ What `plan` said (jax 0.10.2, on two CPU cores: 70 s for H200, 67 s for v5p with
         compiled rl update in 16 s: 53.3 GiB (estimated 60.0) ... all-reduce 43 times, 15.9 GiB
         fits: yes, 53.3 of 95.7 GiB on each device
 
-Turns of loops whose number is not known when compiling count once.
+Loops whose number of iterations is unknown at compile time are counted as one iteration.
 """
 
 from r2rank_jax.config import (

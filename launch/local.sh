@@ -6,14 +6,14 @@
 #
 # Process i runs `r2rank <arguments>` with
 #   R2RANK_COORDINATOR=127.0.0.1:PORT   R2RANK_PROCESSES=N   R2RANK_PROCESS=i
-# and its lines are printed with the prefix "[i] ". If one process fails, the others are ended and its exit
-# code is returned. Ctrl-C ends all of them.
+# and its lines are printed with the prefix "[i] ". If one process fails, the others are stopped and its exit
+# code is returned. Ctrl-C stops all of them.
 #
 # Settings, from the environment:
-#   R2RANK_COMMAND    what to run instead of `r2rank` (split at blanks)
-#   R2RANK_TIMEOUT_S  hard limit of the whole job; exit code 124 when it is reached    (default: none)
-#   R2RANK_GRACE_S    from the request to end to the kill                              (default: 10)
-#   R2RANK_THREADS    processor threads of each process                 (default: processors / N)
+#   R2RANK_COMMAND    command to run instead of `r2rank` (split at blanks)
+#   R2RANK_TIMEOUT_S  time limit of the whole job, which then exits with 124           (default: none)
+#   R2RANK_GRACE_S    seconds between SIGTERM and SIGKILL                              (default: 10)
+#   R2RANK_THREADS    CPU threads of each process                             (default: CPUs / N)
 #   JAX_PLATFORMS     (default: cpu)
 set -euo pipefail
 
@@ -35,7 +35,7 @@ processors=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 share=$((processors / processes))
 threads=${R2RANK_THREADS:-$((share > 0 ? share : 1))}
 
-# Below the range from which the kernel hands out ports by itself, so that a free port stays free until it is used.
+# From below the kernel's range of ephemeral ports, so that a free port stays free until it is used.
 free_port() {
   local port
   for _ in {1..100}; do
@@ -45,18 +45,18 @@ free_port() {
       return
     fi
   done
-  echo "no free port on 127.0.0.1 found in 100 tries" >&2
+  echo "local.sh: found no free port on 127.0.0.1 in 100 attempts" >&2
   return 1
 }
 
-pids=()      # of the processes, each the leader of its own group
-prefixers=() # of the `sed`s that print their output
+pids=()      # process ids; each process leads its own process group
+prefixers=() # ids of the `sed` processes that print their output
 pipes=$(mktemp -d)
 
 signal_all() {
   local pid
   for pid in ${pids[@]+"${pids[@]}"}; do
-    kill "-$1" -- "-$pid" 2>/dev/null || true # the whole group; gone already is fine
+    kill "-$1" -- "-$pid" 2>/dev/null || true # to the whole group, which may have ended already
   done
 }
 
@@ -79,21 +79,21 @@ finish() {
   local code=$?
   trap - EXIT INT TERM
   end_all
-  wait ${prefixers[@]+"${prefixers[@]}"} 2>/dev/null || true # they end when their pipe closes: print what is left
+  wait ${prefixers[@]+"${prefixers[@]}"} 2>/dev/null || true # they print the rest and end when their pipe closes
   rm -rf "$pipes"
   exit "$code"
 }
 trap finish EXIT
-trap 'echo "local.sh: interrupted, ending all processes" >&2; exit 130' INT
-trap 'echo "local.sh: asked to stop, ending all processes" >&2; exit 143' TERM
+trap 'echo "local.sh: interrupted, stopping all processes" >&2; exit 130' INT
+trap 'echo "local.sh: received SIGTERM, stopping all processes" >&2; exit 143' TERM
 
 port=$(free_port)
 for ((i = 0; i < processes; i++)); do
   mkfifo "$pipes/$i"
-  # The prefixers ignore Ctrl-C so that the last words of a process still come out.
+  # `sed` ignores Ctrl-C, so that the last lines of a process are still printed.
   (trap '' INT TERM && exec sed -u "s/^/[$i] /" <"$pipes/$i") &
   prefixers+=("$!")
-  set -m # each process leads its own group: ending it ends whatever it started, and nothing else
+  set -m # each process leads its own group, so that stopping the group stops its children and nothing else
   env R2RANK_COORDINATOR="127.0.0.1:$port" R2RANK_PROCESSES="$processes" R2RANK_PROCESS="$i" \
     JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}" \
     NPROC="$threads" OMP_NUM_THREADS="$threads" OPENBLAS_NUM_THREADS="$threads" \
@@ -105,7 +105,7 @@ done
 running=("${!pids[@]}")
 while ((${#running[@]} > 0)); do
   if [[ -n $limit_s ]] && ((SECONDS >= limit_s)); then
-    echo "local.sh: the limit of R2RANK_TIMEOUT_S=$limit_s seconds is reached, ending all processes" >&2
+    echo "local.sh: reached the limit of R2RANK_TIMEOUT_S=$limit_s seconds, stopping all processes" >&2
     exit 124
   fi
   still=()
@@ -117,7 +117,7 @@ while ((${#running[@]} > 0)); do
     code=0
     wait "${pids[$i]}" || code=$?
     if ((code != 0)); then
-      echo "local.sh: process $i failed with exit code $code, ending the others" >&2
+      echo "local.sh: process $i failed with exit code $code, stopping the others" >&2
       exit "$code"
     fi
   done

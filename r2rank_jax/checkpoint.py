@@ -1,9 +1,10 @@
 """Checkpoints that are committed as a whole and sealed with checksums.
 
 A commit is the folder `<phase>/<step>/`, which Orbax writes asynchronously and renames into place. It holds the train
-state and `extras`: the data iterator's state, the configuration and everything else the phase needs to resume. When
-Orbax has finished, `seal.json` is added with the SHA-256 of every file. Only a sealed folder whose files match is used,
-because Orbax's `latest_step` can name a step whose save failed, and Orbax does not detect flipped bits.
+state and, as `extras`, the phase's `PhaseRecord`: the data iterator's state, the configuration and everything else the
+phase needs to resume. When Orbax has finished, `seal.json` is added with the SHA-256 of every file. Only a sealed
+folder whose files match is used, because Orbax's `latest_step` can name a step whose save failed, and Orbax does not
+detect flipped bits.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from jax.experimental import multihost_utils
 
 from r2rank_jax.config import RunConfig, differences, in_current_fields, to_json
 from r2rank_jax.errors import CheckpointError
+from r2rank_jax.phases import PhaseRecord
 from r2rank_jax.types import Params
 
 SEAL = "seal.json"
@@ -52,12 +55,12 @@ class Checkpoints:
         self._sealer = ThreadPoolExecutor(max_workers=1)
         self._sealing: Future[None] | None = None
 
-    def save(self, step: int, state: Any, extras: dict[str, Any]) -> None:
-        """Commit `state` and `extras` together in the background. The arrays are copied before this method returns."""
+    def save(self, step: int, state: Any, record: PhaseRecord) -> None:
+        """Commit `state` and `record` together in the background. The arrays are copied before this method returns."""
         self.wait()
         self._writer.save(
             self.directory / str(step),
-            args=ocp.args.Composite(state=ocp.args.StandardSave(state), extras=ocp.args.JsonSave(extras)),
+            args=ocp.args.Composite(state=ocp.args.StandardSave(state), extras=ocp.args.JsonSave(record.to_json())),
         )
         self._sealing = self._sealer.submit(self._seal, step)
 
@@ -81,8 +84,8 @@ class Checkpoints:
                 shutil.move(self.directory / str(step), self.directory.parent / f"{self.directory.name}.damaged.{step}")
         return None
 
-    def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        """Restore state and extras of one commit.
+    def restore(self, step: int, like: Any) -> tuple[Any, PhaseRecord]:
+        """Restore state and record of one commit.
 
         Args:
             step: from `latest`.
@@ -92,12 +95,13 @@ class Checkpoints:
             self.directory / str(step),
             args=ocp.args.Composite(state=ocp.args.StandardRestore(like), extras=ocp.args.JsonRestore()),
         )
-        return restored.state, restored.extras
+        return restored.state, PhaseRecord.from_json(restored.extras)
 
-    def extras(self, step: int) -> dict[str, Any]:
-        """The extras of one commit, without its state."""
+    def record(self, step: int) -> PhaseRecord:
+        """The record of one commit, without its state."""
         folder = self.directory / str(step)
-        return self._writer.restore(folder, args=ocp.args.Composite(extras=ocp.args.JsonRestore())).extras
+        restored = self._writer.restore(folder, args=ocp.args.Composite(extras=ocp.args.JsonRestore()))
+        return PhaseRecord.from_json(restored.extras)
 
     def identity(self, step: int) -> str:
         """The SHA-256 of the commit's seal, which identifies the content of the commit."""
@@ -149,19 +153,19 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-def require_same_configuration(extras: dict[str, Any], config: dict[str, Any], parts: tuple[str, ...]) -> None:
+def require_same_configuration(saved: Mapping[str, Any], config: Mapping[str, Any], parts: tuple[str, ...]) -> None:
     """Refuse to resume from a checkpoint of another configuration.
 
     Args:
-        extras: of the commit; its "config" is compared.
+        saved: the commit's configuration as JSON.
         config: the current configuration as JSON.
         parts: top-level sections that the phase depends on.
 
     Raises:
         CheckpointError: a field differs. The message names all fields that do.
     """
-    saved, now = ({p: what_matters(_with_defaults(c.get(p), p)) for p in parts} for c in (extras["config"], config))
-    changed = differences(saved, now)
+    old, new = ({p: without_machine_settings(_with_defaults(c.get(p), p)) for p in parts} for c in (saved, config))
+    changed = differences(old, new)
     if changed:
         raise CheckpointError(
             "the checkpoint in this run directory belongs to another configuration; differing (saved -> now): "
@@ -177,14 +181,14 @@ def _with_defaults(section: Any, name: str) -> Any:
     return to_json(RunConfig(name="any"))[name] | in_current_fields(section)
 
 
-def what_matters(section: Any) -> Any:
+def without_machine_settings(section: Any) -> Any:
     """A section of a configuration without the settings that may differ between machines."""
     return (
         {k: v for k, v in section.items() if k not in ("attention", "remat")} if isinstance(section, dict) else section
     )
 
 
-def load_policy(directory: Path, like: Params, config: dict[str, Any]) -> tuple[Params, dict[str, Any], str]:
+def load_policy(directory: Path, like: Params, config: Mapping[str, Any]) -> tuple[Params, PhaseRecord, str]:
     """Load the policy of a finished phase: its parameter average if it has one.
 
     Args:
@@ -193,7 +197,7 @@ def load_policy(directory: Path, like: Params, config: dict[str, Any]) -> tuple[
         config: the current configuration as JSON; its model must be the checkpoint's.
 
     Returns:
-        The parameters, the commit's extras and its identity.
+        The parameters, the commit's record and its identity.
 
     Raises:
         CheckpointError: there is no checkpoint, the phase did not finish, or it trained another model.
@@ -204,13 +208,13 @@ def load_policy(directory: Path, like: Params, config: dict[str, Any]) -> tuple[
     step = checkpoints.latest()
     if step is None:
         raise CheckpointError(f"every checkpoint in {directory} is damaged; run that phase again")
-    extras = checkpoints.extras(step)
-    if not extras["finished"]:
+    record = checkpoints.record(step)
+    if not record.finished:
         raise CheckpointError(
-            f"{directory.name} stopped at step {step} of {extras['steps']}; run the same command again to finish it"
+            f"{directory.name} stopped at step {step} of {record.steps}; run the same command again to finish it"
         )
-    require_same_configuration(extras, config, ("model",))  # a model with equal shapes would load without error
-    field = "average" if extras["has_average"] else "params"
+    require_same_configuration(record.config, config, ("model",))  # a model with equal shapes would load without error
+    field = "average" if record.has_average else "params"
     folder = directory.absolute() / str(step) / "state"
     with ocp.PyTreeCheckpointer() as reader:
         restored = reader.restore(
@@ -223,7 +227,7 @@ def load_policy(directory: Path, like: Params, config: dict[str, Any]) -> tuple[
         )
     identity = checkpoints.identity(step)
     checkpoints.close()
-    return restored[field], extras, identity
+    return restored[field], record, identity
 
 
 def _wait_for_everyone(name: str) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints: what counts, what is thrown away, what fits another mesh, and what is refused."""
+"""Checkpoints: which are valid, which are deleted, how they load on another mesh, and which are refused."""
 
 import functools
 import shutil
@@ -11,6 +11,7 @@ from r2rank_jax.checkpoint import SEAL, Checkpoints, load_policy, sealed_steps
 from r2rank_jax.checkpoint import require_same_configuration as require_same
 from r2rank_jax.config import MeshConfig, ModelConfig, OptimizerConfig, RunConfig, to_json
 from r2rank_jax.errors import CheckpointError
+from r2rank_jax.phases import PhaseRecord
 from r2rank_jax.sharding import abstract_params, make_mesh
 from r2rank_jax.train.state import abstract_state, fresh_state
 
@@ -26,7 +27,7 @@ def first_state():
 
 
 def make_state(seed):
-    """A state of its own for every seed, in every leaf."""
+    """A state in which every leaf depends on the seed."""
     return jax.tree.map(lambda x: x + np.asarray(seed, x.dtype), first_state())
 
 
@@ -34,15 +35,16 @@ def like(mesh=ONE):
     return abstract_state(make_mesh(mesh), MODEL, OPTIMIZER, 10)
 
 
-def extras(step, **other):
-    return {"config": CONFIG, "steps": 10, "finished": True, "has_average": True, "wall_s": 1.5 * step} | other
+def record(step, **other):
+    values = {"phase": "sft", "iterator": {"next": step}, "steps": 10, "finished": True, "has_average": True}
+    return PhaseRecord(config=CONFIG, wall_s=1.5 * step, **(values | other))
 
 
 def save(folder, *steps, **other):
-    """Commit a state of its own for every step."""
+    """Commit a different state at every step."""
     checkpoints = Checkpoints(folder)
     for step in steps:
-        checkpoints.save(step, make_state(step), extras(step, **other))
+        checkpoints.save(step, make_state(step), record(step, **other))
     checkpoints.close()
 
 
@@ -74,11 +76,11 @@ def test_a_flipped_bit_falls_back_to_the_commit_before(tmp_path, capsys, which, 
     assert checkpoints.latest() == 1
     assert "sft/2 is damaged" in capsys.readouterr().out
     assert sealed_steps(tmp_path / "sft") == [1], "a damaged commit must not count again, nor be counted by keep"
-    assert (tmp_path / "sft.damaged.2").is_dir(), "it is kept apart for whoever wants to look"
-    state, found = checkpoints.restore(1, like())
+    assert (tmp_path / "sft.damaged.2").is_dir(), "it is kept for inspection"
+    state, restored = checkpoints.restore(1, like())
     assert equal(state, make_state(1)) and not equal(state, make_state(2))
-    assert found == extras(1)
-    checkpoints.save(2, make_state(2), extras(2))  # the run goes on and commits that step again
+    assert restored == record(1)
+    checkpoints.save(2, make_state(2), record(2))  # the run goes on and commits that step again
     checkpoints.close()
     assert Checkpoints(tmp_path / "sft").latest() == 2
 
@@ -90,7 +92,7 @@ def test_a_missing_and_an_added_file_are_damage(tmp_path):
     assert Checkpoints(tmp_path / "sft", keep=3).latest() is None
 
 
-def test_what_is_not_sealed_is_ignored_and_cleared_but_not_by_a_reader(tmp_path):
+def test_unsealed_folders_are_ignored_and_deleted_but_not_by_a_reader(tmp_path):
     save(tmp_path / "sft", 1, 2)
     shutil.copytree(tmp_path / "sft/2", tmp_path / "sft/3")
     (tmp_path / "sft/3" / SEAL).unlink()
@@ -99,7 +101,7 @@ def test_what_is_not_sealed_is_ignored_and_cleared_but_not_by_a_reader(tmp_path)
     assert sealed_steps(tmp_path / "sft") == [2, 1]
 
     load_policy(tmp_path / "sft", abstract_params(make_mesh(ONE), MODEL), CONFIG)
-    assert interrupted.is_dir() and (tmp_path / "sft/3").is_dir(), "a training run may just be writing these"
+    assert interrupted.is_dir() and (tmp_path / "sft/3").is_dir(), "a training run may be writing these"
     assert Checkpoints(tmp_path / "sft").latest() == 2
     assert sorted(f.name for f in (tmp_path / "sft").iterdir()) == ["1", "2"]
 
@@ -110,23 +112,23 @@ def test_only_the_newest_commits_stay(tmp_path):
     assert Checkpoints(tmp_path / "sft").latest() == 10, "steps are numbers, not names"
 
 
-def test_identity_tells_commits_apart(tmp_path):
+def test_identities_of_commits_differ(tmp_path):
     save(tmp_path / "sft", 1, 2)
     checkpoints = Checkpoints(tmp_path / "sft")
     assert checkpoints.identity(1) == checkpoints.identity(1) != checkpoints.identity(2)
 
 
-def test_another_mesh_and_back_is_the_same_bits(tmp_path):
+def test_restoring_on_another_mesh_and_back_changes_no_bit(tmp_path):
     save(tmp_path / "sft", 1)
     checkpoints = Checkpoints(tmp_path / "sft")
     eight, _ = checkpoints.restore(1, like(EIGHT))
-    for leaf, wanted in zip(jax.tree.leaves(eight), jax.tree.leaves(like(EIGHT)), strict=True):
-        assert leaf.sharding == wanted.sharding
+    for leaf, expected in zip(jax.tree.leaves(eight), jax.tree.leaves(like(EIGHT)), strict=True):
+        assert leaf.sharding == expected.sharding
     assert len(eight.params["embedding"].sharding.device_set) == 8
     assert not eight.params["embedding"].sharding.is_fully_replicated, "the test must split parameters"
     assert equal(eight, make_state(1))
 
-    checkpoints.save(2, eight, extras(2))
+    checkpoints.save(2, eight, record(2))
     checkpoints.wait()
     one, _ = checkpoints.restore(2, like(ONE))
     assert len(one.params["embedding"].sharding.device_set) == 1
@@ -136,37 +138,36 @@ def test_another_mesh_and_back_is_the_same_bits(tmp_path):
     checkpoints.close()
 
 
-def test_the_policy_is_the_average_where_there_is_one(tmp_path):
+def test_the_policy_is_the_average_if_there_is_one(tmp_path):
     state = make_state(1)
     state = state.replace(average=jax.tree.map(lambda x: x + 1, state.params))
-    wanted = {"sft": state.average, "rl": state.params}
+    expected = {"sft": state.average, "rl": state.params}
     for phase, has_average in (("sft", True), ("rl", False)):
         checkpoints = Checkpoints(tmp_path / phase)
         kept = state if has_average else state.replace(average=None)
-        checkpoints.save(1, kept, extras(1, has_average=has_average))
+        checkpoints.save(1, kept, record(1, phase=phase, has_average=has_average))
         checkpoints.close()
-        params, found, identity = load_policy(tmp_path / phase, abstract_params(make_mesh(ONE), MODEL), CONFIG)
-        assert equal(params, wanted[phase])
-        assert found["wall_s"] == 1.5 and identity == checkpoints.identity(1)
+        params, restored, identity = load_policy(tmp_path / phase, abstract_params(make_mesh(ONE), MODEL), CONFIG)
+        assert equal(params, expected[phase])
+        assert restored.wall_s == 1.5 and identity == checkpoints.identity(1)
 
 
 def test_another_configuration_is_refused_field_by_field():
-    same = {"config": CONFIG}
-    require_same(same, CONFIG, ("seed", "model", "sft"))
+    require_same(CONFIG, CONFIG, ("seed", "model", "sft"))
     other = to_json(RunConfig(name="test", seed=7, model=ModelConfig(vocabulary=32, width=24)))
     with pytest.raises(CheckpointError) as error:
-        require_same(same, other, ("seed", "model"))
+        require_same(CONFIG, other, ("seed", "model"))
     for part in ("seed: 0 -> 7", "model.width: 16 -> 24", "model.head_size: 8 -> 24", "choose another --run-dir"):
         assert part in str(error.value)
     assert "model.vocabulary" not in str(error.value), "equal fields are not named"
-    require_same(same, other, ("data", "sft", "rl"))  # what a phase does not read may change
+    require_same(CONFIG, other, ("data", "sft", "rl"))  # what a phase does not read may change
 
 
-def test_a_policy_that_cannot_be_handed_on_is_refused(tmp_path):
+def test_an_unusable_policy_is_refused(tmp_path):
     policy = abstract_params(make_mesh(ONE), MODEL)
     with pytest.raises(CheckpointError, match=r"no checkpoint in .*sft_continued; run `r2rank sft` first"):
         load_policy(tmp_path / "sft_continued", policy, CONFIG)
-    assert not any(tmp_path.iterdir()), "asking must not make the folder"
+    assert not any(tmp_path.iterdir()), "a failed load must not create the folder"
 
     save(tmp_path / "rl", 4, finished=False)
     with pytest.raises(CheckpointError, match="rl stopped at step 4 of 10; run the same command again to finish it"):

@@ -1,4 +1,4 @@
-"""Configurations load, survive JSON, and refuse what cannot work."""
+"""Configurations load, round-trip through JSON, and refuse invalid values."""
 
 import dataclasses
 from pathlib import Path
@@ -13,7 +13,7 @@ CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_every_config_loads_and_survives_json(path):
+def test_every_config_loads_and_round_trips_through_json(path):
     config = load_config(path)
     assert from_json(to_json(config)) == config
     assert config.name == path.stem
@@ -40,7 +40,7 @@ def test_differences_name_the_field_and_both_values():
     assert differences(old, old) == []
 
 
-def test_settings_that_cannot_work_are_refused_with_a_remedy():
+def test_invalid_settings_are_refused_with_a_remedy():
     with pytest.raises(ConfigError, match=r"set model\.kv_heads to a divisor of 4"):
         ModelConfig(heads=4, kv_heads=3)
     with pytest.raises(ConfigError, match=r"raise rl\.rationales, or set rl\.credit to shared"):

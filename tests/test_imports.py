@@ -15,6 +15,7 @@ ORDER = [
     "files",
     "types",
     "config",
+    "phases",
     "ranking",
     "model",
     "sharding",

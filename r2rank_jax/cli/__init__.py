@@ -1,4 +1,4 @@
-"""The `r2rank` command. In come the words of a command line; out come an exit code and, on failure, one line."""
+"""The `r2rank` command: takes the arguments of a command line and returns an exit code."""
 
 from r2rank_jax.cli.entry import main
 

@@ -1,4 +1,4 @@
-"""A run's configuration: the file that `--config` names, and the fields that the command line overrides."""
+"""The configuration of a run: read from the file that `--config` names, with fields from the command line."""
 
 from __future__ import annotations
 
@@ -15,51 +15,66 @@ from r2rank_jax.config import RunConfig
 def add_configured(
     commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, about: str, *, run_dir: bool = True
 ) -> argparse.ArgumentParser:
-    """Add a command that takes `--config` and any field of the configuration."""
+    """Add a command that takes `--config` and an option for every field of the configuration."""
     command = commands.add_parser(
         name,
         help=about,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         add_help=False,
-        description=f"{about}; any field of the configuration can be overridden",
+        description=f"{about[0].upper()}{about[1:]}. Every field of the configuration is an option, too.",
     )
-    command.add_argument("--config", type=Path, help="file with `config() -> RunConfig`")
+    command.add_argument(
+        "--config", type=Path, metavar="FILE", help="Python file that defines config() -> RunConfig; required"
+    )
     if run_dir:
-        command.add_argument("--run-dir", type=Path, help="default: runs/NAME")
-    command.add_argument("-h", "--help", action="store_true")
+        command.add_argument(
+            "--run-dir",
+            type=Path,
+            metavar="DIR",
+            help="folder for checkpoints, logs and results (default: runs/NAME, with the name of the configuration)",
+        )
+    command.add_argument("-h", "--help", action="store_true", help="show this message and all fields, then exit")
     command.set_defaults(parser=command)
     return command
 
 
-def configuration(known: argparse.Namespace, overrides: list[str]) -> RunConfig:
-    """What the file says, with the fields that the command line overrides."""
-    if known.help:
-        known.parser.print_help()
+def configuration(arguments: argparse.Namespace, overrides: list[str]) -> RunConfig:
+    """The configuration in the file, with the fields that the command line overrides."""
+    if arguments.help:
+        arguments.parser.print_help()
+        print()
         overrides = [*overrides, "--help"]
-    elif known.config is None:
-        raise UsageError(f"`r2rank {known.command}` needs --config FILE, for instance configs/quickstart.py")
-    defaults = load_config(known.config) if known.config else RunConfig(name="any")
+    elif arguments.config is None:
+        raise UsageError(f"`r2rank {arguments.command}` needs --config FILE, for example configs/quickstart.py")
+    defaults = load_config(arguments.config) if arguments.config else RunConfig(name="any")
     return tyro.cli(
         RunConfig,
         default=defaults,
         args=overrides,
-        prog=f"r2rank {known.command} --config {known.config or 'FILE'}",
+        prog=f"r2rank {arguments.command} --config {arguments.config or 'FILE'}",
+        description="Fields of the configuration.",
         config=(tyro.conf.AvoidSubcommands,),
     )
 
 
 def load_config(path: Path) -> RunConfig:
-    """The configuration that a file in `configs/` returns."""
+    """The configuration that `config()` of a Python file returns.
+
+    Raises:
+        UsageError: there is no such file, or it does not define `config() -> RunConfig`.
+    """
     if not path.is_file():
-        near = ", ".join(sorted(str(p) for p in path.parent.glob("*.py"))) or "none"
-        raise UsageError(f"--config must name a Python file, got {path}, which is not there; nearby: {near}")
+        nearby = ", ".join(sorted(str(p) for p in path.parent.glob("*.py"))) or "none"
+        raise UsageError(
+            f"--config must name a Python file, got {path}, which does not exist; files in that folder: {nearby}"
+        )
     spec = importlib.util.spec_from_file_location("r2rank_config", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "config"):
-        raise UsageError(f"{path} must define `config() -> RunConfig`, and does not")
+        raise UsageError(f"{path} must define `config() -> RunConfig`, but does not")
     config = module.config()
     if not isinstance(config, RunConfig):
         raise UsageError(f"config() in {path} must return a RunConfig, got {type(config).__name__}")

@@ -1,4 +1,18 @@
-"""The `r2rank` command; the only reader of flags and of the environment.
+"""The `r2rank` command. Only this package reads flags and environment variables."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from r2rank_jax.cli.data import add_data
+from r2rank_jax.cli.model import add_model
+from r2rank_jax.cli.plan_and_report import add_plan, add_report
+from r2rank_jax.cli.runs import add_runs
+from r2rank_jax.errors import R2RankError
+
+ABOUT = """Reasoning to Rank: train a language model to reason about candidates and to rank them.
 
 r2rank data fetch NAME --out DIR
 r2rank data prepare --source DIR --out DIR [--seed 0] [--candidates 20] [--protocols ...] [--k-core 5] ...
@@ -16,28 +30,17 @@ r2rank plan --config configs/X.py --topology v5p:4x4x8 | v6e:2x4 | h200:8 | cpu:
 r2rank report --run-dir DIR
 """
 
-from __future__ import annotations
-
-import argparse
-import sys
-from collections.abc import Sequence
-
-from r2rank_jax.cli.data import add_data
-from r2rank_jax.cli.model import add_model
-from r2rank_jax.cli.plan_and_report import add_plan, add_report
-from r2rank_jax.cli.runs import add_runs
-from r2rank_jax.errors import R2RankError
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point. Expected failures end in one line on stderr and exit code 2, not in a traceback."""
+    """Entry point. Expected failures print one line on stderr and return exit code 2, without a traceback."""
     args = list(sys.argv[1:] if argv is None else argv)
     parser = _parser()
-    known, overrides = parser.parse_known_args(args)
-    if overrides and not (hasattr(known, "config") or hasattr(known, "teacher")):  # these read more flags
+    arguments, overrides = parser.parse_known_args(args)
+    # Commands with a configuration or a teacher read further flags themselves.
+    if overrides and not (hasattr(arguments, "config") or hasattr(arguments, "teacher")):
         parser.error(f"unknown argument {overrides[0]!r}; see `r2rank {' '.join(args[:2])} --help`")
     try:
-        return known.carry_out(known, overrides)
+        return arguments.carry_out(arguments, overrides)
     except (R2RankError, FloatingPointError) as error:
         print(f"r2rank: {error}", file=sys.stderr)
         return 2
@@ -45,9 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="r2rank", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        prog="r2rank", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
 
     add_data(commands)
     add_model(commands)

@@ -8,54 +8,61 @@ from pathlib import Path
 
 from r2rank_jax.cli.arguments import UsageError
 from r2rank_jax.cli.configuration import add_configured, configuration
+from r2rank_jax.phases import PHASES
 
 
 def add_runs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `sft`, `rl`, `eval` and `rank`."""
-    sft = add_configured(commands, "sft", "learn from worked rationales")
-    sft.add_argument("--continued", action="store_true", help="RL's control: go on for RL's wall time")
-    rl = add_configured(commands, "rl", "learn from NDCG")
-    evaluation = add_configured(commands, "eval", "compare all systems on the held-out test lists")
-    rank = add_configured(commands, "rank", "rank your own candidates, with rationales")
-    rank.add_argument("--input", type=Path, help="JSONL: history, candidates (see README)")
-    rank.add_argument("--output", type=Path, help="JSONL to write; default: print")
-    rank.add_argument("--phase", default="rl", choices=("sft", "sft_continued", "rl"))
+    sft = add_configured(commands, "sft", "train on worked rationales (supervised fine-tuning)")
+    sft.add_argument(
+        "--continued",
+        action="store_true",
+        help="train the finished SFT policy further for RL's wall time, as RL's control",
+    )
+    rl = add_configured(commands, "rl", "train on the reward of rankings (reinforcement learning)")
+    evaluation = add_configured(commands, "eval", "evaluate baselines and all finished phases on the test lists")
+    rank = add_configured(commands, "rank", "rank your own candidates, each with a rationale")
+    rank.add_argument(
+        "--input", type=Path, metavar="FILE", help="JSONL file of histories and candidates, see README; required"
+    )
+    rank.add_argument("--output", type=Path, metavar="FILE", help="JSONL file to write (default: print)")
+    rank.add_argument("--phase", default="rl", choices=PHASES, help="phase whose policy ranks (default: rl)")
     for command in (sft, rl, evaluation, rank):
         command.set_defaults(carry_out=_run)
 
 
-def _run(known: argparse.Namespace, overrides: list[str]) -> int:
-    config = configuration(known, overrides)
-    run_dir = known.run_dir or Path("runs") / config.name
+def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    config = configuration(arguments, overrides)
+    run_dir = arguments.run_dir or Path("runs") / config.name
     join_processes()
     keep_compiled_programs()
     from r2rank_jax.runs.attention_choice import choose_attention
     from r2rank_jax.runs.memory_budget import choose_budget
 
     config = choose_budget(choose_attention(config, run_dir))
-    if known.command == "sft":
+    if arguments.command == "sft":
         from r2rank_jax.runs import sft
 
-        sft.run(config, run_dir, continued=known.continued)
-    elif known.command == "rl":
+        sft.run(config, run_dir, continued=arguments.continued)
+    elif arguments.command == "rl":
         from r2rank_jax.runs import rl
 
         rl.run(config, run_dir)
-    elif known.command == "eval":
+    elif arguments.command == "eval":
         from r2rank_jax.runs import eval as evaluation
 
         evaluation.run(config, run_dir)
     else:
         from r2rank_jax.runs import rank
 
-        if known.input is None:
+        if arguments.input is None:
             raise UsageError("`r2rank rank` needs --input FILE, a JSONL file of lists; the README shows one")
-        rank.run(config, run_dir, known.input, known.output, phase=known.phase)
+        rank.run(config, run_dir, arguments.input, arguments.output, phase=arguments.phase)
     return 0
 
 
 def join_processes() -> None:
-    """Become one of several processes where a launcher says so (see launch/)."""
+    """Join the other processes of the job if a launcher has set the variables of launch/README.md."""
     address = os.environ.get("R2RANK_COORDINATOR")
     if address is None:
         return
@@ -70,11 +77,13 @@ def join_processes() -> None:
 
 
 def keep_compiled_programs() -> None:
-    """A second run of the same programs on the same machine does not compile them again, but for the shortest."""
+    """Cache compiled programs on disk, so that a second run on the same machine need not compile them again."""
     import jax
 
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:  # JAX reads it by itself; empty turns the cache off
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:  # JAX reads the variable itself; empty turns the cache off
         return
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     jax.config.update("jax_compilation_cache_dir", str(home / "r2rank_jax" / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)  # a rollout has many that take less than 1 s
+    jax.config.update(
+        "jax_persistent_cache_min_compile_time_secs", 0.1
+    )  # a rollout has many programs that compile in less than 1 s

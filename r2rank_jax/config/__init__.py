@@ -1,4 +1,4 @@
-"""The configuration of a run: frozen dataclasses that validate themselves, and their form as JSON."""
+"""The configuration of a run: frozen dataclasses that validate themselves, and their JSON form."""
 
 from r2rank_jax.config.as_json import differences, from_json, in_current_fields, read, to_json
 from r2rank_jax.config.fields import (

@@ -1,4 +1,4 @@
-"""A configuration as JSON: what a run directory's `config.json` holds, and how two of them differ."""
+"""Configurations as JSON, as in the `config.json` of a run directory, and the differences between two of them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def from_json(values: dict[str, Any]) -> RunConfig:
     """Inverse of `to_json`.
 
     Raises:
-        ConfigError: a field that this version does not know.
+        ConfigError: this version does not have one of the fields.
     """
     return _build(RunConfig, values, "")
 
@@ -62,15 +62,15 @@ def _build(kind: type, values: dict[str, Any], prefix: str) -> Any:
 
 
 def in_current_fields(section: dict[str, Any]) -> dict[str, Any]:
-    """A section of a stored configuration, with renamed fields under their current names."""
-    if "metric_k" not in section:  # of `rl`: the cut-off of NDCG, which was the only reward
+    """A section of a stored configuration, with fields that were renamed since under their current names."""
+    if "metric_k" not in section:  # a former field of `rl`: the cut-off of NDCG, when it was the only reward
         return section
     rest = {name: value for name, value in section.items() if name != "metric_k"}
     return {"reward": f"ndcg@{section['metric_k']}"} | rest
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Fields in which two JSON configurations differ, as `name: old -> new`."""
+    """The fields in which two JSON configurations differ, as `name: old -> new`."""
     changed: list[str] = []
     for name in sorted(set(old) | set(new)):
         a, b = old.get(name), new.get(name)

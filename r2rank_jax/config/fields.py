@@ -1,6 +1,7 @@
-"""Everything a run can be told, as frozen dataclasses that validate themselves and survive JSON.
+"""All settings of a run, as frozen dataclasses that validate themselves.
 
-A file in `configs/` returns one `RunConfig`; the command line overrides single fields (`--rl.credit shared`).
+A file in `configs/` returns one `RunConfig`; the command line overrides single fields (`--rl.credit shared`). The
+docstring below a field is its text in `--help`, which breaks lines where the docstring does.
 """
 
 from __future__ import annotations
@@ -20,35 +21,34 @@ def _require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which lists are ranked, and how many tokens each part of a prompt may take."""
+    """Data, and the number of tokens for each part of a prompt."""
 
     directory: str = "data/ml-100k"
     """Folder that `r2rank data prepare` wrote."""
     traces: str = "data/ml-100k/traces.jsonl"
-    """Worked rationales that `r2rank data synthesize` wrote; read by SFT only."""
+    """File of worked rationales that `r2rank data synthesize` wrote; only SFT reads it."""
     template: Literal["films-1", "films-2", "products-1", "games-1", "books-1", "places-1"] = "films-1"
-    """Words of the prompts, by domain and version: docs/prompts.md shows them. All but films-1 tell times."""
+    """Wording of the prompts, by domain and version; see docs/prompts.md. All but films-1 include times."""
     split: Literal["leave_one_out", "global_time", "last_n", "cold_users"] = "leave_one_out"
-    """Protocol of the held-out lists; one that the folder was prepared for."""
+    """Protocol of the held-out lists; must be one that the folder was prepared with."""
     history_items: int = 10
-    """Latest interactions shown in the prefix, of any rating."""
+    """Number of latest interactions in the prefix, whatever their rating."""
     candidate_items: int = 20
-    """N: one positive and N - 1 negatives; in training lists, `train_positives` of them are relevant."""
+    """N, items of a list: one positive and N - 1 negatives. Training lists have `train_positives` positives."""
     train_positives: int = 1
-    """Relevant items of RL's training lists: the user's next ones, fewer where training ends sooner. More of them
-    teach more per rationale. For traces, see `r2rank data synthesize --positives`."""
+    """Positives of RL's training lists: the user's next items, or fewer if the training period ends before.
+    More positives give more signal per rationale. For traces, see `r2rank data synthesize --positives`."""
     min_history: int = 5
-    """Training lists start after this many interactions of a user."""
+    """Number of interactions that a user must have before their first training list."""
     prefix_tokens: int = 72
-    """P."""
+    """P, longest prefix (instructions and history)."""
     suffix_tokens: int = 16
-    """S."""
+    """S, longest item suffix."""
     rationale_tokens: int = 18
-    """T, the stop token included. 0 turns reasoning off: the head reads each item's last token."""
-
+    """T, longest rationale with its stop token. 0 turns reasoning off: the head reads each item's last token."""
     length_buckets: int = 1
-    """Training batches hold lists of similar length, padded to one of so many widths. 1: all are padded to P, S and T.
-    Every combination of widths is a program of its own to compile."""
+    """Number of padded widths; a training batch holds lists of similar length. 1: all are padded to P, S and T.
+    Every combination of widths is compiled as a separate program."""
 
     def __post_init__(self) -> None:
         for name in ("history_items", "min_history", "prefix_tokens", "suffix_tokens", "length_buckets"):
@@ -71,42 +71,46 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A decoder of the Qwen2, Qwen3 or Llama family; the families differ only in these fields."""
+    """A decoder of the Qwen2, Qwen3 or Llama family. The families differ only in these fields."""
 
     vocabulary: int = 1536
+    """Number of token ids."""
     width: int = 96
+    """Size of the hidden states."""
     layers: int = 2
     heads: int = 4
     kv_heads: int = 2
     head_size: int = 24
     mlp_width: int = 256
     qk_norm: bool = False
-    """RMSNorm on each query and key head before RoPE (Qwen3)."""
+    """Apply RMSNorm to each query and key head before RoPE (Qwen3)."""
     attention_bias: bool = False
-    """Biases on the query, key and value projections (Qwen2)."""
+    """Add biases to the query, key and value projections (Qwen2)."""
     tied_embeddings: bool = True
+    """Use the embedding as the output layer."""
     rope_theta: float = 10_000.0
     rope_factor: float = 1.0
-    """How many times longer the context has become since pre-training (Llama 3.1's rule); 1 changes nothing."""
+    """Factor by which the context was extended after pre-training (Llama 3.1's rule); 1 changes nothing."""
     rope_low_frequency: float = 1.0
-    """Wavelengths that fit into the original context fewer times than this are stretched by `rope_factor`."""
+    """Wavelengths that fit into the original context fewer times than this are multiplied by `rope_factor`."""
     rope_high_frequency: float = 4.0
-    """Wavelengths that fit into it more often than this stay."""
+    """Wavelengths that fit into it more often than this are unchanged."""
     rope_original_positions: int = 8192
     """Length of the original context."""
     norm_epsilon: float = 1e-6
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the computation; parameters, softmax, norms and losses stay float32."""
+    """Type of the computation; parameters, softmax, norms and losses stay float32."""
     lora_rank: int = 0
-    """Rank of the adapters beside every matrix of every layer, which `trained=adapters` trains; 0: none."""
+    """Rank of the adapters of every matrix in every layer, for `trained=adapters`; 0: no adapters."""
     lora_alpha: float = 32.0
     """An adapter's product is multiplied by lora_alpha / lora_rank."""
     attention: Literal["auto", "einsum", "cudnn", "splash"] = "auto"
-    """How attention is computed; "auto" measures what this machine has. Not part of what a checkpoint is."""
+    """Implementation of attention; auto measures those that run on this machine and takes the fastest.
+    Checkpoints do not depend on it."""
     remat: Literal["auto", "none", "dots", "block"] = "auto"
-    """What the backward pass computes again: "none" nothing; "dots" all but products with weights; "block" all but each
-    layer's input. "auto" is "none", and "block" where `compute.update_gib` asks for it. Not part of what a checkpoint
-    is."""
+    """What the backward pass recomputes. none: nothing; dots: all but products with weights;
+    block: all but each layer's input; auto: none, or block if `compute.update_gib` requires it.
+    Checkpoints do not depend on it."""
 
     def __post_init__(self) -> None:
         _require(
@@ -116,7 +120,7 @@ class ModelConfig:
         )
         _require(
             self.head_size % 2 == 0,
-            f"model.head_size must be even for RoPE, got {self.head_size}; add or take one",
+            f"model.head_size must be even for RoPE, got {self.head_size}; set it to {self.head_size + 1}",
         )
         _require(self.lora_rank >= 0, f"model.lora_rank must be at least 0 (no adapters), got {self.lora_rank}")
         _require(
@@ -129,7 +133,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """Devices along each mesh axis; users are split over data x fsdp."""
+    """Devices along each mesh axis. Users are split over data x fsdp, parameters over fsdp x tensor."""
 
     data: int = 1
     fsdp: int = 1
@@ -150,20 +154,20 @@ class MeshConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig:
-    """How work is cut to fit the machine; results do not depend on it beyond rounding."""
+    """How work is divided to fit the machine. Results depend on it only by rounding."""
 
     update_gib: float | None = None
-    """Activations that an update may hold on one device; decides how many items are read at once. None: half of what
-    the model and its optimizer leave free, 4 where the device does not say what it has."""
+    """Memory for activations of an update on one device, which limits how many items are read at once.
+    None: half of what the model and its optimizer leave free; 4 if the device does not report its memory."""
     wave_tokens: int = 16
-    """Tokens decoded between two looks at which rationales have ended (docs/performance.md: 16 against 32)."""
+    """Tokens decoded between two checks for finished rationales (docs/performance.md compares 16 and 32)."""
     data_workers: int = 0
-    """Processes on each machine that write training batches ahead; 0: a thread. The batches are the same."""
+    """Processes on each machine that prepare training batches; 0: a thread does. The batches are the same."""
 
     def __post_init__(self) -> None:
         _require(
             self.update_gib is None or self.update_gib > 0,
-            f"compute.update_gib must be positive, got {self.update_gib}; leave it out to take half of what is free",
+            f"compute.update_gib must be positive, got {self.update_gib}; omit it to use half of the free memory",
         )
         _require(self.wave_tokens >= 1, f"compute.wave_tokens must be at least 1, got {self.wave_tokens}")
         _require(self.data_workers >= 0, f"compute.data_workers must be at least 0, got {self.data_workers}")
@@ -174,14 +178,16 @@ class OptimizerConfig:
     """AdamW with a linear warm-up and a cosine decay to zero."""
 
     learning_rate: float = 3e-3
+    """After the warm-up."""
     warmup_steps: int = 20
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    """Largest norm of the gradient; a larger gradient is scaled down."""
     beta2: float = 0.99
     moment_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the first moment; the second, a sum of squares, stays float32."""
+    """Type of the first moment; the second, a mean of squares, stays float32."""
     ema_decay: float = 0.0
-    """Decay of the parameter average that is evaluated and handed on; 0 = the parameters themselves."""
+    """Decay of the parameter average, which is evaluated and starts the next phase. 0: no average."""
 
     def __post_init__(self) -> None:
         _require(self.learning_rate > 0, f"learning_rate must be positive, got {self.learning_rate}")
@@ -196,9 +202,9 @@ class SFTConfig:
     batch_users: int = 16
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     head_weight: float = 0.5
-    """Weight of the head's loss, beside the cross-entropy of the rationale."""
+    """Weight of the head's loss; the cross-entropy of the rationale has weight 1."""
     head_loss: str = "list_net"
-    """Loss of the scores of a list: one of `ranking.losses`, or "module:function" of the same form."""
+    """Loss of the scores of a list: one of `ranking.losses`, or module:function with the same arguments."""
     log_every: int = 20
     validate_every: int = 200
     checkpoint_every: int = 200
@@ -209,45 +215,50 @@ class SFTConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RLConfig:
-    """Reinforcement learning from a reward of rankings (docs/method.md: the gradient's score part and token part)."""
+    """Reinforcement learning from the reward of rankings; docs/method.md explains the score part and the token part."""
 
     steps: int = 400
     batch_users: int = 8
     rationales: int = 2
-    """G, rationales sampled per item."""
+    """G, number of rationales sampled per item."""
     updates: int = 1
-    """Optimizer updates per rollout; from the second on, PPO's ratio and its clip matter."""
+    """Optimizer updates per rollout. PPO's ratio and its clipping have an effect from the second update on."""
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(learning_rate=5e-4, ema_decay=0.98, clip_norm=1.0)
     )
     temperature: float = 0.6
-    """Of the sampled tokens; the trainer scores the same tempered distribution."""
+    """Temperature of the sampled tokens; the trainer scores the same tempered distribution."""
     reward: str = "ndcg@10"
-    """What a ranking is worth: "ndcg@10", "mrr", "0.5*ndcg@10+0.5*recall@10" or "module:function"; docs/ranking.md has
-    all names. Evaluation measures it, too."""
+    """Reward of a ranking: ndcg@10, mrr, 0.5*ndcg@10+0.5*recall@10 or module:function; docs/ranking.md lists all.
+    Evaluation measures it too."""
     rationale_rewards: str = ""
-    """Rewards of the rationales themselves, in units of `reward`: "0.1*cut_off+0.02*too_long@12" or
-    "0.1*module:function", see `train.rationale_rewards`. Empty: none."""
+    """Rewards of the rationales, in units of `reward`: 0.1*cut_off+0.02*too_long@12 or 0.1*module:function.
+    Empty: none. See `train.rationale_rewards`."""
     estimator: Literal["reinforce", "reward_to_go", "pl_rank", "exact"] = "exact"
-    """Of the score part, the gradient of V(s)."""
+    """Estimator of the score part, the gradient of V(s)."""
     num_samples: int = 16
-    """M, rankings drawn per list by the sampling estimators."""
+    """M, number of rankings that the sampling estimators draw per list."""
     credit: Literal["shared", "counterfactual", "first_order", "leave_item_out", "swap"] = "counterfactual"
-    """From the list's reward to each rationale's advantage: the rules of `ranking.credit`."""
+    """Rule that turns the reward of a list into the advantages of its rationales; see `ranking.credit`."""
     joint: bool = True
-    """The score part reaches the backbone through the hidden state the head reads."""
+    """Let the score part train the backbone too, through the hidden state that the head reads."""
     fixed_scale: bool = True
-    """Take out of ∇V the direction that scales all scores together, which changes V but no ranking."""
+    """Remove from ∇V the direction that scales all scores together, which changes V but no ranking."""
     score_weight: float = 1.0
+    """Weight of the score part."""
     token_weight: float = 0.5
+    """Weight of the token part."""
     kl_weight: float = 0.02
     """Weight of KL(policy || SFT policy) per token, over the whole vocabulary."""
     entropy_weight: float = 0.0
+    """Weight of the entropy bonus."""
     ratio: Literal["token", "sequence"] = "token"
+    """PPO's probability ratio: one for each token, or one for the sequence (GSPO)."""
     clip_low: float = 0.2
+    """The ratio is clipped to [1 - clip_low, 1 + clip_high]."""
     clip_high: float = 0.2
     max_importance_weight: float = 2.0
-    """Truncation of trainer/rollout probability ratios."""
+    """Upper bound of the trainer/rollout probability ratios."""
     log_every: int = 10
     validate_every: int = 100
     checkpoint_every: int = 100
@@ -268,11 +279,12 @@ class EvaluationConfig:
     """How systems are compared on the held-out users."""
 
     ks: tuple[int, ...] = (1, 5, 10)
+    """Cut-offs of the metrics."""
     bootstrap_samples: int = 2000
     permutation_samples: int = 20_000
     batch_users: int = 64
     report_users: int = 8
-    """Users shown in the report with their candidates and rationales."""
+    """Number of users that the report shows with candidates and rationales."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,12 +292,14 @@ class RunConfig:
     """One experiment."""
 
     name: str
+    """Name of the experiment, also of its default run directory."""
     seed: int = 0
+    """Seed of the parameters, the batches and the sampling."""
     pretrained: str | None = None
-    """Folder that `r2rank model import` wrote: the policy starts from its weights and reads and writes with its
-    tokenizer. None: random weights, and a tokenizer trained on the traces."""
+    """Folder that `r2rank model import` wrote: the policy starts from its weights and uses its tokenizer.
+    None: random weights, and a tokenizer trained on the traces."""
     trained: Trained = "all"
-    """What learns: all parameters; the adapters of `model.lora_rank` and the scoring head; or the head alone."""
+    """What is trained: all parameters; adapters (of `model.lora_rank`) and the scoring head; or only the head."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)

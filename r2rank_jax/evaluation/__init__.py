@@ -1,1 +1,1 @@
-"""How systems are compared: metrics per user, baselines, intervals and paired tests, `results.json`."""
+"""Comparison of systems: metrics per user, baselines, intervals and paired tests, `results.json`."""

@@ -1,9 +1,9 @@
 """Ranking metrics of one system, one number per user.
 
-The metrics themselves are those of `ranking.metrics`, in float32: what is evaluated is what is trained. Here the input
-is scores, not rankings, because the step from scores to a ranking is where evaluations go wrong: candidate lists often
-hold the truth last, so breaking ties by position gives a constant scorer an NDCG of 0 (or 1, sorted the other way).
-Ties are broken at random.
+The metrics are those of `ranking.metrics`, in float32, so that evaluation measures what training maximizes. The input
+is scores, not rankings, because ties between scores are a common source of errors: candidate lists often hold the
+positive last, so breaking ties by position gives a constant scorer an NDCG of 0 (or 1, in the opposite order). Here,
+ties are broken at random.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from r2rank_jax.ranking.reward import named, ranking_reward
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
-OfRanking = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+RankingMetric = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """Rankings int [U, N], labels [U, N], mask [U, N] -> float32 [U]."""
 
 BLOCK_USERS = 4096
-"""Users measured at a time; bounds the memory of sorting."""
+"""Number of users that are measured at a time, which bounds the memory."""
 
 
-def evaluated_metrics(ks: Sequence[int], reward: str | None = None) -> dict[str, OfRanking]:
-    """The metrics of an evaluation by name: those of `ranking.metrics.EVALUATED`, and a reward that is not among them.
+def evaluated_metrics(ks: Sequence[int], reward: str | None = None) -> dict[str, RankingMetric]:
+    """The metrics of an evaluation by name: those of `ranking.metrics.EVALUATED` and, if it is another one, the reward.
 
     Args:
         ks: cut-offs, each at least 1; a k above N means the whole list.
@@ -39,7 +39,7 @@ def evaluated_metrics(ks: Sequence[int], reward: str | None = None) -> dict[str,
         ValueError: no or bad cut-offs, or an unknown reward.
     """
     cutoffs = _cutoffs(ks)
-    metrics: dict[str, OfRanking] = {}
+    metrics: dict[str, RankingMetric] = {}
     for name, evaluated in EVALUATED.items():
         if evaluated.at_cutoffs:
             metrics |= {f"{name}@{k}": functools.partial(evaluated.metric, k=k) for k in cutoffs}
@@ -53,8 +53,8 @@ def evaluated_metrics(ks: Sequence[int], reward: str | None = None) -> dict[str,
 def rank_items(scores: ArrayLike, mask: ArrayLike | None = None, *, seed: int) -> NDArray[np.int64]:
     """Item indices, best first; masked items come last.
 
-    Equal scores are ordered by a random key drawn from `seed`, the same key for every system that is scored
-    on the same lists, so that two systems that tie in the same way are not told apart by luck.
+    Equal scores are ordered by random keys drawn from `seed`. All systems must use the same seed, so that two systems
+    with the same ties get the same ranking.
 
     Args:
         scores: [U, N] real numbers, higher is better; a masked item's score may be anything.
@@ -65,7 +65,7 @@ def rank_items(scores: ArrayLike, mask: ArrayLike | None = None, *, seed: int) -
         int64 [U, N], a permutation of 0..N-1 per row.
 
     Raises:
-        ValueError: shapes that differ, or a score of a real item that is not finite.
+        ValueError: the shapes differ, or a score of a real item is not finite.
     """
     values, real = _scores_and_mask(scores, mask)
     tie_keys = np.random.default_rng(seed).random(values.shape)
@@ -90,15 +90,15 @@ def per_user_metrics(
         mask: bool [U, N], True = real item; None = all real.
         ks: cut-offs, each at least 1; a k above N means the whole list.
         seed: of the tie-breaking keys; use one seed for all systems.
-        reward: measured beside the metrics, see `evaluated_metrics`.
+        reward: measured in addition to the metrics, see `evaluated_metrics`.
 
     Returns:
         `ndcg@k`, `hr@k` for each k, `mrr`, and the reward by its name, each float64 [U]. A user without a relevant item
         gets 0 in all of them.
 
     Raises:
-        ValueError: shapes that differ, no or bad cut-offs, an unknown reward, or a score or label of a real item that
-            is not usable.
+        ValueError: the shapes differ, cut-offs are missing or bad, the reward is unknown, or a real item has a score or
+            label that is not valid.
     """
     values, real = _scores_and_mask(scores, mask)
     metrics = evaluated_metrics(ks, reward)
@@ -129,8 +129,8 @@ def _scores_and_mask(scores: ArrayLike, mask: ArrayLike | None) -> tuple[FloatAr
         user, item = np.argwhere(bad)[0]
         raise ValueError(
             f"scores of real items must be finite: {int(bad.sum())} are not, the first is "
-            f"{values[user, item]} at user row {user}, item {item}; a diverged model must not get "
-            "a rank by accident: check its scores or mask the item"
+            f"{values[user, item]} at user row {user}, item {item}; check whether the model has "
+            "diverged, or mask the item"
         )
     return values, real
 

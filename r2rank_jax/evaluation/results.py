@@ -1,4 +1,4 @@
-"""`results.json`: what a run found out, with everything needed to judge and repeat it.
+"""`results.json`: the results of a run, with everything needed to judge and repeat it.
 
 systems         name -> metric -> {mean, ci95: [low, high], n}
 comparisons     [{a, b, metric, difference, ci95, p}], difference = mean of a - b over the same users
@@ -27,7 +27,7 @@ from r2rank_jax.evaluation import baselines, significance
 from r2rank_jax.files.atomic import replacing_file
 
 SCHEMA = 1
-"""Raised when a reader of the old form would misread the new one."""
+"""Incremented when a reader of the old form would misread the new one."""
 
 PerUser = Mapping[str, np.ndarray]
 """Metric name -> float64 [U], as `metrics.per_user_metrics` returns it."""
@@ -35,22 +35,22 @@ PerUser = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Where results come from; everything that `build_results` cannot work out from the metrics."""
+    """Where results come from: everything that `build_results` cannot derive from the metrics."""
 
     data_hash: str
-    """Of the prepared data folder."""
+    """Hash of the prepared data folder."""
     commit: str
-    """Of the code; end it in `+changes` where the working tree differs from it."""
+    """Commit of the code, ending in `+changes` if the working tree differs from it."""
     candidate_hash: str = ""
-    """Of the candidate lists that every system ranked."""
+    """Hash of the candidate lists that every system ranked."""
     command: str = ""
-    """As typed."""
+    """Command line of the evaluation, as typed."""
     teacher: str = "template"
-    """What wrote the traces of SFT."""
+    """Teacher that wrote the traces of SFT."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """Phase -> {steps, wall_s, ...}."""
     notes: Sequence[str] = ()
-    """Anything a reader must know before trusting a number."""
+    """Anything that a reader must know before trusting a number."""
 
 
 def build_results(
@@ -64,26 +64,26 @@ def build_results(
     compared: Sequence[str] | None = None,
     reward: str | None = None,
 ) -> dict[str, Any]:
-    """Summarise per-user metrics of every system into the content of `results.json`.
+    """Summarize per-user metrics of every system into the content of `results.json`.
 
     Args:
         systems: name -> metric -> float64 [U]; every system holds the same metrics of the same users, in one
             order.
-        pairs: (a, b) of system names to compare; a is the one expected to be better.
+        pairs: (a, b) of system names to compare; a is expected to be better.
         config: `bootstrap_samples` and `permutation_samples` are used, and `ks` for the analytic random
             values.
-        candidate_items: N of the lists, one of them relevant, for the analytic random values; None where lists have
-            several relevant items, and so no such values.
+        candidate_items: N of the lists, one of them relevant, for the analytic random values; None if lists have
+            several relevant items, which leaves these values out.
         seed: of the bootstrap and the permutations.
         provenance: see `Provenance`.
         compared: metrics of the comparisons; None = NDCG at the largest k, and the reward.
-        reward: that RL maximised, one of the metrics.
+        reward: the reward that RL maximized, one of the metrics.
 
     Returns:
-        A dictionary that `write_results` takes.
+        A dictionary for `write_results`.
 
     Raises:
-        ResultsError: systems that were not measured alike, or a pair that names no system.
+        ResultsError: systems have different metrics or users, or a pair names an unknown system.
     """
     _check_alike(systems)
     metrics = list(compared) if compared is not None else _compared(config, reward)
@@ -124,10 +124,10 @@ def machine_info() -> dict[str, Any]:
 
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:
-    """Check `results` and write them as JSON; `path` holds the old or the new content, never a part.
+    """Check `results` and write them as JSON. `path` holds either the old or the new content, never a part of it.
 
     Raises:
-        ResultsError: content of another form, or a number that JSON has no word for (NaN, infinity).
+        ResultsError: the content has another form, or a number that JSON cannot represent (NaN, infinity).
     """
     check_results(results)
     try:
@@ -139,11 +139,11 @@ def write_results(path: Path, results: Mapping[str, Any]) -> None:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """Inverse of `write_results`.
+    """Read and check what `write_results` wrote.
 
     Raises:
-        FileNotFoundError: no file at `path`.
-        ResultsError: not JSON, or JSON of another form.
+        FileNotFoundError: there is no file at `path`.
+        ResultsError: the file does not hold JSON, or holds JSON of another form.
     """
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
@@ -154,7 +154,7 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def check_results(results: Any) -> None:
-    """Raise `ResultsError` where `results` does not have the form at the top of this page."""
+    """Raise `ResultsError` if `results` does not have the form in the docstring of this module."""
     _require(isinstance(results, Mapping), f"results must be an object, got {type(results).__name__}")
     for name in ("systems", "comparisons", "analytic_random", "data_hash", "commit", "training", "machine"):
         _require(name in results, f"results must hold {name!r}, got only {sorted(results)}")
@@ -228,15 +228,15 @@ def _comparison(
     for name in (a, b):
         _require(name in systems, f"comparison of {a!r} with {b!r}: no system {name!r} among {sorted(systems)}")
         _require(metric in systems[name], f"no metric {metric!r} among {sorted(systems[name])}")
-    found = significance.compare(
+    paired = significance.compare(
         systems[a][metric],
         systems[b][metric],
         bootstrap_samples=config.bootstrap_samples,
         permutation_samples=config.permutation_samples,
         seed=seed,
     )
-    interval = [found.low, found.high]
-    return {"a": a, "b": b, "metric": metric, "difference": found.difference, "ci95": interval, "p": found.p}
+    interval = [paired.low, paired.high]
+    return {"a": a, "b": b, "metric": metric, "difference": paired.difference, "ci95": interval, "p": paired.p}
 
 
 def _compared(config: EvaluationConfig, reward: str | None) -> list[str]:

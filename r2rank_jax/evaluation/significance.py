@@ -1,7 +1,7 @@
-"""How sure the numbers are: bootstrap intervals over users and a paired permutation test.
+"""Uncertainty of metrics: bootstrap intervals over users, and a paired permutation test.
 
-The user is the unit: users are resampled, never items or lists, because one user's lists share a history. The
-intervals cover the draw of users only, not the training seed, nor the draw of the negatives.
+Users are resampled, not items or lists, because the lists of one user share a history. The intervals cover the sampling
+of users only. They do not cover the training seed or the sampling of negatives.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 BLOCK_ELEMENTS = 2_000_000
-"""Random numbers held at once (16 MB as float64), whatever the number of users and samples."""
+"""Largest number of random values in memory (16 MB as float64), for any number of users and samples."""
 
 
 class Interval(NamedTuple):
@@ -38,14 +38,14 @@ def bootstrap_interval(values: ArrayLike, samples: int, seed: int) -> Interval:
 
     Args:
         values: [U] one number per user, finite.
-        samples: resamples of the users, at least 1; 2000 place the limits well enough for three digits.
-        seed: of the resampling.
+        samples: number of resamples of the users, at least 1; 2000 give limits that are accurate to three digits.
+        seed: seed of the resampling.
 
     Returns:
         (mean, low, high), in the unit of `values`.
 
     Raises:
-        ValueError: no users, values that are not finite or not [U], or samples below 1.
+        ValueError: there are no users, values are not finite or not [U], or samples is below 1.
     """
     users = _users(values, "values")
     _check_samples(samples)
@@ -61,22 +61,22 @@ def bootstrap_interval(values: ArrayLike, samples: int, seed: int) -> Interval:
 def paired_test(a: ArrayLike, b: ArrayLike, samples: int, seed: int) -> float:
     """Two-sided p-value of the paired sign-flip permutation test on the mean difference.
 
-    Under the null hypothesis each user's difference is as likely to be d as -d. Users with equal values drop
-    out (their flip changes nothing). Where all sign patterns are no more than `samples`, they are enumerated
-    and p is exact; otherwise patterns are sampled and p = (1 + hits) / (1 + samples), which is never 0 and
-    keeps the test's level (Phipson & Smyth 2010).
+    Under the null hypothesis, each user's difference is d or -d with equal probability. Users with equal values are
+    dropped, because flipping their sign changes nothing. If there are at most `samples` sign patterns, they are
+    enumerated and p is exact. Otherwise patterns are sampled and p = (1 + hits) / (1 + samples), which is never 0 and
+    keeps the level of the test (Phipson & Smyth 2010).
 
     Args:
         a: [U] one number per user.
         b: [U] the other system's numbers for the same users, in the same order.
-        samples: sign patterns to draw.
-        seed: of the patterns.
+        samples: number of sign patterns to draw.
+        seed: seed of the patterns.
 
     Returns:
-        p in (0, 1]; 1 where the systems agree on every user.
+        p in (0, 1]; 1 if the systems agree on every user.
 
     Raises:
-        ValueError: shapes that differ, no users, values that are not finite, or samples below 1.
+        ValueError: the shapes differ, there are no users, values are not finite, or samples is below 1.
     """
     differences = _differences(a, b)
     _check_samples(samples)
@@ -85,7 +85,7 @@ def paired_test(a: ArrayLike, b: ArrayLike, samples: int, seed: int) -> float:
     if users == 0:
         return 1.0
     total = differences.sum()
-    # A flipped sum that equals the observed one may differ in its last bits, because it is added in another
+    # A flipped sum that equals the observed one may differ in its last bits, because its terms are added in another
     # order.
     threshold = abs(total) - 1e-9 * np.abs(differences).sum()
     exact = users < 63 and 2**users <= samples
@@ -103,19 +103,19 @@ def compare(a: ArrayLike, b: ArrayLike, *, bootstrap_samples: int, permutation_s
     Args:
         a: [U] one number per user.
         b: [U] the other system's numbers for the same users, in the same order.
-        bootstrap_samples: of the interval.
-        permutation_samples: of the test.
-        seed: of both.
+        bootstrap_samples: number of samples for the interval.
+        permutation_samples: number of samples for the test.
+        seed: seed of both.
 
     Raises:
-        ValueError: as `bootstrap_interval` and `paired_test`.
+        ValueError: as in `bootstrap_interval` and `paired_test`.
     """
     mean, low, high = bootstrap_interval(_differences(a, b), bootstrap_samples, seed)
     return Comparison(mean, low, high, paired_test(a, b, permutation_samples, seed))
 
 
 def _sampled(users: int, samples: int, seed: int) -> Iterator[NDArray[np.uint8]]:
-    """Random sign patterns [rows, users] of 0 and 1: one random bit per user, not one float."""
+    """Random sign patterns [rows, users] of 0 and 1, which take one random bit per user instead of a float."""
     rng = np.random.default_rng(seed)
     width = -(-users // 8)
     for rows in _blocks(samples, users):

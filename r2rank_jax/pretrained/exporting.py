@@ -29,6 +29,7 @@ from r2rank_jax.model.hf_names import (
     family_of,
     tensors,
 )
+from r2rank_jax.phases import PHASES, Phase
 from r2rank_jax.pretrained.folder import BASE, CARD, TOKENIZER_FOLDER, ModelOrigin, load_pretrained, read_model_card
 from r2rank_jax.pretrained.importing import copy_license, require_free
 from r2rank_jax.pretrained.page import ExportForm, Training, model_page
@@ -43,8 +44,6 @@ from r2rank_jax.pretrained.tokenizer_files import (
 from r2rank_jax.pretrained.weights import SCORE_FILE, StoredDtype, write_file, write_sharded
 from r2rank_jax.sharding import abstract_params, make_mesh
 from r2rank_jax.types import Array, Params
-
-PHASES = ("sft", "sft_continued", "rl")
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def export(
     source: Path,
     out: Path,
     *,
-    phase: str = "rl",
+    phase: Phase = "rl",
     form: ExportForm = "causal-lm",
     dtype: StoredDtype = "bfloat16",
     shard_gib: float = 4.0,
@@ -161,7 +160,7 @@ def _imported(directory: Path) -> Policy:
     return Policy(directory, card.config, params, ids, card.source.positions, card.source, None)
 
 
-def _trained(run_dir: Path, phase: str) -> Policy:
+def _trained(run_dir: Path, phase: Phase) -> Policy:
     """A run's policy, with the tokenizer of the imported model if the run started from one."""
     if not (run_dir / "config.json").is_file() or not (run_dir / "checkpoints").is_dir():
         raise PretrainedError(
@@ -173,9 +172,9 @@ def _trained(run_dir: Path, phase: str) -> Policy:
         raise PretrainedError(f"--phase must be one that {run_dir} has trained ({', '.join(trained)}), got {phase}")
     config = read(run_dir / "config.json")
     like = abstract_params(_all_devices(), config.model)
-    params, extras, identity = load_policy(run_dir / "checkpoints" / phase, like, to_json(config))
+    params, record, identity = load_policy(run_dir / "checkpoints" / phase, like, to_json(config))
     results = read_results(run_dir / "results.json") if (run_dir / "results.json").is_file() else None
-    training = Training(phase=phase, config=config, extras=extras, identity=identity, results=results)
+    training = Training(config=config, record=record, identity=identity, results=results)
     if config.pretrained is not None:
         base = run_dir / BASE  # the folder in config.pretrained may have been deleted
         card = read_model_card(base)

@@ -19,7 +19,7 @@ import jax
 import orbax.checkpoint as ocp
 from flax.core import meta
 
-from r2rank_jax.checkpoint import damage, what_matters
+from r2rank_jax.checkpoint import damage, without_machine_settings
 from r2rank_jax.config import ModelConfig, differences, from_json
 from r2rank_jax.errors import ConfigError, PretrainedError
 from r2rank_jax.model.transformer import initial_params
@@ -123,7 +123,9 @@ def load_pretrained(directory: Path, like: Params, config: ModelConfig | None = 
 
 def _require_same_model(directory: Path, stored: ModelConfig, required: ModelConfig, like: Params) -> None:
     ignored = {field: getattr(stored, field) for field in ("dtype", "lora_rank", "lora_alpha")}
-    old, new = (what_matters(dataclasses.asdict(dataclasses.replace(c, **ignored))) for c in (stored, required))
+    old, new = (
+        without_machine_settings(dataclasses.asdict(dataclasses.replace(c, **ignored))) for c in (stored, required)
+    )
     changed = differences(old, new, "model.")
     if not changed:
         shapes = meta.unbox(jax.eval_shape(lambda: initial_params(stored, jax.random.key(0))))

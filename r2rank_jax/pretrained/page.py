@@ -10,6 +10,7 @@ from typing import Any, Literal
 from r2rank_jax.config import ModelConfig, RunConfig, to_json
 from r2rank_jax.evaluation.results import results_table
 from r2rank_jax.model.hf_names import Form
+from r2rank_jax.phases import PhaseRecord
 from r2rank_jax.pretrained.folder import ModelOrigin
 from r2rank_jax.pretrained.tokenizer_files import SpecialIds
 
@@ -38,9 +39,8 @@ _USE["adapters"] = f"model = peft.PeftModel.from_pretrained(base_model, folder)\
 class Training:
     """How a policy was trained."""
 
-    phase: str
     config: RunConfig
-    extras: Mapping[str, Any]
+    record: PhaseRecord
     """Metadata stored with the checkpoint."""
     identity: str
     """Identity of the checkpoint."""
@@ -107,11 +107,11 @@ def _facts(config: ModelConfig, base: ModelOrigin | None, training: Training | N
     if training is not None:
         results = training.results or {}
         missing = "not recorded: `r2rank eval` had not been run"
-        rows.append(("phase", f"{training.phase}, {training.extras['steps']} steps"))
+        rows.append(("phase", f"{training.record.phase}, {training.record.steps} steps"))
         rows.append(("checkpoint", training.identity))
         rows.append(("training data, SHA-256 of the interactions", results.get("data_hash", missing)))
-        if "traces" in training.extras:
-            rows.append(("traces (the teacher's rationales), SHA-256", training.extras["traces"]))
+        if training.record.traces is not None:
+            rows.append(("traces (the teacher's rationales), SHA-256", training.record.traces))
         rows.append(("commit of the code", results.get("commit", missing)))
     return "\n".join(["| | |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows), ""])
 

@@ -1,1 +1,1 @@
-"""A run directory as one self-contained HTML page."""
+"""Shows a run directory as one self-contained HTML page."""

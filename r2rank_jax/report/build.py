@@ -1,7 +1,7 @@
 """Run directory -> `report.html`, one self-contained page.
 
-Titles, genres and rationales come from data files and from a language model: they are untrusted. The template
-escapes everything; only the figures drawn here are marked as safe.
+Titles, genres and rationales come from data files and from a language model, so they are untrusted. The template
+escapes everything except the figures, which this package draws.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from r2rank_jax.report import figures, headline
 from r2rank_jax.report.reading import Run, label, metric_label, read_run
 
 SHOWN = 5
-"""Ranks that are visible before a click, besides the truth."""
+"""Number of ranks that are visible without a click; the truth is always visible."""
 
 COLUMNS = ("sft", "rl")
-"""Systems whose words stand side by side; the third, SFT continued, takes a place that is free."""
+"""Systems that are shown side by side. If one of them is missing, SFT continued takes its place."""
 
 
 def build(run_dir: Path) -> Path:
-    """Write `report.html` into a run directory from what is there.
+    """Write `report.html` into a run directory.
 
-    Missing pieces become sentences on the page, so a report can be built at any point of a run.
+    The page names the parts that are missing, so a report can be built at any point of a run.
 
     Args:
         run_dir: holds any of `config.json`, `metrics.jsonl`, `results.json`, `rationales.jsonl`.
@@ -37,7 +37,7 @@ def build(run_dir: Path) -> Path:
         Path of the page.
 
     Raises:
-        FileNotFoundError: no such directory.
+        FileNotFoundError: there is no such directory.
     """
     run = read_run(Path(run_dir))
     page = _environment().get_template("template.html.j2").render(**_context(run))
@@ -96,13 +96,13 @@ def _context(run: Run) -> dict[str, Any]:
 
 
 def _columns(run: Run) -> list[str]:
-    """Metrics of the results table, the headline metric first: on a telephone the others need a swipe."""
+    """Metrics of the results table, the headline metric first, because narrow screens hide the last columns."""
     metrics = list(dict.fromkeys(metric for cells in run.systems.values() for metric in cells))
     return sorted(metrics, key=lambda metric: metric != run.metric)
 
 
 def _user(user: dict[str, Any]) -> dict[str, Any]:
-    """One user's history and the candidate list as each shown system ranked it."""
+    """One user's history, and the candidate list as each of the shown systems ranked it."""
     candidates = user["candidates"]
     names = {name for candidate in candidates for name in candidate.get("systems") or {}}
     columns = [name for name in COLUMNS if name in names]
@@ -124,8 +124,8 @@ def _user(user: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ranking(candidates: list[dict[str, Any]], system: str) -> list[dict[str, Any]]:
-    """Rows in rank order. Equal scores are ordered by title: anything but the file's order, which may end in
-    the truth. A score that is missing or not finite goes last."""
+    """Rows in rank order. Equal scores are ordered by title, because the file may list the truth last. Missing and
+    non-finite scores come last."""
 
     def key(candidate: dict[str, Any]) -> tuple[float, str]:
         score = _score(candidate, system)
@@ -144,9 +144,9 @@ def _ranking(candidates: list[dict[str, Any]], system: str) -> list[dict[str, An
 
 
 def _split(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The rows seen at once, and those behind a click; the truth is always seen."""
-    seen = [row for row in rows if row["rank"] <= SHOWN or row["truth"]]
-    return {"seen": seen, "rest": [row for row in rows if row not in seen]}
+    """The rows that are visible, and those that need a click. The truth is always visible."""
+    visible = [row for row in rows if row["rank"] <= SHOWN or row["truth"]]
+    return {"visible": visible, "rest": [row for row in rows if row not in visible]}
 
 
 def _score(candidate: dict[str, Any], system: str) -> float | None:
@@ -172,8 +172,8 @@ def _ranks(places: dict[str, int | None], size: int) -> str:
     """`rank 7 before RL, 2 after RL, 5 with SFT continued, of 20`."""
     words = {"sft": "before RL", "rl": "after RL"}
     order = sorted(places, key=lambda name: (name not in COLUMNS, COLUMNS.index(name) if name in COLUMNS else 0, name))
-    known = [f"{places[n]} {words.get(n, 'with ' + label(n))}" for n in order if places[n] is not None]
-    return f"rank {', '.join(known)}, of {size}" if known else "never ranked"
+    ranks = [f"{places[n]} {words.get(n, 'with ' + label(n))}" for n in order if places[n] is not None]
+    return f"rank {', '.join(ranks)}, of {size}" if ranks else "not ranked yet"
 
 
 def _column_title(system: str) -> str:
@@ -181,7 +181,7 @@ def _column_title(system: str) -> str:
 
 
 def _moved(users: list[dict[str, Any]]) -> str:
-    """How the truth moved over the users shown; they are few, so this is reading aid, not evidence."""
+    """How the rank of the truth changed for the users shown. They are too few to be evidence, and the text says so."""
     pairs = [(u["before"], u["after"]) for u in users if u["before"] is not None and u["after"] is not None]
     if not pairs:
         return ""
@@ -189,13 +189,13 @@ def _moved(users: list[dict[str, Any]]) -> str:
     down = sum(after > before for before, after in pairs)
     same = len(pairs) - up - down
     return (
-        f"Of the {len(pairs)} users shown, the truth moved up for {up}, down for {down}, stayed for {same}. "
-        "They are examples; the tables above are the evidence."
+        f"From SFT to RL, the truth moved up for {up} of these {len(pairs)} users, moved down for {down}, and stayed "
+        f"for {same}. These users are examples; the evidence is in the tables above."
     )
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
-    """How it was run, as (name, value); values that were not recorded are left out."""
+    """Facts about the run as (name, value), without those that were not recorded."""
     results, config = run.results, run.config
     machine = results.get("machine") or {}
     data = config.get("data") or {}
@@ -208,9 +208,9 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("Candidate hash", results.get("candidate_hash")),
         ("Seed", config.get("seed")),
         ("Evaluated on", machine.get("date")),
-        ("Machine", machine.get("platform")),
+        ("Platform", machine.get("platform")),
         ("Processor", machine.get("processor")),
-        ("Processors", machine.get("cpus")),
+        ("CPUs", machine.get("cpus")),
         ("Python", machine.get("python")),
         ("JAX", machine.get("jax")),
     ]
@@ -218,7 +218,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
 
 
 def _training(run: Run) -> list[dict[str, str]]:
-    """Steps and wall time per phase: from the results, or from the log where a phase is not in them yet."""
+    """Steps and wall time per phase, from the results or, for a phase that they lack, from the log."""
     recorded = run.results.get("training") or {}
     rows = []
     for phase in dict.fromkeys([*recorded, *run.logs]):

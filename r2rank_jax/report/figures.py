@@ -1,7 +1,7 @@
-"""Figures as inline SVG. Colours are CSS variables of the page, so one drawing serves light and dark.
+"""Figures as inline SVG. Colors are CSS variables of the page, so one drawing serves light and dark mode.
 
-Each figure is small (about 5 inches) and the page lays them side by side or below each other: text stays
-readable on a telephone, where one wide figure would shrink.
+Each figure is small (about 5 inches), and the page places figures side by side or below each other. This keeps text
+readable on a phone, where a wide figure would shrink.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from r2rank_jax.phases import PHASES
 from r2rank_jax.report.reading import Curve, Run, label, metric_label
 
-# Stand-ins that matplotlib can parse -> what the page defines. No two may be equal, nor used for anything
-# else.
-COLOURS = {
+# Placeholder colors that matplotlib can parse -> CSS variables of the page. They must be distinct and unused otherwise.
+COLORS = {
     "#010203": "var(--ink)",
     "#010204": "var(--muted)",
     "#010205": "var(--grid)",
@@ -31,15 +31,15 @@ COLOURS = {
     "#010208": "var(--sft-continued)",
     "#010209": "var(--rl)",
 }
-INK, MUTED, GRID, BASELINE, SFT, SFT_CONTINUED, RL = COLOURS
-SYSTEM_COLOUR = {"sft": SFT, "sft_continued": SFT_CONTINUED, "rl": RL}
-MARKERS = {"sft": "o", "sft_continued": "s", "rl": "D"}  # shapes beside colours, for those who see no colours
+INK, MUTED, GRID, BASELINE, SFT, SFT_CONTINUED, RL = COLORS
+SYSTEM_COLOR = {"sft": SFT, "sft_continued": SFT_CONTINUED, "rl": RL}
+MARKERS = {"sft": "o", "sft_continued": "s", "rl": "D"}  # also tells systems apart without colors
 
 STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",  # real text: sharp, searchable, in the page's font
+    "svg.fonttype": "none",  # keep text as text: sharp, searchable, in the font of the page
     "font.family": "sans-serif",
     "font.size": 10,
-    "text.parse_math": False,  # a name with dollar signs is a name
+    "text.parse_math": False,  # names may contain dollar signs
     "text.color": INK,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
@@ -61,7 +61,7 @@ STYLE: dict[str, Any] = {
 
 
 def interval_plot(run: Run) -> Markup | None:
-    """Dot and 95% whisker per system on the headline metric, with a line at the analytic random value."""
+    """The headline metric of each system as a dot with its 95% interval, and a line at the analytic random value."""
     metric = run.metric
     cells = {name: row[metric] for name, row in run.systems.items() if metric in row}
     if not cells:
@@ -81,9 +81,9 @@ def interval_plot(run: Run) -> Markup | None:
                 fontsize=9,
             )
         for place, (name, cell) in enumerate(cells.items()):
-            colour, (low, high) = SYSTEM_COLOUR.get(name, BASELINE), cell["ci95"]
-            axes.plot([low, high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
-            axes.plot([cell["mean"]], [place], marker=MARKERS.get(name, "o"), color=colour, markersize=6)
+            color, (low, high) = SYSTEM_COLOR.get(name, BASELINE), cell["ci95"]
+            axes.plot([low, high], [place, place], color=color, linewidth=2, solid_capstyle="butt")
+            axes.plot([cell["mean"]], [place], marker=MARKERS.get(name, "o"), color=color, markersize=6)
             axes.annotate(
                 f"{cell['mean']:.3f}",
                 (high, place),
@@ -97,7 +97,7 @@ def interval_plot(run: Run) -> Markup | None:
         right = max(cell["ci95"][1] for cell in cells.values())
         left = min([cell["ci95"][0] for cell in cells.values()] + ([expected] if expected is not None else []))
         room = max(right - left, 0.05)
-        axes.set_xlim(left - 0.06 * room, right + 0.16 * room)  # on the right: the numbers
+        axes.set_xlim(left - 0.06 * room, right + 0.16 * room)  # space for the numbers on the right
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel(metric_label(metric))
@@ -107,7 +107,7 @@ def interval_plot(run: Run) -> Markup | None:
 def validation_plot(run: Run) -> Markup | None:
     """Validation metric over training time; RL and SFT continued both start where SFT ended."""
     name = f"validation/{run.metric}"
-    curves = {phase: run.curve(phase, name) for phase in ("sft", "sft_continued", "rl")}
+    curves = {phase: run.curve(phase, name) for phase in PHASES}
     if not any(curve.values for curve in curves.values()):
         return None
     fork_s = run.duration_s("sft")
@@ -141,22 +141,22 @@ def sft_plot(run: Run) -> Markup | None:
 
 def rl_plots(run: Run) -> list[Markup]:
     """Value, KL and entropy of the RL phase over steps, one small figure each."""
-    wanted = {
+    titles = {
         "value": "RL: value V of the sampled rationales",
         "kl": "RL: KL to the SFT policy, nats per token",
         "entropy": "RL: entropy of the policy",
     }
-    drawn = [_panel(title, {n: run.curve("rl", n)}, {n: RL}, f"rl-{n}") for n, title in wanted.items()]
+    drawn = [_panel(title, {n: run.curve("rl", n)}, {n: RL}, f"rl-{n}") for n, title in titles.items()]
     return [figure for figure in drawn if figure is not None]
 
 
 def _style(salt: str) -> AbstractContextManager[None]:
-    """Settings of one figure; `salt` keeps the ids inside its SVG apart from those of other figures."""
+    """Settings of one figure; `salt` makes the ids in its SVG different from those of other figures."""
     settings: Any = STYLE | {"svg.hashsalt": salt}
     return matplotlib.rc_context(settings)
 
 
-def _panel(title: str, curves: dict[str, Curve], colours: dict[str, str], salt: str) -> Markup | None:
+def _panel(title: str, curves: dict[str, Curve], colors: dict[str, str], salt: str) -> Markup | None:
     drawn = {name: curve for name, curve in curves.items() if curve.values}
     if not drawn:
         return None
@@ -171,7 +171,7 @@ def _panel(title: str, curves: dict[str, Curve], colours: dict[str, str], salt: 
             axes.plot(
                 curve.steps,
                 curve.values,
-                color=colours[name],
+                color=colors[name],
                 linestyle=style,
                 linewidth=1.5,
                 marker="o" if len(curve.values) < 3 else None,
@@ -189,7 +189,7 @@ def _line(axes: Axes, x: Sequence[float], y: Sequence[float], phase: str) -> Non
     axes.plot(
         x,
         y,
-        color=SYSTEM_COLOUR[phase],
+        color=SYSTEM_COLOR[phase],
         marker=MARKERS[phase],
         markersize=4,
         linewidth=1.6,
@@ -199,28 +199,28 @@ def _line(axes: Axes, x: Sequence[float], y: Sequence[float], phase: str) -> Non
 
 
 def _legend(axes: Axes) -> None:
-    """Between the title and the axes, where no curve can run into it."""
+    """Place the legend between the title and the axes, where no curve can overlap it."""
     entries = len(axes.get_legend_handles_labels()[1])
     axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.01), ncols=entries, borderaxespad=0, handlelength=2.2)
     axes.set_title(axes.get_title(loc="left"), pad=24)
 
 
 def _figure(width_in: float, height_in: float) -> tuple[Figure, Axes]:
-    # No pyplot: it keeps global state, and a window system is none of a report's business.
+    # Not pyplot, which keeps global state and may look for a window system.
     figure = Figure(figsize=(width_in, height_in), layout="constrained")
     FigureCanvasSVG(figure)
     return figure, figure.subplots()
 
 
 def _svg(figure: Figure, title: str) -> Markup:
-    """The <svg> element alone, with CSS colours, a spoken title, and free to shrink."""
+    """The <svg> element only, with CSS colors and a title for screen readers; it scales with the page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px var(--font)", text)
-    for stand_in, variable in COLOURS.items():
-        text = text.replace(stand_in, variable)
-    spoken = Markup('<svg role="img" aria-label="{}"').format(title)
-    return Markup(text.replace("<svg", spoken, 1))
+    for placeholder, variable in COLORS.items():
+        text = text.replace(placeholder, variable)
+    labeled = Markup('<svg role="img" aria-label="{}"').format(title)
+    return Markup(text.replace("<svg", labeled, 1))

@@ -1,4 +1,4 @@
-"""The sentences at the top of the report. Every one of them is worked out from the numbers of this run."""
+"""The sentences at the top of the report, which are derived from the numbers of the run."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ CHAIN = ("random", "popularity", "sft", "rl")
 RIVALS = ("sft", "sft_continued", "item_knn", "popularity", "random")
 NBSP = "\u00a0"  # keeps a name and its number on one line
 LEVEL = 0.05
-"""Of the test: above it a difference is not called one."""
+"""Significance level of the test."""
 
 
 def headline(run: Run) -> str:
-    """One sentence: the way from random to RL in numbers."""
+    """One sentence with the headline metric of each system from random to RL."""
     metric, systems = run.metric, run.systems
     chain = [name for name in CHAIN if metric in systems.get(name, {})]
     if not chain:
@@ -25,14 +25,18 @@ def headline(run: Run) -> str:
 
 
 def verdicts(run: Run) -> list[dict[str, str]]:
-    """What the last stage beat, and what it did not: `tone` good, unclear, bad or missing, and `text`."""
+    """Comparisons of the last phase with the other systems.
+
+    Returns:
+        Dictionaries of `tone` ("good", "unclear", "bad" or "missing") and `text`.
+    """
     systems, metric = run.systems, run.metric
     if not systems:
         return []
     last = "rl" if "rl" in systems else "sft" if "sft" in systems else None
     if last is None:
-        return [_verdict("missing", "No trained model was evaluated yet.")]
-    found = [] if last == "rl" else [_verdict("missing", "There is no RL result yet.")]
+        return [_verdict("missing", "No trained model has been evaluated yet.")]
+    sentences = [] if last == "rl" else [_verdict("missing", "There is no RL result yet.")]
     compared = [
         row["b"] if row["a"] == last else row["a"]
         for row in run.results.get("comparisons") or []
@@ -42,13 +46,13 @@ def verdicts(run: Run) -> list[dict[str, str]]:
         if rival == last or metric not in systems.get(rival, {}) or metric not in systems[last]:
             continue
         if rival == "random" and any(name in systems for name in ("popularity", "item_knn")):
-            continue  # beating chance is no news next to a real baseline
-        found.append(_against(run, last, rival))
-    return found
+            continue  # a comparison with a real baseline says more
+        sentences.append(_against(run, last, rival))
+    return sentences
 
 
 def comparison(run: Run, a: str, b: str, metric: str) -> dict[str, Any] | None:
-    """The recorded comparison of a with b, turned round where it was recorded as b with a."""
+    """The recorded comparison of a with b, with its sign reversed if it was recorded as b with a."""
     for row in run.results.get("comparisons") or []:
         if row["metric"] != metric:
             continue
@@ -61,7 +65,7 @@ def comparison(run: Run, a: str, b: str, metric: str) -> dict[str, Any] | None:
 
 
 def p_digits(p: float) -> str:
-    """A p-value with as many digits as it deserves."""
+    """A p-value with a meaningful number of digits."""
     return "< 0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.01 else f"{p:.2f}"
 
 
@@ -82,18 +86,18 @@ def _against(run: Run, last: str, rival: str) -> dict[str, str]:
     name, other = label(last), label(rival)
     if row is None:
         gap = run.systems[last][metric]["mean"] - run.systems[rival][metric]["mean"]
-        side = "above" if gap > 0 else "below" if gap < 0 else "level with"
+        side = "above" if gap > 0 else "below" if gap < 0 else "from"
         return _verdict(
             "unclear" if gap > 0 else "bad",
-            f"{name} lies {abs(gap):.3f} {side} {other}; no paired test was recorded.",
+            f"{name} is {abs(gap):.3f} {side} {other}; no paired test was recorded.",
         )
     low, high = row["ci95"]
     numbers = f"{signed(row['difference'])}, 95% interval {signed(low)} to {signed(high)}, {p_text(row['p'])}"
     if row["p"] < LEVEL and row["difference"] > 0:
         return _verdict("good", f"{name} beat {other} ({numbers}).")
     if row["p"] < LEVEL:
-        return _verdict("bad", f"{name} did not beat {other}: it did worse ({numbers}).")
-    return _verdict("unclear", f"{name} did not measurably beat {other} ({numbers}).")
+        return _verdict("bad", f"{name} did worse than {other} ({numbers}).")
+    return _verdict("unclear", f"{name} and {other} did not differ significantly ({numbers}).")
 
 
 def _verdict(tone: str, text: str) -> dict[str, str]:

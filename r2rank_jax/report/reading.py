@@ -1,4 +1,4 @@
-"""What a run directory holds so far. Anything may be missing: an unfinished run is worth a report."""
+"""Reads a run directory. Any file may be missing, because a report can show an unfinished run."""
 
 from __future__ import annotations
 
@@ -12,11 +12,8 @@ from typing import Any
 from r2rank_jax.ranking.metrics import EVALUATED
 from r2rank_jax.report.records import LoggedStep
 
-PHASES = ("sft", "sft_continued", "rl")
-"""Of `metrics.jsonl`; the last two both start from the end of the first."""
-
 ORDER = ("random", "popularity", "item_knn", "sft", "sft_continued", "rl")
-"""Known systems, weakest idea first; others come after, in the order of the file."""
+"""Known systems, the simplest first. Other systems follow in the order of the file."""
 
 LABELS = {
     "random": "Random",
@@ -54,18 +51,18 @@ class Run:
     results: dict[str, Any]
     logs: dict[str, list[LoggedStep]]  # phase -> logged steps, in order of step
     users: list[dict[str, Any]]  # lines of rationales.jsonl
-    problems: list[str]  # sentences for the reader of the report: what is missing or unreadable
+    problems: list[str]  # sentences for the report about missing or unreadable files
 
     @property
     def systems(self) -> dict[str, Any]:
-        """System -> metric -> cell, in the order in which a reader wants them."""
-        found = self.results.get("systems") or {}
-        known = [name for name in ORDER if name in found]
-        return {name: found[name] for name in [*known, *(n for n in found if n not in ORDER)]}
+        """System -> metric -> cell, in the order of the report."""
+        systems = self.results.get("systems") or {}
+        names = [name for name in ORDER if name in systems]
+        return {name: systems[name] for name in [*names, *(n for n in systems if n not in ORDER)]}
 
     @property
     def metric(self) -> str:
-        """The headline metric: the reward, else NDCG@10 or at the largest k there is."""
+        """The headline metric: the reward if it was evaluated, else NDCG@10, else NDCG at the largest k."""
         names = {metric for cells in self.systems.values() for metric in cells}
         reward = (self.config.get("rl") or {}).get("reward")
         if isinstance(reward, str) and (reward in names or not names):
@@ -74,7 +71,7 @@ class Run:
         return "ndcg@10" if 10 in cutoffs or not cutoffs else f"ndcg@{max(cutoffs)}"
 
     def curve(self, phase: str, name: str) -> Curve:
-        """Metric `name` of `phase`; empty where it was never logged."""
+        """Metric `name` of `phase`; empty if it was never logged."""
         points = [
             (logged.step, logged.wall_s, value)
             for logged in self.logs.get(phase, [])
@@ -84,37 +81,37 @@ class Run:
         return Curve(steps, wall_s, values)
 
     def duration_s(self, phase: str) -> float:
-        """Seconds from the beginning of `phase` to its last logged step."""
+        """Seconds from the start of `phase` to its last logged step."""
         return max((logged.wall_s for logged in self.logs.get(phase, [])), default=0.0)
 
 
 def label(system: str) -> str:
-    """Name of a system in prose."""
+    """Name of a system in text."""
     return LABELS.get(system, system.replace("_", " "))
 
 
 def metric_label(metric: str) -> str:
-    """`ndcg@10` -> `NDCG@10`, `0.5*ndcg@10+mrr` -> `0.5*NDCG@10+MRR`; a function of one's own keeps its name."""
+    """`ndcg@10` -> `NDCG@10`, `0.5*ndcg@10+mrr` -> `0.5*NDCG@10+MRR`; module:function stays as it is."""
     return re.sub(r"(?<![\w.:])[a-z_]+(?![\w.:])", lambda word: _METRIC_LABELS.get(word[0], word[0]), metric)
 
 
 def read_run(directory: Path) -> Run:
-    """Read what there is.
+    """Read the files that exist.
 
     Raises:
         FileNotFoundError: `directory` itself does not exist.
     """
     if not directory.is_dir():
-        raise FileNotFoundError(f"no run directory at {directory}; `r2rank sft --run-dir {directory}` makes one")
+        raise FileNotFoundError(f"no run directory at {directory}; `r2rank sft --run-dir {directory}` creates one")
     problems: list[str] = []
-    config = _object(directory / "config.json", "The configuration is not there yet", problems)
+    config = _object(directory / "config.json", "There is no configuration yet", problems)
     results = _object(
         directory / "results.json",
-        "There are no final results yet: run `r2rank eval` on this directory",
+        "There are no final results yet; run `r2rank eval` on this directory",
         problems,
     )
-    rows = _lines(directory / "metrics.jsonl", "Nothing was logged yet: no learning curves", problems)
-    users = _lines(directory / "rationales.jsonl", "No rationales were written yet", problems)
+    rows = _lines(directory / "metrics.jsonl", "Nothing has been logged yet, so there are no learning curves", problems)
+    users = _lines(directory / "rationales.jsonl", "There are no rationales yet", problems)
     return Run(directory, config, results, _by_phase(rows), [u for u in users if u.get("candidates")], problems)
 
 
@@ -128,13 +125,13 @@ def _object(path: Path, missing: str, problems: list[str]) -> dict[str, Any]:
         problems.append(f"{path.name} could not be read: {error}.")
         return {}
     if not isinstance(content, dict):
-        problems.append(f"{path.name} could not be read: it holds no JSON object.")
+        problems.append(f"{path.name} could not be read: it does not hold a JSON object.")
         return {}
     return content
 
 
 def _lines(path: Path, missing: str, problems: list[str]) -> list[dict[str, Any]]:
-    """Objects of a JSONL file; lines cut off by a crash are counted, not fatal."""
+    """Objects of a JSONL file. Lines that were cut off by a crash are reported, not fatal."""
     if not path.is_file():
         problems.append(f"{missing} ({path.name} is missing).")
         return []
@@ -151,12 +148,12 @@ def _lines(path: Path, missing: str, problems: list[str]) -> list[dict[str, Any]
         else:
             bad += 1
     if bad:
-        problems.append(f"{bad} unreadable line{'s' if bad > 1 else ''} of {path.name} left out.")
+        problems.append(f"{bad} unreadable line{'s' if bad > 1 else ''} of {path.name} skipped.")
     return rows
 
 
 def _by_phase(rows: Iterable[dict[str, Any]]) -> dict[str, list[LoggedStep]]:
-    """Rows of one phase and step merged, later wins: a resumed run logs a step twice."""
+    """Steps by phase. Rows of one step are merged with the later values, because a resumed run logs steps twice."""
     merged: dict[str, dict[int, LoggedStep]] = {}
     for row in rows:
         logged = LoggedStep.from_json(row)

@@ -1,7 +1,7 @@
-"""One line of `metrics.jsonl` as a type: written by `runs.log`, read by `report.reading`.
+"""One line of `metrics.jsonl`, as `runs.log` writes it and `report.reading` reads it.
 
-A line is an object of `phase`, `step`, `wall_s` and name -> number. What a number means is named where it is measured:
-the metrics of a step in `train`, those of validation, "validation/NAME", in `evaluation.metrics`.
+A line is an object of `phase`, `step`, `wall_s` and name -> number. The code that measures a number documents it:
+`train` for the metrics of a step, `evaluation.metrics` for those of validation, "validation/NAME".
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _OWN = ("phase", "step", "wall_s")
 class LoggedStep:
     """Metrics of one phase at one step."""
 
-    phase: str  # "sft", "sft_continued" or "rl"
+    phase: str  # a `phases.Phase` if this package wrote the line
     step: int
     wall_s: float  # seconds since the phase began, over all resumptions
     values: Mapping[str, float]
@@ -29,9 +29,9 @@ class LoggedStep:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> LoggedStep | None:
-        """Inverse of `to_json`; None where the object names no phase or step. Values that are no numbers are left out.
+        """Inverse of `to_json`; None if the object has no phase or step. Values that are not numbers are dropped.
 
-        A number may be NaN or infinite, as it was logged.
+        Numbers are kept as they were logged and may be NaN or infinite.
         """
         phase, step, wall_s = (row.get(name) for name in _OWN)
         if not isinstance(phase, str) or not isinstance(step, int):
@@ -40,10 +40,10 @@ class LoggedStep:
         return cls(phase, step, float(wall_s) if isinstance(wall_s, int | float) else 0.0, values)
 
     def finite(self, name: str) -> float | None:
-        """A metric, or None where it was not logged or is not finite."""
+        """A metric, or None if it was not logged or is not finite."""
         value = self.values.get(name, math.nan)
         return value if math.isfinite(value) else None
 
     def updated(self, later: LoggedStep) -> LoggedStep:
-        """The same step with what was logged of it later."""
+        """This step with the values that were logged for it later."""
         return LoggedStep(self.phase, self.step, later.wall_s, {**self.values, **later.values})

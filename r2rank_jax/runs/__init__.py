@@ -1,1 +1,1 @@
-"""The commands as bannered scripts that read from top to bottom."""
+"""The commands that train, evaluate and rank, as scripts to read from top to bottom."""

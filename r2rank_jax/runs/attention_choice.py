@@ -1,4 +1,4 @@
-"""Chooses the attention backend of a run: those that the machine supports are measured, and the fastest is taken."""
+"""Chooses the attention backend of a run: measures those that the machine supports and takes the fastest."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ from r2rank_jax.runs.log import say
 from r2rank_jax.sharding import make_mesh, sum_over_users, users
 from r2rank_jax.types import Array
 
-RUNS = 7  # timed, after one that compiles
+TIMED_RUNS = 7  # after one that compiles
 NEEDS = {"cudnn": "gpu", "splash": "tpu"}  # einsum runs anywhere
 
-# Queries; then of each segment its keys and values, and which of them are real.
+# Queries; then, for each segment, its keys and values and the mask of real ones.
 Problem = tuple[Array, list[tuple[Array, Array]], list[Array]]
 
 
 def choose_attention(config: RunConfig, run_dir: Path) -> RunConfig:
-    """Resolve `model.attention`; in several processes, all call this and process 0's clock decides.
+    """Resolve `model.attention`. All processes of a run must call this; the times of process 0 decide.
 
-    What a run began with it goes on with, if this machine has it: a resumed run would not be the same to the bit
-    otherwise, and to rank lists nobody wants to time an update first.
+    A run keeps the backend that it started with, if this machine supports it. Otherwise a resumed run would not be
+    equal in every bit, and `r2rank rank` would time an update before it ranks.
 
     Args:
-        config: what was asked for.
-        run_dir: holds `config.json` once a phase has begun there.
+        config: of the run; its `model.attention` may be "auto".
+        run_dir: holds `config.json` once a phase has started there.
 
     Returns:
-        `config` itself where a backend is named, else a copy that names one.
+        `config` itself if it names a backend, else a copy that names one.
 
     Raises:
-        ConfigError: the named backend cannot run on this machine; or "auto" found none that runs.
+        ConfigError: the named backend cannot run on this machine, or `model.attention` is "auto" and no backend runs.
     """
     if config.model.attention != "auto":
         refusal = unavailable(config, config.model.attention)
@@ -66,29 +66,29 @@ def choose_attention(config: RunConfig, run_dir: Path) -> RunConfig:
 
 
 def _recorded(run_dir: Path) -> str | None:
-    """The backend that a phase in this run directory computed with."""
+    """The backend that earlier phases in this run directory used."""
     try:
-        found = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))["model"]["attention"]
-    except (OSError, ValueError, KeyError, TypeError):  # nothing there, or nothing of ours: not for this to judge
+        backend = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))["model"]["attention"]
+    except (OSError, ValueError, KeyError, TypeError):  # missing, or not our file: other code reports that
         return None
-    return str(found)
+    return str(backend)
 
 
 def unavailable(config: RunConfig, backend: str) -> str | None:
-    """Why a backend cannot run here: requirement, what came, remedy. None where it can."""
+    """Why a backend cannot run on this machine (requirement, given value, remedy), or None if it can."""
     platform = jax.default_backend()
     if NEEDS.get(backend, platform) != platform:
         return (
-            f"model.attention={backend} needs a {NEEDS[backend].upper()}, this machine computes on {platform}; "
+            f"model.attention={backend} needs a {NEEDS[backend].upper()}, got {platform}; "
             f"set model.attention to einsum or auto"
         )
-    # XLA cannot split a Mosaic kernel over devices by itself, as it does the rest of the rollout and of SFT.
+    # XLA splits the rest of the rollout and of SFT over devices, but it cannot split a Mosaic kernel.
     if backend == "splash" and config.mesh.devices > 1:
         return (
             f"model.attention=splash runs on one device, got a mesh of {config.mesh.devices}; "
             f"set model.attention to einsum, or mesh.data, mesh.fsdp and mesh.tensor to 1"
         )
-    # Nor cuDNN's kernel where users are split by `shard_map` and heads are left to XLA, as in the chunks of an update.
+    # In an update, `shard_map` splits users and XLA splits heads; XLA cannot split the heads of cuDNN's kernel.
     if backend == "cudnn" and config.mesh.tensor > 1:
         return (
             f"model.attention=cudnn does not split heads, got mesh.tensor={config.mesh.tensor}; "
@@ -98,42 +98,42 @@ def unavailable(config: RunConfig, backend: str) -> str | None:
 
 
 def fastest(candidates: dict[str, Callable[[], Any]]) -> str:
-    """The candidate with the least median time; one that fails is left out, with a line that says so.
+    """The candidate with the smallest median time. A candidate that fails is skipped, and its error is printed.
 
     Raises:
-        ConfigError: all failed.
+        ConfigError: all candidates fail.
     """
-    # All processes compute, as a mesh over several of them asks, but clocks differ: one of them decides for all.
-    here = np.array([_milliseconds(name, run) for name, run in candidates.items()], np.float32)
-    took = np.asarray(multihost_utils.broadcast_one_to_all(here))
-    best = list(candidates)[int(np.argmin(took))]
-    if not np.isfinite(took).any():
+    # All processes must compute, because the mesh may span them. Their clocks differ, so process 0 decides for all.
+    own_times = np.array([_milliseconds(name, run) for name, run in candidates.items()], np.float32)
+    times_ms = np.asarray(multihost_utils.broadcast_one_to_all(own_times))
+    best = list(candidates)[int(np.argmin(times_ms))]
+    if not np.isfinite(times_ms).any():
         raise ConfigError(
-            f"no attention backend runs one user of the RL update, tried {', '.join(candidates)}; "
-            f"set model.attention to {best} to go on without measuring"
+            f"one attention backend must run one user of the RL update, got errors from {', '.join(candidates)}; "
+            f"set model.attention to {best} to continue without measuring"
         )
-    shown = [f"{name} {ms:.2f} ms" for name, ms in zip(candidates, took, strict=True) if math.isfinite(ms)]
-    say(f"attention: {', '.join(shown)}: {best}")
+    shown = [f"{name} {ms:.2f} ms" for name, ms in zip(candidates, times_ms, strict=True) if math.isfinite(ms)]
+    say(f"attention: {', '.join(shown)}; using {best}")
     return best
 
 
 def _milliseconds(name: str, run: Callable[[], Any]) -> float:
     try:
         jax.block_until_ready(run())
-        took = []
-        for _ in range(RUNS):
+        times_s = []
+        for _ in range(TIMED_RUNS):
             start = time.perf_counter()
             jax.block_until_ready(run())
-            took.append(time.perf_counter() - start)
-    except Exception as error:  # whatever a kernel, its compiler or the memory says: there is another backend
+            times_s.append(time.perf_counter() - start)
+    except Exception as error:  # of a kernel, its compiler or the memory: another backend may still run
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        say(f"attention: {name} left out: {reason}")
+        say(f"attention: {name} skipped: {reason}")
         return math.inf
-    return 1e3 * median(took)
+    return 1e3 * median(times_s)
 
 
 def _problem(config: RunConfig, mesh: Mesh) -> Problem:
-    """One layer's rationales on top of their items and the prefix, of one user per device; nothing is padding."""
+    """Attention of one layer's rationales to prefix, items and themselves, one user per device, without padding."""
     model, data, forks = config.model, config.data, config.rl.rationales
     count, kv_heads, items = config.mesh.batch_shards, model.kv_heads, data.candidate_items
     segments = [  # N|1, G|1, tokens
@@ -156,10 +156,10 @@ def _problem(config: RunConfig, mesh: Mesh) -> Problem:
 
 
 def _update(backend: str, mesh: Mesh) -> Callable[[Problem], Any]:
-    """Attention forward and backward, compiled as in the chunks of an update: each device has its own users."""
+    """Attention forward and backward, compiled as in the chunks of an update, where each device has its own users."""
 
     def on_device(_: Any, problem: Problem) -> tuple[tuple[()], Any]:
-        q, kv, valid = problem  # what is real is an argument: as a constant it would be folded away
+        q, kv, valid = problem  # masks are arguments, because XLA would fold constants away
 
         def forward(q: Array, kv: list[tuple[Array, Array]]) -> Array:
             *context, own = [Segment(k, v, real) for (k, v), real in zip(kv, valid, strict=True)]

@@ -1,7 +1,7 @@
 """`r2rank eval`: every system ranks the same frozen test lists, once.
 
-Writes `results.json` (means with bootstrap intervals, paired tests, hashes, machine) and `rationales.jsonl` (what the
-policies said about the candidates of a few users, for the report).
+Writes `results.json` (means with bootstrap intervals, paired tests, hashes, machine) and, for the report,
+`rationales.jsonl` (the policies' rationales for the candidates of a few users).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from r2rank_jax.evaluation.baselines import item_knn_scores, popularity_scores, 
 from r2rank_jax.evaluation.metrics import per_user_metrics
 from r2rank_jax.evaluation.results import Provenance, build_results, results_table, write_results
 from r2rank_jax.files.atomic import replacing_file
+from r2rank_jax.phases import PHASES
 from r2rank_jax.rollout.scoring import make_scorer
 from r2rank_jax.runs.inputs import Inputs, held_out_metrics, open_inputs
 from r2rank_jax.runs.log import say
@@ -31,7 +32,6 @@ from r2rank_jax.runs.starting_model import read_run_tokenizer
 from r2rank_jax.sharding import abstract_params, make_mesh
 from r2rank_jax.train.objectives import check
 
-PHASES = ("sft", "sft_continued", "rl")
 PAIRS = (
     ("sft", "random"),
     ("rl", "sft"),
@@ -49,7 +49,7 @@ def run(config: RunConfig, run_dir: Path) -> None:
     inputs = open_inputs(config, read_run_tokenizer(run_dir))
     lists = inputs.dataset.candidate_lists("test")
 
-    # -- baselines: training interactions and histories, no labels --------------------------------------------------
+    # -- baselines: from training interactions and histories, without labels ----------------------------------------
     say(f"eval: {len(lists.user)} held-out users, {lists.items.shape[1]} candidates each")
     systems = {
         name: per_user_metrics(
@@ -58,20 +58,18 @@ def run(config: RunConfig, run_dir: Path) -> None:
         for name, scores in _baselines(inputs, lists).items()
     }
 
-    # -- policies: greedy rationales, then the head -----------------------------------------------------------------
+    # -- policies: greedy rationales, scored by the head ------------------------------------------------------------
     scorer = make_scorer(mesh, config, inputs.tokenizer.stop)
     training: dict[str, Any] = {}
-    said: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    outputs: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # phase -> scores, rationale tokens
     for phase in PHASES:
         folder = run_dir / "checkpoints" / phase
         if not sealed_steps(folder):
             continue
-        params, extras, identity = load_policy(folder, abstract_params(mesh, config.model), to_json(config))
+        params, record, identity = load_policy(folder, abstract_params(mesh, config.model), to_json(config))
         systems[phase], scores, tokens = held_out_metrics(inputs, scorer, mesh, params, "test")
-        said[phase] = (scores, tokens)
-        training[phase] = {
-            "steps": extras["steps"], "wall_s": round(extras["wall_s"], 1), "checkpoint": identity
-        }  # fmt: skip
+        outputs[phase] = (scores, tokens)
+        training[phase] = {"steps": record.steps, "wall_s": round(record.wall_s, 1), "checkpoint": identity}
         say(f"eval: {phase} done")
 
     # -- results ----------------------------------------------------------------------------------------------------
@@ -95,18 +93,18 @@ def run(config: RunConfig, run_dir: Path) -> None:
         ),
     )
     write_results(run_dir / "results.json", results)
-    _write_rationales(run_dir / "rationales.jsonl", inputs, lists, said)
+    _write_rationales(run_dir / "rationales.jsonl", inputs, lists, outputs)
     print(results_table(results))
 
 
 def commit() -> str:
-    """The code's commit, "+changes" where the working tree differs, "unknown" outside a checkout."""
-    here = Path(__file__).resolve().parent
+    """The code's commit, ending in "+changes" if the working tree differs; "unknown" outside a checkout."""
+    folder = Path(__file__).resolve().parent
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
         changed = subprocess.run(
             ["git", "status", "--porcelain", "--untracked-files=no"],
-            cwd=here,
+            cwd=folder,
             capture_output=True,
             text=True,
             check=True,
@@ -136,9 +134,9 @@ def _teacher(traces: Path) -> str:
 
 
 def _write_rationales(
-    path: Path, inputs: Inputs, lists: CandidateLists, said: dict[str, tuple[np.ndarray, np.ndarray]]
+    path: Path, inputs: Inputs, lists: CandidateLists, outputs: dict[str, tuple[np.ndarray, np.ndarray]]
 ) -> None:
-    """What each policy said of each candidate, for a seeded choice of users."""
+    """Write each policy's score and rationale for each candidate of a few users, drawn by the seed."""
     data, config = inputs.dataset, inputs.config
     template = find_template(config.data.template)
     count = min(config.evaluation.report_users, len(lists.user))
@@ -170,7 +168,7 @@ def _write_rationales(
                                 "score": float(scores[row, n]),
                                 "rationale": inputs.encoder.decode(tokens[row, n]).strip(),
                             }
-                            for phase, (scores, tokens) in said.items()
+                            for phase, (scores, tokens) in outputs.items()
                         },
                     }
                     for n, (item, label) in enumerate(zip(lists.items[row], lists.labels[row]))

@@ -1,4 +1,4 @@
-"""What every phase starts from: the data, the tokenizer and the run directory's record of the configuration."""
+"""The inputs of every phase: data and tokenizer. Also the configuration that a run directory records."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from r2rank_jax.types import Params
 
 @dataclass(frozen=True)
 class Inputs:
-    """Data and its encoding, alike on every process."""
+    """Data and their encoding, the same on every process."""
 
     config: RunConfig
     dataset: Dataset
@@ -45,7 +45,7 @@ def open_inputs(config: RunConfig, tokenizer: FastTokenizer) -> Inputs:
 
 
 def record_config(run_dir: Path, config: RunConfig) -> None:
-    """Write `config.json`, from process 0."""
+    """Write `config.json`; only process 0 does."""
     if jax.process_index() == 0:
         with replacing_file(run_dir / "config.json") as partial:
             partial.write_text(json.dumps(to_json(config), indent=2) + "\n", encoding="utf-8")
@@ -57,11 +57,11 @@ def held_out_metrics(
     """Rank the frozen lists of "valid" or "test" with a policy.
 
     Args:
-        inputs: data.
+        inputs: from `open_inputs`.
         scorer: from `make_scorer`.
-        mesh: the scorer's.
-        params: the policy.
-        name: which lists.
+        mesh: of the scorer.
+        params: of the policy.
+        name: "valid" or "test".
 
     Returns:
         Metric name -> value per list; scores [lists, N]; greedy rationales [lists, N, T].

@@ -1,4 +1,4 @@
-"""What a run writes while it works: `metrics.jsonl`, TensorBoard events, and a line or a progress bar on screen."""
+"""The log of a run: `metrics.jsonl`, TensorBoard events, and lines or a progress bar on the screen."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from tensorboardX import SummaryWriter
 
 from r2rank_jax.files.atomic import replacing_file
+from r2rank_jax.phases import Phase
 from r2rank_jax.report.records import LoggedStep
 
 
@@ -20,14 +21,14 @@ class RunLog:
     """Metrics of one phase. Only process 0 writes and prints.
 
     Args:
-        run_dir: `metrics.jsonl` is in here, shared by the phases; each object names its phase.
-        phase: "sft", "sft_continued" or "rl".
-        resume_step: lines of this phase after it are dropped: they will be written again.
+        run_dir: holds `metrics.jsonl`, which the phases share; each object names its phase.
+        phase: the phase that is logged.
+        resume_step: later lines of this phase are dropped, because their steps will be trained again.
         steps: of the whole phase, for the progress bar.
-        wall_s: seconds that the phase had worked before it was resumed.
+        wall_s: seconds of training before the phase was resumed.
     """
 
-    def __init__(self, run_dir: Path, phase: str, *, resume_step: int, steps: int, wall_s: float):
+    def __init__(self, run_dir: Path, phase: Phase, *, resume_step: int, steps: int, wall_s: float):
         self._active = jax.process_index() == 0
         self._phase = phase
         self._start = time.monotonic() - wall_s
@@ -41,18 +42,18 @@ class RunLog:
         if sys.stdout.isatty():
             self._progress = Progress(
                 TextColumn(f"{phase:>13}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
-                TimeRemainingColumn(), TextColumn("{task.fields[said]}"),
+                TimeRemainingColumn(), TextColumn("{task.fields[metrics]}"),
             )  # fmt: skip
             self._progress.start()
-            self._task: TaskID = self._progress.add_task(phase, total=steps, completed=resume_step, said="")
+            self._task: TaskID = self._progress.add_task(phase, total=steps, completed=resume_step, metrics="")
 
     @property
     def wall_s(self) -> float:
-        """Seconds of work in this phase, over all resumptions."""
+        """Seconds of training in this phase, over all resumptions."""
         return time.monotonic() - self._start
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """One line of metrics at a step."""
+        """Log the metrics of a step."""
         if not self._active:
             return
         values = {name: float(value) for name, value in values.items()}
@@ -66,7 +67,7 @@ class RunLog:
             print(f"{self._phase} step {step:>5}  {self.wall_s:6.0f} s  {shown}", flush=True)
         else:
             brief = "  ".join(f"{name} {value:.3g}" for name, value in list(values.items())[:3])
-            self._progress.update(self._task, completed=step, said=brief)
+            self._progress.update(self._task, completed=step, metrics=brief)
 
     def __enter__(self) -> RunLog:
         return self
@@ -82,12 +83,12 @@ class RunLog:
 
 
 def say(text: str) -> None:
-    """Print from process 0 alone."""
+    """Print from process 0 only."""
     if jax.process_index() == 0:
         print(text, flush=True)
 
 
-def _drop_later(path: Path, phase: str, step: int) -> None:
+def _drop_later(path: Path, phase: Phase, step: int) -> None:
     if not path.exists():
         return
     kept = []
@@ -95,7 +96,7 @@ def _drop_later(path: Path, phase: str, step: int) -> None:
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
-            continue  # the line that a kill cut short
+            continue  # a line that was cut off when the process was killed
         if record["phase"] != phase or record["step"] <= step:
             kept.append(line)
     with replacing_file(path) as partial:

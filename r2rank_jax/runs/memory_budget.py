@@ -1,4 +1,4 @@
-"""Chooses how much memory the activations of an update may use, from what the devices have free."""
+"""Chooses how much memory the activations of an update may use, from the free memory of the devices."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from r2rank_jax.train.memory.gradients import held_bytes
 
 
 def choose_budget(config: RunConfig) -> RunConfig:
-    """Resolve `compute.update_gib`: half of what parameters, optimizer and gradients leave free on the fullest device.
+    """Resolve `compute.update_gib`: half of what parameters, optimizer and gradients leave on the fullest device.
 
-    All processes of a run call this and arrive at the same number, since their programs depend on it.
+    All processes of a run must call this. They agree on one number, because their programs depend on it.
 
     Returns:
-        `config` itself where a budget is set or the devices do not report their memory.
+        `config` itself if a budget is set or the devices do not report their memory, else a copy with a budget.
     """
     if config.compute.update_gib is not None:
         return config

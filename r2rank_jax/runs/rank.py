@@ -1,4 +1,4 @@
-"""`r2rank rank`: rank candidates that you bring, each with the rationale behind its score."""
+"""`r2rank rank`: rank a user's own candidates, each with the rationale behind its score."""
 
 from __future__ import annotations
 
@@ -14,24 +14,28 @@ from r2rank_jax.data.batches.requests import read_requests, request_batches
 from r2rank_jax.data.prompts.tokenizer import FastTokenizer
 from r2rank_jax.errors import ConfigError
 from r2rank_jax.files.atomic import replacing_file
+from r2rank_jax.phases import Phase
 from r2rank_jax.rollout.scoring import make_scorer, score_lists
 from r2rank_jax.runs.log import say
 from r2rank_jax.runs.starting_model import read_run_tokenizer
 from r2rank_jax.sharding import abstract_params, make_mesh
 
 
-def run(config: RunConfig, run_dir: Path, source: Path, out: Path | None, *, phase: str) -> None:
+def run(config: RunConfig, run_dir: Path, source: Path, out: Path | None, *, phase: Phase) -> None:
     """Rank every list of `source` with the policy of `phase`.
 
     Args:
-        config: the run's.
-        run_dir: of a finished phase.
+        config: of the run.
+        run_dir: in which `phase` has finished.
         source: JSONL of requests, see `r2rank_jax.data.batches.requests`.
-        out: JSONL to write, one object per list with its candidates best first; None prints it.
-        phase: "sft", "sft_continued" or "rl".
+        out: JSONL to write, one object per list with its candidates best first; None: print it.
+        phase: the phase whose policy ranks.
     """
     if jax.process_count() > 1:
-        raise ConfigError("`r2rank rank` runs as one process; give it more devices with --mesh.data instead")
+        raise ConfigError(
+            f"`r2rank rank` must run as one process, got {jax.process_count()}; start it without a launcher; "
+            "--mesh.data uses more devices"
+        )
     requests = read_requests(source)
     mesh = make_mesh(config.mesh)
     tokenizer = read_run_tokenizer(run_dir)
@@ -43,14 +47,14 @@ def run(config: RunConfig, run_dir: Path, source: Path, out: Path | None, *, pha
     scores, rationales = score_lists(scorer, mesh, params, batches)
 
     lines = []
-    for request, row, said in zip(requests, scores, rationales):
+    for request, row, tokens in zip(requests, scores, rationales):
         order = np.argsort(-row[: len(request.candidates)], kind="stable")
         ranking = [
             {
                 "id": request.candidates[n].id,
                 "title": request.candidates[n].title,
                 "score": round(float(row[n]), 6),
-                "rationale": _text(tokenizer, said[n]),
+                "rationale": _text(tokenizer, tokens[n]),
             }
             for n in order
         ]

@@ -1,9 +1,9 @@
-"""`r2rank rl`: let the reward of rankings, NDCG by default, teach the head and the reasoning.
+"""`r2rank rl`: train the head and the reasoning on the reward of rankings, NDCG by default.
 
-Each step: the policy writes G rationales for every item of every user; the head turns each into a score; a
-Plackett-Luce model turns the scores of a list into a distribution over rankings, whose expected reward is the list's
-value V(s). V's own gradient teaches the head, and the backbone behind it; what each rationale did for V becomes its
-advantage, and PPO teaches the reasoning, held near the SFT policy by a KL term.
+In each step, the policy writes G rationales for every item of every user, and the head turns each rationale into a
+score. A Plackett-Luce model turns the scores of a list into a distribution over rankings, whose expected reward is the
+list's value V(s). The gradient of V trains the head and the backbone behind it. The effect of a rationale on V becomes
+its advantage, from which PPO trains the reasoning; a KL term keeps the policy near the SFT policy.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from r2rank_jax.checkpoint import Checkpoints, load_policy, require_same_configu
 from r2rank_jax.config import RunConfig, to_json
 from r2rank_jax.data.batches.pipeline import list_batches
 from r2rank_jax.errors import CheckpointError
+from r2rank_jax.phases import PhaseRecord
 from r2rank_jax.rollout.decoding import Rollout
 from r2rank_jax.rollout.generate import make_rollout
 from r2rank_jax.rollout.scoring import make_scorer
@@ -37,17 +38,17 @@ CALIBRATION_BATCHES = 16
 
 
 def run(config: RunConfig, run_dir: Path) -> None:
-    """Train the phase "rl" in `run_dir` from its finished "sft"; run again, it resumes."""
+    """Train the phase "rl" in `run_dir` from its finished "sft". If it has a checkpoint of "rl", resume."""
     check(config)
     rl = config.rl
     mesh = make_mesh(config.mesh)
 
-    # -- the SFT policy: where RL starts, and the reference that the KL term holds it near --------------------------
+    # -- the SFT policy: RL starts from it, and the KL term keeps the policy near it --------------------------------
     reference, _, reference_identity = load_policy(
         run_dir / "checkpoints/sft", abstract_params(mesh, config.model), to_json(config)
     )
 
-    # -- data: every training list, with fresh negatives each epoch; rationales are written, not read ---------------
+    # -- data: every training list, with fresh negatives in each epoch; no traces -----------------------------------
     inputs, part = open_inputs(config, read_run_tokenizer(run_dir)), part_of_batch(mesh)
     iterator = list_batches(
         inputs.dataset,
@@ -61,56 +62,57 @@ def run(config: RunConfig, run_dir: Path) -> None:
         workers=config.compute.data_workers,
     )
 
-    # -- the compiled pieces ----------------------------------------------------------------------------------------
+    # -- the compiled functions -------------------------------------------------------------------------------------
     rollout_fn = make_rollout(mesh, config, inputs.tokenizer.stop)  # prompts -> sampled rationales
     assess, update = make_rl_steps(mesh, config)  # rationales -> advantages; advantages -> new parameters
     scorer = make_scorer(mesh, config, inputs.tokenizer.stop)  # greedy rationale -> score, for validation
     rate = learning_rate(rl.optimizer, rl.steps * rl.updates)
 
-    # -- state: the commit to go on from, or the SFT policy with its head calibrated --------------------------------
+    # -- state: from the latest checkpoint, or the SFT policy with its head calibrated ------------------------------
     checkpoints = Checkpoints(run_dir / "checkpoints/rl")
     done, wall_s = checkpoints.latest() or 0, 0.0
     gap = 0.0  # largest |log-probability of the trainer - of the sampler| since the last log
     if done:
-        extras = checkpoints.extras(done)
-        require_same_configuration(extras, to_json(config), ("seed", "data", "model", "rl", "trained", "pretrained"))
-        if extras["reference"] != reference_identity:
+        saved = checkpoints.record(done)
+        parts = ("seed", "data", "model", "rl", "trained", "pretrained")
+        require_same_configuration(saved.config, to_json(config), parts)
+        if saved.reference != reference_identity:
             raise CheckpointError(
-                f"RL in {run_dir} started from another SFT checkpoint ({extras['reference'][:12]}) than the one "
-                f"that is there now ({reference_identity[:12]}); restore it, or choose another --run-dir"
+                f"RL in {run_dir} must resume with the SFT checkpoint that it started from "
+                f"({str(saved.reference)[:12]}), got {reference_identity[:12]}; restore it, or choose another --run-dir"
             )
         like = abstract_state(mesh, config.model, rl.optimizer, rl.steps * rl.updates, config.trained)
-        state, extras = checkpoints.restore(done, like)
-        iterator.set_state(extras["iterator"])
-        wall_s, gap = extras["wall_s"], extras.get("logp_gap", 0.0)
-        say(f"rl: {'finished' if extras['finished'] else 'resuming'} at step {done} of {rl.steps}")
+        state, saved = checkpoints.restore(done, like)
+        iterator.set_state(saved.iterator)
+        wall_s, gap = saved.wall_s, saved.logp_gap or 0.0
+        say(f"rl: {'finished' if saved.finished else 'resuming'} at step {done} of {rl.steps}")
     if done < rl.steps:
-        began = time.monotonic()
+        start = time.monotonic()
         programs = rollout_fn.warm_up(reference, abstract_lists(mesh, config, rl.batch_users), sampled=True)
-        say(f"rl: {programs} programs of the rollout ready in {time.monotonic() - began:.1f} s")
+        say(f"rl: compiled {programs} rollout programs in {time.monotonic() - start:.1f} s")
     if not done:
         state = fresh_state(mesh, config.model, rl.optimizer, rl.steps * rl.updates, config.seed, config.trained)
         scale = _calibrate(mesh, rollout_fn, reference, state.key(), iterator)
         state = start_from(state, {**reference, "score_head": reference["score_head"] * scale})
         say(f"rl: scores scaled by {scale:.3f} before the first step; {rl.steps} steps of {rl.batch_users} lists")
 
-    record_config(run_dir, config)  # only now: a refused command must not change what the run says of itself
+    record_config(run_dir, config)  # only now: a refused command must not change a run's record
 
     # -- learn ------------------------------------------------------------------------------------------------------
     with RunLog(run_dir, "rl", resume_step=done, steps=rl.steps, wall_s=wall_s) as log:
         for step in range(done + 1, rl.steps + 1):
             batch = to_mesh(mesh, next(iterator))
 
-            # 1. reason: G rationales for each item, and what the policy thought of its own tokens
+            # 1. reason: sample G rationales for each item, with the log-probabilities of their tokens
             rollout = rollout_fn(state.params, batch, jax.random.fold_in(state.key(), ROLLOUT))
 
-            # 2. judge: list values, each rationale's advantage, how the SFT policy reads the same tokens
+            # 2. judge: list values, each rationale's advantage, the SFT policy on the same tokens
             assessment = assess(state.params, reference, batch, rollout)
 
             # 3. learn: ∇V through the scores, PPO on the tokens, KL to the SFT policy
             for _ in range(rl.updates):
                 state, metrics = update(state, reference, batch, rollout, assessment)
-                gap = float(np.maximum(gap, metrics["logp_gap"]))  # also of steps that are not logged; keeps a NaN
+                gap = float(np.maximum(gap, metrics["logp_gap"]))  # of unlogged steps too; keeps a NaN
             jax.block_until_ready(metrics)  # queued collectives of several processes can deadlock on CPU
 
             # 4. log, validate by greedy ranking, commit
@@ -125,24 +127,21 @@ def run(config: RunConfig, run_dir: Path) -> None:
                 log.write(step, values)
                 gap = 0.0
             if step % rl.validate_every == 0 or last:
-                found, _, _ = held_out_metrics(inputs, scorer, mesh, state.policy, "valid")  # of the average
-                log.write(step, {f"validation/{metric}": float(v.mean()) for metric, v in found.items()})
+                validation, _, _ = held_out_metrics(inputs, scorer, mesh, state.policy, "valid")  # of the average
+                log.write(step, {f"validation/{metric}": float(v.mean()) for metric, v in validation.items()})
             if step % rl.checkpoint_every == 0 or last:
-                checkpoints.save(
-                    step,
-                    state,
-                    {
-                        "phase": "rl",
-                        "config": to_json(config),
-                        "iterator": iterator.get_state(),
-                        "reference": reference_identity,
-                        "steps": rl.steps,
-                        "wall_s": log.wall_s,
-                        "logp_gap": gap,
-                        "finished": last,
-                        "has_average": state.average is not None,
-                    },
+                record = PhaseRecord(
+                    phase="rl",
+                    config=to_json(config),
+                    iterator=iterator.get_state(),
+                    reference=reference_identity,
+                    steps=rl.steps,
+                    wall_s=log.wall_s,
+                    logp_gap=gap,
+                    finished=last,
+                    has_average=state.average is not None,
                 )
+                checkpoints.save(step, state, record)
     checkpoints.close()
     iterator.close()
 
@@ -154,12 +153,13 @@ def _calibrate(
     root: Array,
     batches: Iterator[ListBatch],
 ) -> float:
-    """Scale of the head at which the SFT policy's own sampled rationales predict training lists best."""
+    """The scale of the head at which scores of the SFT policy's own rationales fit training lists best."""
     scores, labels = [], []
     for i in range(CALIBRATION_BATCHES):
         batch = to_mesh(mesh, next(batches))
         rollout = rollout_fn(reference, batch, jax.random.fold_in(root, CALIBRATION + i))
-        found, truth = gather(mesh, (rollout.scores, batch.labels))  # [U, N, G], [U, N]
-        scores += [found[:, :, g] for g in range(found.shape[2])]
-        labels += [truth] * found.shape[2]
+        batch_scores, batch_labels = gather(mesh, (rollout.scores, batch.labels))  # [U, N, G], [U, N]
+        rationales = batch_scores.shape[2]
+        scores += [batch_scores[:, :, g] for g in range(rationales)]
+        labels += [batch_labels] * rationales
     return best_scale(np.concatenate(scores), np.concatenate(labels))

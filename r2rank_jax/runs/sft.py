@@ -1,14 +1,13 @@
 """`r2rank sft`: learn to reason and to score from worked rationales.
 
-Reads the traces, trains, validates by greedy ranking of held-out lists, commits checkpoints that hold everything.
-With `continued` it is RL's control: the finished SFT policy goes on with the same traces for RL's wall time.
+Reads the traces, trains, validates by greedily ranking held-out lists, and commits checkpoints from which training can
+resume. With `continued` it is RL's control: the finished SFT policy trains on the same traces for RL's wall time.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -24,6 +23,7 @@ from r2rank_jax.data.prompts.templates import find_template
 from r2rank_jax.data.prompts.tokenizer import train_tokenizer
 from r2rank_jax.errors import CheckpointError
 from r2rank_jax.files.atomic import replacing_file
+from r2rank_jax.phases import Phase, PhaseRecord
 from r2rank_jax.rollout.scoring import make_scorer
 from r2rank_jax.runs.inputs import held_out_metrics, open_inputs, record_config
 from r2rank_jax.runs.log import RunLog, say
@@ -35,12 +35,12 @@ from r2rank_jax.train.state import abstract_state, fresh_state, learning_rate, s
 
 
 def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
-    """Train the phase "sft" (or "sft_continued") in `run_dir`; run again, it resumes."""
+    """Train the phase "sft" or "sft_continued" in `run_dir`. If the run directory has a checkpoint of it, resume."""
     check(config)
-    phase = "sft_continued" if continued else "sft"
+    phase: Phase = "sft_continued" if continued else "sft"
     mesh = make_mesh(config.mesh)
 
-    # -- data: traces, and a tokenizer: the imported model's, or one that is trained on them once -------------------
+    # -- data: traces, and a tokenizer: the imported model's, or one trained on the traces on the first start -------
     dataset = load(Path(config.data.directory), config.data.split)
     traces = read_traces(Path(config.data.traces), dataset, config.data.template)
     if not continued and jax.process_index() == 0:
@@ -49,18 +49,18 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
     inputs = open_inputs(config, read_run_tokenizer(run_dir))
     seed = config.seed + 1 if continued else config.seed
 
-    # -- the control: as many further steps as RL's wall time buys at SFT's own speed -------------------------------
+    # -- the control: as many further steps as fit into RL's wall time at SFT's own speed ---------------------------
     steps, start = config.sft.steps, None
     if continued:
         params, sft, _ = load_policy(run_dir / "checkpoints/sft", abstract_params(mesh, config.model), to_json(config))
         _, rl, _ = load_policy(run_dir / "checkpoints/rl", abstract_params(mesh, config.model), to_json(config))
         _require_same_traces(sft, traces, run_dir)
-        steps = max(1, round(rl["wall_s"] / sft["wall_s"] * sft["steps"]))
+        steps = max(1, round(rl.wall_s / sft.wall_s * sft.steps))
         config = replace(config, sft=replace(config.sft, steps=steps))
         start = params
-        say(f"{phase}: {steps} further steps, what RL's {rl['wall_s']:.0f} s buy at SFT's speed")
+        say(f"{phase}: {steps} further steps, which take RL's {rl.wall_s:.0f} s at SFT's speed")
 
-    # -- state, or the commit to go on from -------------------------------------------------------------------------
+    # -- state: from the latest checkpoint, or the starting parameters ----------------------------------------------
     part = part_of_batch(mesh)
     iterator = trace_batches(
         traces,
@@ -81,16 +81,16 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
             state = start_from(state, start)
     else:
         like = abstract_state(mesh, config.model, config.sft.optimizer, steps, config.trained)
-        require_same_configuration(
-            checkpoints.extras(latest), to_json(config), ("seed", "data", "model", "sft", "trained", "pretrained")
-        )
-        _require_same_traces(checkpoints.extras(latest), traces, run_dir)
-        state, extras = checkpoints.restore(latest, like)
-        iterator.set_state(extras["iterator"])
-        wall_s = extras["wall_s"]
-        say(f"{phase}: {'finished' if extras['finished'] else 'resuming'} at step {latest} of {steps}")
+        saved = checkpoints.record(latest)
+        parts = ("seed", "data", "model", "sft", "trained", "pretrained")
+        require_same_configuration(saved.config, to_json(config), parts)
+        _require_same_traces(saved, traces, run_dir)
+        state, saved = checkpoints.restore(latest, like)
+        iterator.set_state(saved.iterator)
+        wall_s = saved.wall_s
+        say(f"{phase}: {'finished' if saved.finished else 'resuming'} at step {latest} of {steps}")
     if not continued:
-        record_config(run_dir, config)  # only now: a refused command must not change what the run says of itself
+        record_config(run_dir, config)  # only now: a refused command must not change a run's record
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     say(f"{phase}: {size:,} parameters, {len(traces)} traced lists, {steps} steps of {config.sft.batch_users} lists")
 
@@ -114,29 +114,26 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
                     )
                 log.write(step, values | {"learning_rate": float(rate(step - 1))})
             if step % config.sft.validate_every == 0 or last:
-                found, _, _ = held_out_metrics(inputs, scorer, mesh, state.policy, "valid")
-                log.write(step, {f"validation/{metric}": float(v.mean()) for metric, v in found.items()})
+                validation, _, _ = held_out_metrics(inputs, scorer, mesh, state.policy, "valid")
+                log.write(step, {f"validation/{metric}": float(v.mean()) for metric, v in validation.items()})
             if step % config.sft.checkpoint_every == 0 or last:
-                checkpoints.save(
-                    step,
-                    state,
-                    {
-                        "phase": phase,
-                        "config": to_json(config),
-                        "iterator": iterator.get_state(),
-                        "traces": traces.digest,
-                        "steps": steps,
-                        "wall_s": log.wall_s,
-                        "finished": last,
-                        "has_average": state.average is not None,
-                    },
+                record = PhaseRecord(
+                    phase=phase,
+                    config=to_json(config),
+                    iterator=iterator.get_state(),
+                    traces=traces.digest,
+                    steps=steps,
+                    wall_s=log.wall_s,
+                    finished=last,
+                    has_average=state.average is not None,
                 )
+                checkpoints.save(step, state, record)
     checkpoints.close()
     iterator.close()
 
 
 def _provide_tokenizer(config: RunConfig, run_dir: Path, dataset: Dataset, traces: Traces) -> None:
-    """Give a new run directory its tokenizer; one that is there already stays."""
+    """Write the tokenizer of a new run directory; keep the one of an existing run."""
     if config.pretrained is not None:
         adopt(Path(config.pretrained), run_dir)
     elif not (run_dir / "tokenizer.json").exists():
@@ -146,11 +143,11 @@ def _provide_tokenizer(config: RunConfig, run_dir: Path, dataset: Dataset, trace
             train_tokenizer(texts, config.model.vocabulary).save(str(partial))
 
 
-def _require_same_traces(extras: dict[str, Any], traces: Traces, run_dir: Path) -> None:
-    if extras["traces"] != traces.digest:
+def _require_same_traces(record: PhaseRecord, traces: Traces, run_dir: Path) -> None:
+    if record.traces != traces.digest:
         raise CheckpointError(
-            f"the checkpoint in {run_dir} was trained on traces with SHA-256 {extras['traces'][:12]}, the file now has "
-            f"{traces.digest[:12]}; restore the file, or choose another --run-dir"
+            f"the checkpoint in {run_dir} was trained on traces with SHA-256 {str(record.traces)[:12]}, the file now "
+            f"has {traces.digest[:12]}; restore the file, or choose another --run-dir"
         )
 
 

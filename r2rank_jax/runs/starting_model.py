@@ -18,19 +18,20 @@ from r2rank_jax.types import Params
 
 
 def adopt(directory: Path, run_dir: Path) -> None:
-    """Note in a run directory which imported model it starts from, and keep that model's tokenizer; whole or not at
-    all.
+    """Copy the model card and the tokenizer of an imported model into the run directory that starts from it.
+
+    The copy appears as a whole or not at all. A run directory that has one already stays as it is.
 
     Raises:
-        CheckpointError: no imported model there, or the run started from another one.
+        CheckpointError: `directory` holds no imported model, or the run started from another one.
     """
     card, base = read_model_card(directory), run_dir / BASE
     if base.is_dir():
-        found = read_model_card(base)
-        if found.source != card.source:
+        own_card = read_model_card(base)
+        if own_card.source != card.source:
             raise CheckpointError(
-                f"the run in {run_dir} started from weights with SHA-256 {found.source.sha256[:12]}, the model in "
-                f"{directory} has {card.source.sha256[:12]}; name that model, or choose another --run-dir"
+                f"the run in {run_dir} started from weights with SHA-256 {own_card.source.sha256[:12]}, the model in "
+                f"{directory} has {card.source.sha256[:12]}; set pretrained to that model, or choose another --run-dir"
             )
         return
     partial = base.with_name(f"{base.name}.partial")
@@ -43,7 +44,7 @@ def adopt(directory: Path, run_dir: Path) -> None:
 
 
 def starting_params(mesh: Mesh, config: RunConfig, fresh: Params) -> Params:
-    """The weights of the imported model that a run starts from; what it lacks, adapters, stays as in `fresh`."""
+    """The weights of the imported model that a run starts from, with the adapters, which it lacks, from `fresh`."""
     plain = without_adapters(config.model)
     loaded = load_pretrained(Path(str(config.pretrained)), abstract_params(mesh, plain), plain)
 
@@ -58,7 +59,7 @@ def starting_params(mesh: Mesh, config: RunConfig, fresh: Params) -> Params:
 
 
 def read_run_tokenizer(run_dir: Path) -> FastTokenizer:
-    """The tokenizer of a run: that of the model it started from, with its chat frame, or one trained on its traces."""
+    """The tokenizer of a run: its starting model's, with the chat frame, or the one trained on its traces."""
     base = run_dir / BASE
     if not base.is_dir():
         return read_tokenizer(run_dir / "tokenizer.json")

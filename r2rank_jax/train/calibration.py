@@ -2,6 +2,8 @@
 
 The head was trained on the teacher's rationales, so after SFT it is overconfident on the policy's own. Rescaling the
 scores gives RL a value V(s) with useful gradients from its first step. The ranking does not change.
+The loss is that of `ranking.losses.list_net`, here in float64: in float32, two scales that differ by 0.1% have losses
+that differ by rounding only, and the scale found was off by up to 0.4%.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a stranger mistypes at `r2rank data` ends in one line and exit code 2, and nothing is written."""
+"""Wrong arguments of `r2rank data` give one line and exit code 2, and nothing is written."""
 
 import pytest
 
@@ -24,20 +24,20 @@ def log(tmp_path):
 )
 def test_settings_that_would_be_misread(log, tmp_path, capsys, flags, message):
     assert main(["data", "prepare", "--source", str(log), "--out", str(tmp_path / "out"), *flags]) == 2
-    said = capsys.readouterr().err
-    assert message in said and said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert message in printed and printed.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("place", ["log.csv", "log.csv/sub"])
-def test_a_place_that_is_no_folder(log, tmp_path, capsys, place):
+def test_out_must_be_a_folder(log, tmp_path, capsys, place):
     for command in (["prepare", "--source", str(log)], ["fetch", "ml-100k"]):
         assert main(["data", *command, "--out", str(tmp_path / place)]) == 2
         assert "--out must be a folder to write" in capsys.readouterr().err
     assert log.read_text() == LOG
 
 
-def test_a_place_that_is_no_file(tmp_path, capsys):
+def test_out_must_be_a_file(tmp_path, capsys):
     assert main(["data", "synthesize", "--data", str(tmp_path / "none"), "--out", str(tmp_path)]) == 2
     assert "--out must be a file to write" in capsys.readouterr().err
 
@@ -45,10 +45,10 @@ def test_a_place_that_is_no_file(tmp_path, capsys):
 def test_a_seed_below_zero(log, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["data", "prepare", "--source", str(log), "--out", str(tmp_path / "out"), "--seed", "-1"])
-    assert "must be a whole number from 0 on, got '-1'" in capsys.readouterr().err
+    assert "must be a non-negative integer, got '-1'" in capsys.readouterr().err
 
 
-def test_rows_set_aside_are_told(log, tmp_path, capsys):
+def test_quarantined_rows_are_reported(log, tmp_path, capsys):
     log.write_text(LOG + "b,z,4\nb,y,good\n")
     flags = ["--on-error", "quarantine", "--candidates", "2"]
     assert main(["data", "prepare", "--source", str(log), "--out", str(tmp_path / "out"), *flags]) == 0

@@ -26,9 +26,9 @@ def test_item_knn_agrees_with_a_loop():
         return both / math.sqrt(len(readers[i]) * len(readers[j])) if both and i != j else 0.0
 
     expected = [[sum(cosine(i, int(j)) for j in h[-5:]) for i in row] for h, row in zip(histories, candidates.tolist())]
-    found = baselines.item_knn_scores(users, items, histories, candidates, history=5)
-    np.testing.assert_allclose(found, expected, atol=1e-12)
-    assert (np.abs(found) > 0.01).any()
+    computed = baselines.item_knn_scores(users, items, histories, candidates, history=5)
+    np.testing.assert_allclose(computed, expected, atol=1e-12)
+    assert (np.abs(computed) > 0.01).any()
 
 
 def test_item_knn_ignores_padding_and_repeated_interactions():
@@ -38,13 +38,13 @@ def test_item_knn_ignores_padding_and_repeated_interactions():
     twice = baselines.item_knn_scores(np.tile(users, 2), np.tile(items, 2), padded, candidates, history=5)
     np.testing.assert_array_equal(plain, twice)
     wider = np.concatenate([candidates, np.full((12, 1), -1)], axis=1)
-    found = baselines.item_knn_scores(users, items, histories, wider, history=5)
-    np.testing.assert_array_equal(found, np.concatenate([plain, np.zeros((12, 1))], axis=1))
+    computed = baselines.item_knn_scores(users, items, histories, wider, history=5)
+    np.testing.assert_array_equal(computed, np.concatenate([plain, np.zeros((12, 1))], axis=1))
 
 
 def test_popularity_counts():
-    found = baselines.popularity_scores([2, 2, 0], [[0, 1, 2, 9, -1]])
-    assert found.tolist() == [[1, 0, 2, 0, 0]]
+    computed = baselines.popularity_scores([2, 2, 0], [[0, 1, 2, 9, -1]])
+    assert computed.tolist() == [[1, 0, 2, 0, 0]]
 
 
 def test_random_scores_are_seeded():
@@ -75,7 +75,7 @@ def test_no_baseline_sees_a_label():
         (([0], [0, 1], [[0]], [[0]]), "must pair up"),
         (([0], [0], [], [[0]]), "one sequence per candidate row"),
         (([-1], [0], [[0]], [[0]]), "dense ids"),
-        (([0], [0.5], [[0]], [[0]]), "whole numbers"),
+        (([0], [0.5], [[0]], [[0]]), "integers"),
     ],
 )
 def test_bad_input_is_named(arguments, message):

@@ -12,8 +12,8 @@ from r2rank_jax.ranking import metrics as jax_metrics
 
 def test_hand_computed_list():
     # Ranking by score: items 2, 0, 1, 3; the only relevant item, 0, is at rank 2.
-    found = per_user_metrics([[2.0, 1.0, 3.0, 0.0]], [[1, 0, 0, 0]], None, [1, 2], seed=0)
-    assert {name: value.tolist() for name, value in found.items()} == {
+    computed = per_user_metrics([[2.0, 1.0, 3.0, 0.0]], [[1, 0, 0, 0]], None, [1, 2], seed=0)
+    assert {name: value.tolist() for name, value in computed.items()} == {
         "ndcg@1": [0.0],
         "ndcg@2": [pytest.approx(1 / np.log2(3))],
         "hr@1": [0.0],
@@ -23,9 +23,9 @@ def test_hand_computed_list():
 
 
 def test_graded_labels_use_exponential_gains():
-    found = per_user_metrics([[3.0, 2.0, 1.0]], [[1, 2, 0]], None, [3], seed=0)
+    computed = per_user_metrics([[3.0, 2.0, 1.0]], [[1, 2, 0]], None, [3], seed=0)
     ideal = 3 + 1 / np.log2(3)
-    assert found["ndcg@3"][0] == pytest.approx((1 + 3 / np.log2(3)) / ideal)
+    assert computed["ndcg@3"][0] == pytest.approx((1 + 3 / np.log2(3)) / ideal)
 
 
 @pytest.mark.parametrize("k", [1, 3, 10, 50])
@@ -33,21 +33,21 @@ def test_agrees_with_scikit_learn_on_binary_labels(k):
     rng = np.random.default_rng(k)
     scores, labels = rng.normal(size=(40, 12)), rng.integers(0, 2, size=(40, 12))
     labels[:, 0] = 1  # scikit-learn scores a list without relevant items like ours, but only by convention
-    found = per_user_metrics(scores, labels, None, [k], seed=0)[f"ndcg@{k}"]
+    computed = per_user_metrics(scores, labels, None, [k], seed=0)[f"ndcg@{k}"]
     expected = [ndcg_score(labels[u : u + 1], scores[u : u + 1], k=k) for u in range(40)]
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(computed, expected, rtol=1e-6)
 
 
 def test_agrees_with_the_training_reward():
     rng = np.random.default_rng(3)
     scores, labels = rng.normal(size=(30, 9)), rng.integers(0, 4, size=(30, 9))
     mask = rng.random((30, 9)) < 0.8
-    found = per_user_metrics(scores, labels, mask, [5], seed=0)
+    computed = per_user_metrics(scores, labels, mask, [5], seed=0)
     ranking = jnp.asarray(rank_items(scores, mask, seed=0))
     expected = jax_metrics.ndcg(ranking, jnp.asarray(labels, jnp.float32), jnp.asarray(mask), k=5)
-    np.testing.assert_allclose(found["ndcg@5"], expected, atol=1e-5)
+    np.testing.assert_allclose(computed["ndcg@5"], expected, atol=1e-5)
     expected = jax_metrics.reciprocal_rank(ranking, jnp.asarray(labels, jnp.float32), jnp.asarray(mask))
-    np.testing.assert_allclose(found["mrr"], expected, atol=1e-6)
+    np.testing.assert_allclose(computed["mrr"], expected, atol=1e-6)
 
 
 def test_the_reward_of_rl_is_measured_beside_the_metrics():
@@ -55,9 +55,9 @@ def test_the_reward_of_rl_is_measured_beside_the_metrics():
     scores, labels = rng.normal(size=(30, 9)), rng.integers(0, 4, size=(30, 9))
     plain = per_user_metrics(scores, labels, None, [5], seed=0)
     assert list(per_user_metrics(scores, labels, None, [5], seed=0, reward="ndcg@5")) == list(plain)
-    found = per_user_metrics(scores, labels, None, [5], seed=0, reward="0.5*ndcg@5+2*mrr")
-    assert list(found) == [*plain, "0.5*ndcg@5+2*mrr"]
-    np.testing.assert_allclose(found["0.5*ndcg@5+2*mrr"], 0.5 * plain["ndcg@5"] + 2 * plain["mrr"], rtol=1e-6)
+    computed = per_user_metrics(scores, labels, None, [5], seed=0, reward="0.5*ndcg@5+2*mrr")
+    assert list(computed) == [*plain, "0.5*ndcg@5+2*mrr"]
+    np.testing.assert_allclose(computed["0.5*ndcg@5+2*mrr"], 0.5 * plain["ndcg@5"] + 2 * plain["mrr"], rtol=1e-6)
     with pytest.raises(ValueError, match="got 'ncdg'"):
         per_user_metrics(scores, labels, None, [5], seed=0, reward="ncdg@5")
 
@@ -75,10 +75,10 @@ def test_users_are_measured_alike_in_blocks(monkeypatch):
 def test_a_constant_scorer_is_a_random_one(place):
     labels = np.zeros((4000, 20))
     labels[:, place] = 1
-    found = per_user_metrics(np.zeros((4000, 20)), labels, None, [1, 10], seed=5)
+    computed = per_user_metrics(np.zeros((4000, 20)), labels, None, [1, 10], seed=5)
     for name, expected in analytic_random(20, [1, 10]).items():
-        error = found[name].std() / np.sqrt(4000)
-        assert abs(found[name].mean() - expected) < 4 * error, name
+        error = computed[name].std() / np.sqrt(4000)
+        assert abs(computed[name].mean() - expected) < 4 * error, name
 
 
 def test_ties_depend_on_the_seed_alone():
@@ -103,8 +103,8 @@ def test_masked_items_change_nothing():
 
 
 def test_lists_without_a_relevant_item_score_zero():
-    found = per_user_metrics([[1.0, 2.0]], [[0, 0]], None, [2], seed=0)
-    assert all(value.tolist() == [0.0] for value in found.values())
+    computed = per_user_metrics([[1.0, 2.0]], [[0, 0]], None, [2], seed=0)
+    assert all(value.tolist() == [0.0] for value in computed.values())
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

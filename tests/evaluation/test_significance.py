@@ -83,10 +83,10 @@ def test_compare_pairs_users():
     # Users differ by 100, systems by 1: only a paired comparison sees it.
     users = np.random.default_rng(0).normal(0, 100, size=40)
     noise = np.random.default_rng(1).normal(0, 0.5, size=40)
-    found = compare(users + 1 + noise, users, bootstrap_samples=500, permutation_samples=2000, seed=0)
-    assert found.difference == pytest.approx(1 + noise.mean())
-    assert 0 < found.low < found.difference < found.high
-    assert found.p < 0.001
+    comparison = compare(users + 1 + noise, users, bootstrap_samples=500, permutation_samples=2000, seed=0)
+    assert comparison.difference == pytest.approx(1 + noise.mean())
+    assert 0 < comparison.low < comparison.difference < comparison.high
+    assert comparison.p < 0.001
 
 
 @pytest.mark.parametrize(

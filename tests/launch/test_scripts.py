@@ -1,4 +1,4 @@
-"""`launch/local.sh` and `launch/slurm.sbatch` with stand-in commands: who is told what, and who is ended."""
+"""`launch/local.sh` and `launch/slurm.sbatch` with stub commands: environment, output, and stopping of processes."""
 
 import os
 import signal
@@ -36,7 +36,7 @@ def launch(*arguments: str, command: Path | str = "true", **settings: str) -> su
 
 
 def gone(pid: int, within_s: float = 5.0) -> bool:
-    """Whether a process has ended; a zombie that nobody has collected yet has ended too."""
+    """Whether a process has ended; a zombie has ended, too."""
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         try:
@@ -63,9 +63,9 @@ def test_environment_arguments_and_prefixes(tmp_path, separator):
     coordinators = set()
     for i in range(3):
         mine = [line.removeprefix(f"[{i}] ") for line in lines if line.startswith(f"[{i}] ")]
-        told, error, me = mine
+        variables, error, me = mine
         assert (error, me) == ("error", f"me={i}")
-        coordinator, rest = told.split(" ", 1)
+        coordinator, rest = variables.split(" ", 1)
         assert rest == "3 cpu 2|sft|two words|2"
         coordinators.add(coordinator)
     (coordinator,) = coordinators
@@ -73,7 +73,7 @@ def test_environment_arguments_and_prefixes(tmp_path, separator):
     assert host == "127.0.0.1" and 1024 < int(port) < 32768
 
 
-def test_one_failure_ends_the_others(tmp_path):
+def test_one_failure_stops_the_others(tmp_path):
     stub = script(
         tmp_path / "stub",
         f'if [[ $R2RANK_PROCESS == 1 ]]; then sleep 0.3; echo "last words"; exit 7; fi\n'
@@ -89,7 +89,7 @@ def test_one_failure_ends_the_others(tmp_path):
         assert gone(int((tmp_path / name).read_text()))
 
 
-def test_the_time_limit_ends_even_the_stubborn(tmp_path):
+def test_the_time_limit_stops_a_process_that_ignores_sigterm(tmp_path):
     stub = script(tmp_path / "stub", f"trap '' TERM; echo $$ > {tmp_path}/self; while true; do sleep 0.1; done\n")
     done = launch("1", "sft", command=stub, R2RANK_TIMEOUT_S="1", R2RANK_GRACE_S="1")
     assert done.returncode == 124
@@ -98,7 +98,7 @@ def test_the_time_limit_ends_even_the_stubborn(tmp_path):
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_all(tmp_path, sent, code):
+def test_a_signal_stops_all(tmp_path, sent, code):
     stub = script(tmp_path / "stub", f"echo $$ > {tmp_path}/$R2RANK_PROCESS; sleep 60\n")
     with subprocess.Popen(
         [str(LAUNCH / "local.sh"), "2", "sft"],

@@ -14,6 +14,7 @@ from r2rank_jax.config import DataConfig, MeshConfig, RunConfig, to_json
 from r2rank_jax.errors import ConfigError
 from r2rank_jax.model.adapters import is_adapter
 from r2rank_jax.model.hf_names import adapter_tensors
+from r2rank_jax.phases import PhaseRecord
 from r2rank_jax.pretrained.exporting import export
 from r2rank_jax.pretrained.weights import read_header
 from r2rank_jax.runs.starting_model import adopt
@@ -56,8 +57,10 @@ def adapted_run(folder, name):
     card["source"]["hub_id"] = BASE_ID
     (folder / "base/model.json").write_text(json.dumps(card))
     checkpoints = Checkpoints(folder / "checkpoints/rl")
-    extras = {"phase": "rl", "config": to_json(config), "steps": 5, "finished": True, "has_average": False}
-    checkpoints.save(5, {"params": params, "average": None}, extras)
+    record = PhaseRecord(
+        phase="rl", config=to_json(config), iterator={}, steps=5, wall_s=1.0, finished=True, has_average=False
+    )
+    checkpoints.save(5, {"params": params, "average": None}, record)
     checkpoints.close()
     return model, params
 

@@ -18,6 +18,7 @@ from r2rank_jax.data.prompts.tokenizer import read_tokenizer, train_tokenizer
 from r2rank_jax.errors import ConfigError, PretrainedError
 from r2rank_jax.model.forward import read_rationales
 from r2rank_jax.model.transformer import scores
+from r2rank_jax.phases import PhaseRecord
 from r2rank_jax.pretrained.exporting import export
 from r2rank_jax.pretrained.folder import load_pretrained, read_model_card
 from r2rank_jax.pretrained.importing import import_model
@@ -57,8 +58,9 @@ def write_run(folder, config):
     for phase in ("sft", "rl"):
         average = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape, np.float32), state.params)
         checkpoints = Checkpoints(folder / "checkpoints" / phase)
-        extras = {"config": to_json(config), "steps": 5, "finished": True, "has_average": True, "wall_s": 1.0}
-        checkpoints.save(5, state.replace(average=average), extras | ({"traces": "f00d"} if phase == "sft" else {}))
+        record = {"phase": phase, "config": to_json(config), "iterator": {}, "steps": 5, "wall_s": 1.0}
+        record |= {"finished": True, "has_average": True} | ({"traces": "f00d"} if phase == "sft" else {})
+        checkpoints.save(5, state.replace(average=average), PhaseRecord.from_json(record))
         checkpoints.close()
     return folder
 

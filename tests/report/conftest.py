@@ -1,4 +1,4 @@
-"""A made-up run directory with everything that a finished run leaves."""
+"""A made-up run directory with all files of a finished run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A line of metrics.jsonl, there and back."""
+"""A line of `metrics.jsonl` as JSON and as a `LoggedStep`."""
 
 import json
 import math
@@ -15,7 +15,7 @@ def test_a_line_keeps_its_format_and_comes_back():
     assert LoggedStep.from_json(json.loads(json.dumps(row))) == LoggedStep("rl", 3, 1.235, logged.values)
 
 
-def test_what_cannot_be_read_is_left_out():
+def test_unreadable_values_are_dropped():
     assert LoggedStep.from_json({"phase": "rl", "loss": 1.0}) is None
     assert LoggedStep.from_json({"step": 1, "loss": 1.0}) is None
     logged = LoggedStep.from_json({"phase": "rl", "step": 1, "note": "text", "loss": math.nan})
@@ -23,6 +23,6 @@ def test_what_cannot_be_read_is_left_out():
     assert logged.finite("loss") is None and logged.finite("note") is None
 
 
-def test_what_is_logged_later_wins():
+def test_later_values_win():
     first, later = LoggedStep("rl", 1, 1.0, {"a": 1.0, "b": 2.0}), LoggedStep("rl", 1, 2.0, {"b": 3.0, "c": 4.0})
     assert first.updated(later) == LoggedStep("rl", 1, 2.0, {"a": 1.0, "b": 3.0, "c": 4.0})

@@ -1,4 +1,4 @@
-"""The page: complete, self-contained, escaped, honest, and built from whatever there is."""
+"""The page is complete, self-contained, escaped and honest, and can be built from an unfinished run."""
 
 import html.parser
 import json
@@ -59,8 +59,8 @@ def test_a_finished_run_has_every_section(run_dir):
         "Results",
         "Paired comparisons",
         "Learning curves",
-        "What the model said",
-        "How it was run",
+        "Rationales and rankings",
+        "How this run was made",
     ):
         assert section in page.text
     results = json.loads((run_dir / "results.json").read_text())
@@ -69,13 +69,13 @@ def test_a_finished_run_has_every_section(run_dir):
     for fact in (results["commit"], results["data_hash"], results["candidate_hash"], results["command"]):
         assert fact in page.text
     assert "Krichene" in page.text and "20 candidates" in page.text and "template" in page.text
-    assert "missing" not in page.text and "not there yet" not in page.text
+    assert "missing" not in page.text and " yet" not in page.text
 
 
-def test_figures_are_drawn_and_take_the_colours_of_the_page(run_dir):
+def test_figures_are_drawn_with_the_colors_of_the_page(run_dir):
     text = build(run_dir).read_text(encoding="utf-8")
     assert text.count("<svg") == 6  # intervals, validation, SFT losses, value, KL, entropy
-    assert "#0102" not in text  # every stand-in colour was replaced
+    assert "#0102" not in text  # every placeholder color was replaced
     assert "var(--sft-continued)" in text.split("</style>", 1)[1]
 
 
@@ -97,8 +97,8 @@ def test_untrusted_text_is_escaped(run_dir):
     users[0]["history"][0] |= {"title": attack, "year": attack, "rating": attack}
     for candidate in users[0]["candidates"]:
         candidate |= {"title": attack, "year": attack, "genres": [attack]}
-        for said in candidate["systems"].values():
-            said["rationale"] = f'{attack} & "quoted" </q></li>'
+        for output in candidate["systems"].values():
+            output["rationale"] = f'{attack} & "quoted" </q></li>'
     write_lines(run_dir / "rationales.jsonl", users)
     results = final_results()
     results |= {"notes": [attack], "teacher": attack, "commit": attack}
@@ -120,11 +120,11 @@ def test_rankings_mark_the_truth_and_its_rank(run_dir):
     truth = users[0]["candidates"][-1]["title"]
     assert f"truth: {truth} · rank 8 before RL, 1 after RL, of 20" in page.text
     assert page.text.count("✓ truth") == 3  # once explained, once in each column
-    assert "moved up for 1, down for 0" in page.text
+    assert "moved up for 1 of these 1 users, moved down for 0" in page.text
     assert all(title in page.text for title in FILMS)
 
 
-def test_equal_scores_do_not_favour_a_place_in_the_file(run_dir):
+def test_the_order_in_the_file_does_not_break_ties(run_dir):
     users = report_users(1, systems=("sft",))
     for candidate in users[0]["candidates"]:
         candidate["systems"]["sft"]["score"] = 0.0
@@ -134,7 +134,7 @@ def test_equal_scores_do_not_favour_a_place_in_the_file(run_dir):
 
 
 @pytest.mark.parametrize("missing", ["config.json", "metrics.jsonl", "results.json", "rationales.jsonl"])
-def test_a_missing_piece_becomes_a_sentence(run_dir, missing):
+def test_the_page_names_a_missing_file(run_dir, missing):
     (run_dir / missing).unlink()
     assert f"({missing} is missing)" in parse(run_dir).text
 
@@ -142,7 +142,7 @@ def test_a_missing_piece_becomes_a_sentence(run_dir, missing):
 def test_an_empty_directory_gives_a_page(tmp_path):
     page = parse(tmp_path)
     assert "no final results yet" in page.text
-    assert "No rationales were written yet" in page.text
+    assert "There are no rationales yet" in page.text
 
 
 def test_a_run_before_rl(run_dir):
@@ -157,8 +157,8 @@ def test_a_run_before_rl(run_dir):
     page = parse(run_dir)
     for sentence in (
         "There is no RL result yet.",
-        "RL was not logged yet",
-        "Only one system wrote rationales",
+        "RL has not logged anything yet",
+        "Only one system has written rationales",
     ):
         assert sentence in page.text
     assert "no paired test was recorded" in page.text
@@ -182,14 +182,14 @@ def test_no_directory_is_an_error(tmp_path):
     ("shift", "tone", "phrase"),
     [
         (0.05, "good", "RL beat SFT ("),
-        (-0.05, "bad", "RL did not beat SFT: it did worse ("),
-        (0.0, "unclear", "not mea"),
+        (-0.05, "bad", "RL did worse than SFT ("),
+        (0.0, "unclear", "did not differ significantly ("),
     ],
 )
 def test_verdicts_follow_the_numbers(run_dir, shift, tone, phrase):
     evaluation_results.write_results(run_dir / "results.json", final_results(rl_shift=shift))
-    found = verdicts(read_run(run_dir))[0]
-    assert found["tone"] == tone and phrase in found["text"]
+    verdict = verdicts(read_run(run_dir))[0]
+    assert verdict["tone"] == tone and phrase in verdict["text"]
     assert f"{final_results(rl_shift=shift)['systems']['rl']['ndcg@10']['mean']:.3f}" in headline(read_run(run_dir))
 
 
@@ -203,7 +203,7 @@ def test_the_reward_is_the_headline_metric(run_dir):
     assert metric_label("0.5*ndcg@10+hr@5-1e-2*my.rewards:page@3") == "0.5*NDCG@10+Hit rate@5-1e-2*my.rewards:page@3"
 
 
-def test_comparisons_are_turned_round_where_needed(run_dir):
+def test_a_comparison_recorded_the_other_way_is_reversed(run_dir):
     results = final_results(rl_shift=0.05)
     (row,) = [row for row in results["comparisons"] if row["b"] == "sft"]
     low, high = row["ci95"]

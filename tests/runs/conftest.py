@@ -1,4 +1,4 @@
-"""A tiny data set and configuration in a folder of their own, and the `r2rank` command as a user starts it."""
+"""A tiny data set and configuration, and the `r2rank` command as a user starts it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from r2rank_jax.data.teacher.template import TemplateTeacher
 from tests.data.conftest import write_raw
 
 COMMAND = (sys.executable, "-m", "r2rank_jax.cli")
-LIMIT_S = 150  # of one command; the longest takes about ten seconds on two quiet cores
+LIMIT_S = 150  # of one command; the longest takes about ten seconds on two idle cores
 STEPS = 10
 
 CONFIG = '''"""A run that takes seconds."""
@@ -55,8 +55,7 @@ def config() -> RunConfig:
 '''
 
 
-# Most of a tiny run is compilation. A cached executable is the same one: a run that reads it and a run that compiles
-# are equal in every bit.
+# Most of the time of a tiny run is compilation. A run with a cached executable equals one that compiles in every bit.
 _CACHE = tempfile.TemporaryDirectory(prefix="r2rank-test-cache-")
 CACHED = {
     "JAX_COMPILATION_CACHE_DIR": _CACHE.name,
@@ -77,7 +76,7 @@ def environment(**settings: str) -> dict[str, str]:
 def run_cli(
     *args: object, env: dict[str, str] | None = None, timeout: float = LIMIT_S
 ) -> subprocess.CompletedProcess[str]:
-    """Run `r2rank ARGS` in a process of its own, which is killed after `timeout` seconds."""
+    """Run `r2rank ARGS` in a new process, which is killed after `timeout` seconds."""
     return subprocess.run(
         [*COMMAND, *map(str, args)],
         env=environment() if env is None else env,
@@ -89,14 +88,14 @@ def run_cli(
 
 
 def succeed(*args: object, **settings: Any) -> str:
-    """Run `r2rank ARGS`, require exit code 0, return what it printed."""
+    """Run `r2rank ARGS`, require exit code 0, and return its output."""
     done = run_cli(*args, **settings)
     assert done.returncode == 0, f"r2rank {' '.join(map(str, args))}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
 def metrics(run_dir: Path, phase: str) -> list[dict[str, Any]]:
-    """The lines of one phase in `metrics.jsonl`, without the clock."""
+    """The lines of one phase in `metrics.jsonl`, without wall times."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [{k: v for k, v in line.items() if k != "wall_s"} for line in lines if line["phase"] == phase]
 

@@ -1,4 +1,4 @@
-"""How batches are read changes no run (workers), or only which lists meet in a batch (buckets)."""
+"""Data workers do not change a run; length buckets only change which lists share a batch."""
 
 import math
 
@@ -8,12 +8,12 @@ from tests.runs.conftest import STEPS, metrics, succeed
 
 
 @pytest.mark.slow
-def test_workers_change_no_bit_of_a_run(tiny, sft_run, tmp_path):
+def test_workers_do_not_change_a_run(tiny, sft_run, tmp_path):
     run_dir = tmp_path / "run"
     args = ("sft", "--config", tiny.config, "--run-dir", run_dir)
     succeed(*args, "--compute.data-workers", "2", "--sft.checkpoint-every", "3")
     assert metrics(run_dir, "sft") == metrics(sft_run, "sft")
-    assert "finished at step 10" in succeed(*args), "what workers committed, a thread goes on from"
+    assert "finished at step 10" in succeed(*args), "a thread resumes what workers committed"
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Wrong input ends in exit code 2 and a message that says what to do, before anything is written."""
+"""Wrong input gives exit code 2 and a message with a remedy, before anything is written."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ from tests.runs.conftest import contents, run_cli
 def refused(capsys, monkeypatch):
     """Runs `r2rank ARGS` in this process, where an exception that is not an expected one would show itself, requires
     exit code 2 and returns the message."""
-    monkeypatch.setenv("COLUMNS", "400")  # a field's own checks are shown in a box that would break its line
+    monkeypatch.setenv("COLUMNS", "400")  # messages of field checks are shown in a box, which would break lines
 
     def run(*args: object) -> str:
         capsys.readouterr()
@@ -60,7 +60,7 @@ def test_a_value_of_the_wrong_kind_names_its_field(tiny, tmp_path, refused):
 def test_a_missing_configuration_file(tiny, tmp_path, refused_in_one_line):
     missing = tiny.config.parent / "absent.py"
     message = refused_in_one_line("sft", "--config", missing, "--run-dir", tmp_path / "run")
-    assert str(missing) in message and str(tiny.config) in message, "it names what is near"
+    assert str(missing) in message and str(tiny.config) in message, "it names files nearby"
     assert "needs --config FILE" in refused_in_one_line("rl", "--run-dir", tmp_path / "run")
     (tmp_path / "empty.py").write_text("")
     assert "must define `config() -> RunConfig`" in refused_in_one_line("sft", "--config", tmp_path / "empty.py")
@@ -202,7 +202,7 @@ def test_a_new_process_gives_exit_code_and_one_line(tiny, tmp_path):
     done = run_cli("rl", "--config", tiny.config, "--run-dir", tmp_path / "run")
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr == f"r2rank: no checkpoint in {tmp_path}/run/checkpoints/sft; run `r2rank sft` first\n"
-    assert run_cli("data", "prepare").returncode == 2, "argparse's own refusals too"
+    assert run_cli("data", "prepare").returncode == 2, "errors of argparse, too"
 
 
 def test_help_shows_commands_and_fields():
@@ -214,5 +214,5 @@ def test_help_shows_commands_and_fields():
     assert shown.returncode == 0 and shown.stderr == ""
     for field in ("--continued", "--run-dir", "--sft.steps", "--model.width", "--data.directory", "--mesh.data"):
         assert field in shown.stdout
-    # From the docstring below the field: what the reader needs to choose a value.
-    assert "Devices along each mesh axis" in shown.stdout or "Weight of the listwise softmax loss" in shown.stdout
+    # The docstrings of a section and of a field, which help to choose a value.
+    assert "Devices along each mesh axis" in shown.stdout and "Weight of the head's loss" in shown.stdout

@@ -1,4 +1,4 @@
-"""From nothing to a report by the commands of the README, and what a user may rely on in between."""
+"""The commands of the README, from data to report, and the properties that users rely on."""
 
 import dataclasses
 import json
@@ -80,16 +80,16 @@ def test_a_finished_phase_stays_as_it_is(tiny, finished, tmp_path):
     shutil.copytree(finished, run_dir)
     before, lines = contents(run_dir / "checkpoints"), (run_dir / "metrics.jsonl").read_bytes()
     for command in (("sft",), ("rl",)):
-        said = succeed(*command, "--config", tiny.config, "--run-dir", run_dir)
-        assert f"{command[0]}: finished at step 10 of 10" in said
+        printed = succeed(*command, "--config", tiny.config, "--run-dir", run_dir)
+        assert f"{command[0]}: finished at step 10 of 10" in printed
     assert contents(run_dir / "checkpoints") == before
     assert (run_dir / "metrics.jsonl").read_bytes() == lines
 
 
 def requests(seed: int) -> list[dict]:
-    """Lists of different lengths, which a batch must mask, with two candidates that read the same."""
+    """Lists of different lengths, which a batch must mask, with two candidates of equal text."""
     rng = np.random.default_rng(seed)
-    found = []
+    lists_of_users = []
     for user, length in enumerate((7, 4, 1)):
         candidates = [
             {
@@ -104,19 +104,19 @@ def requests(seed: int) -> list[dict]:
             candidates[3] = candidates[0] | {"id": "twin"}
             candidates[4] = {"id": "nothing", "title": ""}
         history = [{"title": f"Seen {n}", "year": "1960", "rating": 3 + n % 3} for n in range(user + 1)]
-        found.append(
+        lists_of_users.append(
             {"id": f"u{user}", "history": history, "candidates": [candidates[i] for i in rng.permutation(length)]}
         )
-    return found
+    return lists_of_users
 
 
 @pytest.mark.slow
 def test_rank_gives_each_candidate_the_same_score_in_any_order(tiny, rl_run, tmp_path):
-    orders, found = [], []
+    orders, rankings = [], []
     for seed in (0, 1):
-        asked = requests(seed)
-        orders.append([[c["id"] for c in r["candidates"]] for r in asked])
-        (tmp_path / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in asked))
+        user_lists = requests(seed)
+        orders.append([[c["id"] for c in r["candidates"]] for r in user_lists])
+        (tmp_path / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in user_lists))
         args = ("rank", "--config", tiny.config, "--run-dir", rl_run, "--input", tmp_path / "in.jsonl")
         if seed == 0:
             succeed(*args, "--output", tmp_path / "out.jsonl")
@@ -125,15 +125,15 @@ def test_rank_gives_each_candidate_the_same_score_in_any_order(tiny, rl_run, tmp
             text = succeed(*args)
         lists = [json.loads(line) for line in text.splitlines()]
         assert [r["id"] for r in lists] == ["u0", "u1", "u2"]
-        for ranked, request in zip(lists, asked):
+        for ranked, request in zip(lists, user_lists):
             scores = [c["score"] for c in ranked["ranking"]]
             assert scores == sorted(scores, reverse=True)
             assert sorted(c["id"] for c in ranked["ranking"]) == sorted(c["id"] for c in request["candidates"])
-        found.append([{c["id"]: (c["score"], c["rationale"]) for c in r["ranking"]} for r in lists])
+        rankings.append([{c["id"]: (c["score"], c["rationale"]) for c in r["ranking"]} for r in lists])
     assert orders[0] != orders[1]
-    assert found[0] == found[1]
-    assert found[0][0]["twin"] == found[0][0]["c0"], "the same words, the same score"
-    assert len({score for score, _ in found[0][0].values()}) > 3, "the test must tell candidates apart"
+    assert rankings[0] == rankings[1]
+    assert rankings[0][0]["twin"] == rankings[0][0]["c0"], "equal text must have equal scores"
+    assert len({score for score, _ in rankings[0][0].values()}) > 3, "the test must tell candidates apart"
 
 
 @pytest.mark.slow

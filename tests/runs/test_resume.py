@@ -1,5 +1,6 @@
-"""Killed without warning and started again, a run ends with the same bits as one that nobody disturbed."""
+"""A run that was killed and resumed ends with the same bits as an undisturbed one."""
 
+import dataclasses
 import os
 import random
 import shutil
@@ -15,6 +16,7 @@ import pytest
 
 from r2rank_jax.checkpoint import Checkpoints, sealed_steps
 from r2rank_jax.config import read
+from r2rank_jax.phases import PhaseRecord
 from r2rank_jax.sharding import make_mesh
 from r2rank_jax.train.state import abstract_state
 from tests.runs.conftest import COMMAND, LIMIT_S, STEPS, environment, metrics
@@ -23,7 +25,7 @@ Moment = Callable[[float], bool]  # from the time at which the process was start
 
 
 def run_until(args: list[str], moment: Moment, log: Path) -> bool:
-    """Start `r2rank ARGS` and SIGKILL it as soon as `moment` holds; whether it was killed before it ended."""
+    """Start `r2rank ARGS` and SIGKILL it as soon as `moment` holds. Return whether it was killed before it ended."""
     since, deadline = time.time(), time.monotonic() + LIMIT_S
     with log.open("w") as out:
         process = subprocess.Popen([*COMMAND, *args], env=environment(), stdout=out, stderr=subprocess.STDOUT)
@@ -43,8 +45,11 @@ def run_until(args: list[str], moment: Moment, log: Path) -> bool:
 
 
 def moments(run_dir: Path, phase: str, rng: random.Random) -> list[Moment]:
-    """When to kill, told by what a process has written since its start: after a first commit; then, in random order,
-    while a commit is being written and after a random number of lines."""
+    """Moments to kill a process, chosen by what it has written.
+
+    The first is after a first commit. Two follow in random order: while a commit is being written, and after a random
+    number of further lines.
+    """
     folder, lines_file = run_dir / "checkpoints" / phase, run_dir / "metrics.jsonl"
 
     def committed(since: float) -> bool:
@@ -55,14 +60,14 @@ def moments(run_dir: Path, phase: str, rng: random.Random) -> list[Moment]:
         new = [f for f in folder.iterdir() if f.name not in map(str, sealed) and written_at(f) > since]
         return bool(sealed and new)
 
-    wanted = rng.randrange(1, 4)
+    further_lines = rng.randrange(1, 4)
 
     def more_lines(since: float) -> bool:
         sealed = sealed_steps(folder)
         if not sealed or written_at(lines_file) <= since:
             return False
         lines = [line for line in lines_file.read_text().splitlines() if f'"phase": "{phase}"' in line]
-        return len(lines) >= sealed[0] + wanted
+        return len(lines) >= sealed[0] + further_lines
 
     disturbed = [half_written, more_lines]
     rng.shuffle(disturbed)
@@ -90,26 +95,26 @@ def run_through_kills(args: list[str], run_dir: Path, phase: str, seed: int, tmp
     assert kills_with_a_commit >= 2 and resumed >= 1, (kills_with_a_commit, resumed, log.read_text())
 
 
-def final_state(run_dir: Path, phase: str) -> tuple[dict[str, np.ndarray], dict]:
-    """Every array of the last commit and what was committed beside them."""
+def final_state(run_dir: Path, phase: str) -> tuple[dict[str, np.ndarray], PhaseRecord]:
+    """Every array of the last commit, and the phase's record without its wall time."""
     config = read(run_dir / "config.json")
     optimizer = getattr(config, phase).optimizer
     checkpoints = Checkpoints(run_dir / "checkpoints" / phase, read_only=True)
     step = checkpoints.latest()
     assert step == STEPS
-    state, extras = checkpoints.restore(step, abstract_state(make_mesh(config.mesh), config.model, optimizer, STEPS))
+    state, record = checkpoints.restore(step, abstract_state(make_mesh(config.mesh), config.model, optimizer, STEPS))
     checkpoints.close()
     leaves = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(state)}
     assert {name.split("[")[0].split(".")[1] for name in leaves} == {"step", "root", "params", "optimizer", "average"}
-    return leaves, {name: value for name, value in extras.items() if name != "wall_s"}
+    return leaves, dataclasses.replace(record, wall_s=0.0)
 
 
 def require_equal_runs(undisturbed: Path, disturbed: Path, phase: str) -> None:
-    (a, extras_a), (b, extras_b) = final_state(undisturbed, phase), final_state(disturbed, phase)
+    (a, record_a), (b, record_b) = final_state(undisturbed, phase), final_state(disturbed, phase)
     assert a.keys() == b.keys()
     different = [name for name in a if a[name].dtype != b[name].dtype or a[name].tobytes() != b[name].tobytes()]
     assert not different
-    assert extras_a == extras_b
+    assert record_a == record_b
     lines = metrics(undisturbed, phase)
     assert len(lines) == STEPS + 2  # a line a step, and two validations
     assert metrics(disturbed, phase) == lines

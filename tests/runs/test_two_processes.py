@@ -1,4 +1,4 @@
-"""Two processes on one machine learn what one process learns."""
+"""Two processes on one machine compute the same results as one."""
 
 import shutil
 import subprocess
@@ -15,7 +15,7 @@ LIMIT_S = 240
 
 
 def launch(*args: object, **settings: str) -> str:
-    """Run `launch/local.sh 2 ARGS`, require success, return what it printed. The launcher ends its own processes."""
+    """Run `launch/local.sh 2 ARGS`, require success and return the output. The launcher stops its own processes."""
     settings |= {"R2RANK_COMMAND": " ".join(COMMAND), "R2RANK_TIMEOUT_S": str(LIMIT_S), "R2RANK_GRACE_S": "2"}
     done = subprocess.run(
         [str(LAUNCH), "2", *map(str, args)],
@@ -34,26 +34,26 @@ def require_same_learning(one: Path, two: Path, phase: str, names: tuple[str, ..
     lines, others = metrics(one, phase), metrics(two, phase)
     assert [(line["step"], line.keys()) for line in lines] == [(line["step"], line.keys()) for line in others]
     for name in names:
-        a, b = ([line[name] for line in found if name in line] for found in (lines, others))
+        a, b = ([line[name] for line in logged if name in line] for logged in (lines, others))
         assert len(a) == STEPS
         np.testing.assert_allclose(b, a, rtol=1e-5, err_msg=name)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(2 * LIMIT_S + 60)
-def test_two_processes_learn_what_one_learns_in_sft(tiny, sft_run, tmp_path):
+def test_two_processes_equal_one_in_sft(tiny, sft_run, tmp_path):
     run_dir = tmp_path / "run"
     args = ("sft", "--config", tiny.config, "--run-dir", run_dir, "--mesh.data", "2")
-    said = launch(*args)
-    assert "[0] sft step    10" in said
-    assert "[1] sft step" not in said, "one process speaks"
+    printed = launch(*args)
+    assert "[0] sft step    10" in printed
+    assert "[1] sft step" not in printed, "only process 0 prints"
     require_same_learning(sft_run, run_dir, "sft", ("loss", "rationale_loss", "head_loss"))
 
     folder = run_dir / "checkpoints/sft"
     assert sealed_steps(folder) == [10, 9]
     assert damage(folder / "10") is None
     assert sorted(f.name for f in folder.iterdir()) == ["10", "9"]
-    # What two processes committed, two processes find again.
+    # Two processes resume from what two processes committed.
     shutil.rmtree(folder / "10")
     assert "[0] sft: resuming at step 9 of 10" in launch(*args)
     require_same_learning(sft_run, run_dir, "sft", ("loss", "rationale_loss", "head_loss"))
@@ -61,7 +61,7 @@ def test_two_processes_learn_what_one_learns_in_sft(tiny, sft_run, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(LIMIT_S + 60)
-def test_two_processes_of_two_devices_learn_what_one_learns_in_rl(tiny, sft_run, rl_run, tmp_path):
+def test_two_processes_of_two_devices_equal_one_in_rl(tiny, sft_run, rl_run, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(sft_run, run_dir)  # committed by one process
     mesh = ("--mesh.data", "2", "--mesh.fsdp", "2")

@@ -1,0 +1,57 @@
+"""The phases of a run, and the record that each of them commits beside its train state."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from r2rank_jax.errors import CheckpointError
+
+Phase = Literal["sft", "sft_continued", "rl"]
+"""SFT; SFT continued for RL's wall time, which is RL's control; and RL. The last two both start from the first."""
+
+PHASES: tuple[Phase, ...] = get_args(Phase)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseRecord:
+    """What a phase needs to resume, and what later commands read of it; stored as JSON in every checkpoint."""
+
+    phase: Phase
+    config: Mapping[str, Any]
+    """The run's configuration as JSON."""
+    iterator: Any
+    """State of the data iterator, from its `get_state`."""
+    traces: str | None = None
+    """SHA-256 of the traces; of SFT only."""
+    reference: str | None = None
+    """Identity of the SFT checkpoint that the phase started from; of RL only."""
+    steps: int
+    """Of the whole phase."""
+    wall_s: float
+    """Seconds of training so far, over all resumptions."""
+    logp_gap: float | None = None
+    """Largest |trainer's - sampler's log-probability| since the last logged step; of RL only."""
+    finished: bool
+    has_average: bool
+    """Whether the state holds an average of the parameters, which then is the policy."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, without the fields that the phase does not have."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> PhaseRecord:
+        """Inverse of `to_json`. Fields that this version does not have are ignored.
+
+        Raises:
+            CheckpointError: a required field is missing.
+        """
+        fields = dataclasses.fields(cls)
+        missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in values]
+        if missing:
+            raise CheckpointError(f"a checkpoint's record must hold {missing[0]!r}, got {sorted(values)}; train again")
+        return cls(**{f.name: values[f.name] for f in fields if f.name in values})

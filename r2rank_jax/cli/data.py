@@ -27,42 +27,54 @@ def add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     group = commands.add_parser("data", help="fetch, prepare, audit, card, synthesize")
     group.set_defaults(carry_out=_data)
     data = group.add_subparsers(dest="action", required=True)
-    fetch = data.add_parser("fetch", help="get a data set's source files", allow_abbrev=False)
+    fetch = data.add_parser("fetch", help="download the source files of a public data set", allow_abbrev=False)
     fetch.add_argument(
         "name",
         help="ml-100k, ml-1m, ml-10m, ml-20m, ml-25m, ml-32m, ml-latest-small, amazon-YEAR/CATEGORY, or "
-        "amazon-2023/CATEGORY/5core/last_out; docs/data_sources.md has all",
+        "amazon-2023/CATEGORY/5core/last_out; docs/data_sources.md lists all of them",
     )
     fetch.add_argument("--out", type=Path, required=True, help="folder for the source files")
-    prepare = data.add_parser("prepare", help="source files -> splits and frozen candidates", allow_abbrev=False)
+    prepare = data.add_parser("prepare", help="make splits and frozen candidate lists", allow_abbrev=False)
     prepare.add_argument("--source", type=Path, required=True, help="folder with the source files")
     prepare.add_argument("--out", type=Path, required=True, help="folder to write")
     _add_prepare(prepare)
-    audit = data.add_parser("audit", help="check a prepared folder; exit code 1 if it is faulty", allow_abbrev=False)
+    audit = data.add_parser("audit", help="check a prepared folder; exit code 1 if it has faults", allow_abbrev=False)
     audit.add_argument("directory", type=Path, metavar="DIR", help="folder that `data prepare` wrote")
-    card = data.add_parser("card", help="write a prepared folder's card and figures again", allow_abbrev=False)
+    card = data.add_parser("card", help="rewrite the card and the figures of a prepared folder", allow_abbrev=False)
     card.add_argument("directory", type=Path, metavar="DIR", help="folder that `data prepare` wrote")
-    card.add_argument("--tokenizer", type=Path, help="a tokenizer.json, to count tokens; default: characters and words")
-    _add_synthesize(data.add_parser("synthesize", help="worked rationales", allow_abbrev=False, add_help=False))
+    card.add_argument("--tokenizer", type=Path, help="tokenizer.json; without it, words are counted")
+    _add_synthesize(
+        data.add_parser(
+            "synthesize", help="write training rationales with a teacher", allow_abbrev=False, add_help=False
+        )
+    )
 
 
 def _add_prepare(prepare: argparse.ArgumentParser) -> None:
-    prepare.add_argument("--kind", help="form of the source, as amazon-2023 or plain; default: told by its files")
-    prepare.add_argument("--column", action="append", default=[], metavar="KEY=NAME", help="of plain files: user=uid")
-    prepare.add_argument("--seed", type=whole_number, default=0, help="of the negatives")
-    prepare.add_argument("--candidates", type=int, default=20, help="items of a list, the positives included")
-    prepare.add_argument("--protocols", nargs="+", default=DEFAULT_PROTOCOLS, choices=PROTOCOLS, help="which splits")
-    prepare.add_argument("--k-core", type=int, default=0, help="users and items need so many of each other; 0: off")
-    prepare.add_argument("--positive-rating", type=float, help="least rating of a positive; default: all are")
+    prepare.add_argument(
+        "--kind", help="format of the source, such as amazon-2023 or plain; default: detected from the files"
+    )
+    prepare.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        metavar="KEY=NAME",
+        help="the file's own name for a column, for plain files: user=uid",
+    )
+    prepare.add_argument("--seed", type=whole_number, default=0, help="seed of the negatives")
+    prepare.add_argument("--candidates", type=int, default=20, help="items per list, positives included")
+    prepare.add_argument("--protocols", nargs="+", default=DEFAULT_PROTOCOLS, choices=PROTOCOLS, help="splits to make")
+    prepare.add_argument("--k-core", type=int, default=0, help="minimum interactions of every user and item; 0: off")
+    prepare.add_argument("--positive-rating", type=float, help="minimum rating of a positive; default: none")
     prepare.add_argument("--labels", default="binary", choices=LABELS, help="graded: 1 + floor(rating - threshold)")
-    prepare.add_argument("--negatives", default="uniform", choices=NEGATIVES, help="how they are drawn")
+    prepare.add_argument("--negatives", default="uniform", choices=NEGATIVES, help="how negatives are drawn")
     prepare.add_argument("--run", help="a retriever's run for --negatives run: TREC or JSONL")
-    prepare.add_argument("--last-n", type=int, default=3, help="positives of a list in protocol last_n")
-    prepare.add_argument("--cold-fraction", type=float, default=0.1, help="users held out for test in cold_users")
-    prepare.add_argument("--bucket-rows", type=int, default=1_000_000, help="interactions of a bucket; bounds memory")
-    prepare.add_argument("--on-error", default="fatal", choices=ON_ERROR, help="what to do with malformed rows")
-    prepare.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
-    prepare.add_argument("--ray", action="store_true", help="have the buckets done by Ray Data (extra data-ray)")
+    prepare.add_argument("--last-n", type=int, default=3, help="positives per list in protocol last_n")
+    prepare.add_argument("--cold-fraction", type=float, default=0.1, help="share of test users in cold_users")
+    prepare.add_argument("--bucket-rows", type=int, default=1_000_000, help="interactions per bucket; bounds memory")
+    prepare.add_argument("--on-error", default="fatal", choices=ON_ERROR, help="how malformed rows are handled")
+    prepare.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="number of processes")
+    prepare.add_argument("--ray", action="store_true", help="use Ray Data (needs the extra data-ray)")
 
 
 def _column(text: str) -> tuple[str, str]:
@@ -73,37 +85,48 @@ def _column(text: str) -> tuple[str, str]:
     return key, name
 
 
-def _data(known: argparse.Namespace, overrides: list[str]) -> int:
+def _data(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Exit code 1 if an audit finds faults, or a teacher left lists unfinished."""
-    if hasattr(known, "out"):
-        require_place(known.out, is_folder=known.action != "synthesize")
-    if known.action == "synthesize":
-        return _synthesize(known, overrides)
-    if known.action == "fetch":
+    if hasattr(arguments, "out"):
+        require_place(arguments.out, is_folder=arguments.action != "synthesize")
+    if arguments.action == "synthesize":
+        return _synthesize(arguments, overrides)
+    if arguments.action == "fetch":
         from r2rank_jax.data.fetch.fetch import fetch
 
-        fetch(known.name, known.out)
-    elif known.action == "prepare":
+        fetch(arguments.name, arguments.out)
+    elif arguments.action == "prepare":
         from r2rank_jax.data.card.writing import write_card
         from r2rank_jax.data.prepare.prepare import prepare
 
-        columns = [_column(text) for text in known.column]
-        known.columns = dict(columns)
-        if len(columns) > len(known.columns):
-            raise UsageError(f"--column must name each of ours once, got {', '.join(known.column)}; leave one out")
-        settings = {f.name: getattr(known, f.name) for f in dataclasses.fields(Settings) if hasattr(known, f.name)}
-        prepare(known.source, known.out, workers=known.workers, ray=known.ray, describe=write_card, **settings)
-    elif known.action == "audit":
+        columns = [_column(text) for text in arguments.column]
+        arguments.columns = dict(columns)
+        if len(columns) > len(arguments.columns):
+            raise UsageError(
+                f"--column must name each key once, got {', '.join(arguments.column)}; remove the duplicate"
+            )
+        settings = {
+            f.name: getattr(arguments, f.name) for f in dataclasses.fields(Settings) if hasattr(arguments, f.name)
+        }
+        prepare(
+            arguments.source,
+            arguments.out,
+            workers=arguments.workers,
+            ray=arguments.ray,
+            describe=write_card,
+            **settings,
+        )
+    elif arguments.action == "audit":
         from r2rank_jax.data.audit.folder import audit
 
-        found = audit(known.directory)
-        print(f"{found.text()}{known.directory}: {found.faults} faults, {found.warnings} warnings")
-        return 1 if found.faults else 0
-    elif known.action == "card":
+        findings = audit(arguments.directory)
+        print(f"{findings.text()}{arguments.directory}: {findings.faults} faults, {findings.warnings} warnings")
+        return 1 if findings.faults else 0
+    elif arguments.action == "card":
         from r2rank_jax.data.card.writing import write_card
 
-        write_card(known.directory, known.tokenizer)
-        print(known.directory / "card.md")
+        write_card(arguments.directory, arguments.tokenizer)
+        print(arguments.directory / "card.md")
     return 0
 
 
@@ -111,18 +134,20 @@ def _add_synthesize(synthesize: argparse.ArgumentParser) -> None:
     synthesize.add_argument("--data", type=Path, required=True, help="folder that `data prepare` wrote")
     synthesize.add_argument("--out", type=Path, required=True, help="JSONL file to write")
     synthesize.add_argument("--split", default="leave_one_out", choices=PROTOCOLS)
-    synthesize.add_argument("--lists", type=int, default=4000, help="trace budget: lists with worked rationales")
-    synthesize.add_argument("--positives", type=int, default=1, help="relevant items; data.train_positives is RL's")
-    synthesize.add_argument("--seed", type=whole_number, default=0, help="of the choice of lists")
-    synthesize.add_argument("--history-items", type=int, default=10, help="interactions shown, as data.history_items")
-    synthesize.add_argument("--template", default=DataConfig.template, help="of the prompts, as data.template")
+    synthesize.add_argument("--lists", type=int, default=4000, help="number of lists to write rationales for")
+    synthesize.add_argument("--positives", type=int, default=1, help="relevant items per list")
+    synthesize.add_argument("--seed", type=whole_number, default=0, help="seed of the choice of lists")
+    synthesize.add_argument("--history-items", type=int, default=10, help="as data.history_items")
+    synthesize.add_argument("--template", default=DataConfig.template, help="must be the data.template of SFT")
     synthesize.add_argument(
         "--teacher",
         default=TEMPLATE,
         metavar="template | batch | URL",
-        help="sentences from statistics; files for a batch service; the address of an OpenAI-compatible API",
+        help="template: sentences from statistics; batch: files for a batch service; URL: an OpenAI-compatible API",
     )
-    synthesize.add_argument("-h", "--help", action=_TeacherHelp, nargs=0, help="show this and a language model's flags")
+    synthesize.add_argument(
+        "-h", "--help", action=_TeacherHelp, nargs=0, help="show all flags, also a language model's"
+    )
 
 
 def _synthesize(arguments: argparse.Namespace, overrides: list[str]) -> int:

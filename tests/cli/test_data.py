@@ -17,7 +17,7 @@ def log(tmp_path):
     ("flags", "message"),
     [
         (["--positive-rating", "nan"], "positive_rating must be a number, got nan"),
-        (["--column", "user=a", "--column", "user=b"], "--column must name each of ours once, got user=a, user=b"),
+        (["--column", "user=a", "--column", "user=b"], "--column must name each key once, got user=a, user=b"),
         (["--column", "user"], "--column must be KEY=NAME"),
         (["--column", "title=nme"], "must have a column 'nme', got user, item, rating"),
     ],

@@ -45,8 +45,8 @@ def run_until(args: list[str], moment: Moment, log: Path) -> bool:
 
 
 def moments(run_dir: Path, phase: str, rng: random.Random) -> list[Moment]:
-    """Moments to kill a process, judged by what it has written: after a first commit, and then, in random order, while a
-    commit is being written and after a random number of further lines."""
+    """Moments to kill a process, judged by what it has written: after a first commit, and then, in random order, while
+    a commit is being written and after a random number of further lines."""
     folder, lines_file = run_dir / "checkpoints" / phase, run_dir / "metrics.jsonl"
 
     def committed(since: float) -> bool:

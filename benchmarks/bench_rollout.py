@@ -111,15 +111,15 @@ def main() -> None:
     report("tokens a second", tokens / ours_s)
     report("peak_gib", peak_gib())
 
-    apart = median(seconds(lambda: write_alone(params, part, None, part_keys), rounds)) * shape.rows / rows
+    independent_s = median(seconds(lambda: write_alone(params, part, None, part_keys), rounds)) * shape.rows / rows
     theirs = np.asarray(write_alone(params, part, None, part_keys).rationales.tokens).ravel()
     name = "independent prompts" + (f", {rows} of {shape.rows} at a time" if rows < shape.rows else "")
-    lines.append(Line(name, apart, None, tokens, counted["rollout_independent"]))
-    report("rollout_vs_independent", apart / ours_s)
+    lines.append(Line(name, independent_s, None, tokens, counted["rollout_independent"]))
+    report("rollout_vs_independent", independent_s / ours_s)
     same = np.mean(np.asarray(ours.rationales.tokens).ravel()[: theirs.size] == theirs)
     gaps = logp_gaps(shape, params, batch, ours)
     figures = {
-        "rollout_vs_independent": apart / ours_s,
+        "rollout_vs_independent": independent_s / ours_s,
         "same_tokens": float(same),
         "max_logp_gap": float(np.max(gaps)),
         "mean_logp_gap": float(np.mean(gaps)),

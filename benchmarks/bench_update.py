@@ -97,18 +97,22 @@ def main() -> None:
     weights = jax.random.normal(jax.random.key(1), rationales.length.shape)
     counted, rate = flops(shape), matmul_rate(shape.model.dtype)
 
-    shared, ours = measure("shared prefix", shape, Rows(batch, rationales, weights), params, counted["update"], rounds)
-    alone, alone_rationales = independent(batch, rationales)
-    rows = Rows(alone, alone_rationales, weights.reshape(-1, 1, 1))
-    some = rows_that_fit(shape, alone, alone_rationales)
-    part, name = jax.tree.map(lambda x: x[:some], rows), "independent prompts"
-    if some < shape.rows:
-        name += f", of {some} in {shape.rows}, scaled,"
-    apart, theirs = measure(name, shape, part, params, counted["update_independent"], rounds)
-    apart = dataclasses.replace(apart, seconds=apart.seconds * shape.rows / some)
-    lines, figures = [shared, apart], {"update_vs_independent": apart.seconds / shared.seconds}
-    if some == shape.rows:
-        pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(theirs))
+    shared, shared_grads = measure(
+        "shared prefix", shape, Rows(batch, rationales, weights), params, counted["update"], rounds
+    )
+    independent_batch, independent_rationales = independent(batch, rationales)
+    rows = Rows(independent_batch, independent_rationales, weights.reshape(-1, 1, 1))
+    fitting_rows = rows_that_fit(shape, independent_batch, independent_rationales)
+    part, name = jax.tree.map(lambda x: x[:fitting_rows], rows), "independent prompts"
+    if fitting_rows < shape.rows:
+        name += f", of {fitting_rows} in {shape.rows}, scaled,"
+    independent_line, independent_grads = measure(name, shape, part, params, counted["update_independent"], rounds)
+    independent_line = dataclasses.replace(
+        independent_line, seconds=independent_line.seconds * shape.rows / fitting_rows
+    )
+    lines, figures = [shared, independent_line], {"update_vs_independent": independent_line.seconds / shared.seconds}
+    if fitting_rows == shape.rows:
+        pairs = zip(jax.tree.leaves(shared_grads), jax.tree.leaves(independent_grads))
         figures["grad_rel_err"] = max(
             float(jnp.linalg.norm(a - b) / jnp.maximum(jnp.linalg.norm(b), 1e-30)) for a, b in pairs
         )
@@ -119,17 +123,21 @@ def main() -> None:
 
         device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
         model = peers.to_torch(shape.model, params, shape.model.dtype, device)
-        prompts = np.concatenate([alone.prefix, alone.suffix[:, 0], alone_rationales.tokens[:, 0, 0]], axis=1)
+        prompts = np.concatenate(
+            [independent_batch.prefix, independent_batch.suffix[:, 0], independent_rationales.tokens[:, 0, 0]], axis=1
+        )
         torch_s, peak = peers.update_seconds(model, prompts, shape.length, np.asarray(weights).ravel(), rounds)
-        lines.append(Line("torch, independent", median(torch_s), None, shape.rows * shape.length, apart.flops, peak))
+        lines.append(
+            Line("torch, independent", median(torch_s), None, shape.rows * shape.length, independent_line.flops, peak)
+        )
         figures["update_vs_torch"] = median(torch_s) / shared.seconds
     else:
         print(f"torch: {missing}")
 
     print_table(lines, rate)
-    assert shared.peak_bytes is not None and apart.peak_bytes is not None
-    if some == shape.rows:
-        figures["peak_memory_ratio"] = shared.peak_bytes / apart.peak_bytes
+    assert shared.peak_bytes is not None and independent_line.peak_bytes is not None
+    if fitting_rows == shape.rows:
+        figures["peak_memory_ratio"] = shared.peak_bytes / independent_line.peak_bytes
     figures["of_matmul_rate"] = counted["update"] / shared.seconds / rate
     print(json.dumps({k: float(f"{v:.4g}") for k, v in figures.items()} | {"device": jax.devices()[0].device_kind}))
 

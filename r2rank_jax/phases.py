@@ -1,4 +1,4 @@
-"""The phases of a run, and the record that each of them commits beside its train state."""
+"""The phases of a run, and the record that each of them commits with its train state."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class DataConfig:
     candidate_items: int = 20
     """N, items of a list: one positive and N - 1 negatives. Training lists have `train_positives` positives."""
     train_positives: int = 1
-    """Positives of RL's training lists: the user's next items, or fewer if the training period ends before.
+    """Positives of RL's training lists: the user's next items, or fewer if the training period ends sooner.
     More positives give more signal per rationale. For traces, see `r2rank data synthesize --positives`."""
     min_history: int = 5
     """Number of interactions that a user must have before their first training list."""
@@ -178,7 +178,7 @@ class OptimizerConfig:
     """AdamW with a linear warm-up and a cosine decay to zero."""
 
     learning_rate: float = 3e-3
-    """After the warm-up."""
+    """Learning rate at the end of the warm-up, from where it decays."""
     warmup_steps: int = 20
     weight_decay: float = 0.0
     clip_norm: float = 1.0

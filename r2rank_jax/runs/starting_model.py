@@ -38,8 +38,8 @@ def adopt(directory: Path, run_dir: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(directory / TOKENIZER_FOLDER, partial / TOKENIZER_FOLDER)
     shutil.copy(directory / CARD, partial / CARD)
-    for licence in directory.glob("LICENSE*"):
-        shutil.copy(licence, partial)
+    for license_file in directory.glob("LICENSE*"):
+        shutil.copy(license_file, partial)
     partial.rename(base)
 
 

@@ -1,13 +1,16 @@
 """Configurations load, round-trip through JSON, and refuse invalid values."""
 
+import argparse
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 
-from r2rank_jax.cli.configuration import load_config
+from r2rank_jax.cli.arguments import UsageError
+from r2rank_jax.cli.configuration import configuration, load_config
 from r2rank_jax.config import DataConfig, MeshConfig, ModelConfig, RLConfig, RunConfig, differences, from_json, to_json
-from r2rank_jax.errors import ConfigError
+from r2rank_jax.errors import ConfigError, R2RankError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 
@@ -17,6 +20,34 @@ def test_every_config_loads_and_round_trips_through_json(path):
     config = load_config(path)
     assert from_json(to_json(config)) == config
     assert config.name == path.stem
+
+
+def test_the_config_of_a_run_can_be_named_or_found_in_its_directory(tmp_path):
+    config = dataclasses.replace(load_config(CONFIGS[0]), seed=7)
+    (tmp_path / "config.json").write_text(json.dumps(to_json(config)))
+    assert load_config(tmp_path / "config.json") == config
+    arguments = argparse.Namespace(command="rl", help=False, config=None, run_dir=tmp_path)
+    assert configuration(arguments, ["--rl.steps", "3"]) == dataclasses.replace(
+        config, rl=dataclasses.replace(config.rl, steps=3)
+    )
+    arguments.run_dir = tmp_path / "elsewhere"
+    with pytest.raises(UsageError, match=r"needs --config FILE.* or the --run-dir of a run .*elsewhere"):
+        configuration(arguments, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("config.json", "[1]", "must be a JSON object, got list"),
+        ("config.json", "{", "must be the config.json of a run"),
+        ("config.json", '{"name": "x", "rl": {"credt": "shared"}}', r"unknown field rl\.credt"),
+        ("config.yaml", "name: x", r"must name a \.py or \.json file"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_refused(tmp_path, name, content, reason):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(R2RankError, match=reason):
+        load_config(tmp_path / name)
 
 
 def test_an_unknown_field_is_named():

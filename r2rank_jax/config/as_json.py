@@ -30,8 +30,10 @@ def from_json(values: dict[str, Any]) -> RunConfig:
     """Inverse of `to_json`.
 
     Raises:
-        ConfigError: this version does not have one of the fields.
+        ConfigError: this version does not have one of the fields, or the values are not an object.
     """
+    if not isinstance(values, dict):
+        raise ConfigError(f"a configuration must be a JSON object, got {type(values).__name__}")
     return _build(RunConfig, values, "")
 
 

@@ -1,6 +1,7 @@
 """Eight fake CPU devices for every test, unless another platform is asked for, and no network."""
 
 import os
+import threading
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # `JAX_PLATFORMS=cuda pytest -m gpu` on a GPU
 os.environ["XLA_FLAGS"] = (
@@ -11,3 +12,18 @@ os.environ["XLA_FLAGS"] = (
     " --xla_backend_optimization_level=0"
 )
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+
+from r2rank_jax.files import downloads
+from tests.support.http_server import Server
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A local HTTP server whose answers a test scripts; retries do not wait."""
+    monkeypatch.setattr(downloads, "PAUSE_S", 0.01)
+    with Server() as running:
+        threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield running
+        running.shutdown()

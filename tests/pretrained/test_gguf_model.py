@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from r2rank_jax.errors import PretrainedError
 from r2rank_jax.pretrained.gguf_model import hugging_face_config, undo_rope_permutation, write_model
-from tests.pretrained.conftest import HEADS, KV_HEADS, llama_cpp_rows, stored_weights, tiny_weights, write_gguf
+from tests.support.pretrained.gguf_file import HEADS, KV_HEADS, llama_cpp_rows, stored_weights, tiny_weights, write_gguf
 
 Q4_1, Q8_0 = gguf.GGMLQuantizationType.Q4_1, gguf.GGMLQuantizationType.Q8_0
 

@@ -6,7 +6,7 @@ from transformers import AutoTokenizer
 from r2rank_jax.errors import PretrainedError
 from r2rank_jax.pretrained.gguf_model import write_model
 from r2rank_jax.pretrained.gguf_tokenizer import build_tokenizer, write_tokenizer
-from tests.pretrained.conftest import SPECIAL, TOKENS, stored_weights, tiny_weights, write_gguf
+from tests.support.pretrained.gguf_file import SPECIAL, TOKENS, stored_weights, tiny_weights, write_gguf
 
 
 @pytest.fixture

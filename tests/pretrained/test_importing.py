@@ -16,7 +16,7 @@ from r2rank_jax.model.transformer import scores
 from r2rank_jax.pretrained.folder import load_pretrained, read_model_card
 from r2rank_jax.pretrained.importing import import_model
 from r2rank_jax.sharding import abstract_params, make_mesh
-from tests.pretrained.models import (
+from tests.support.pretrained.models import (
     MODELS,
     PAD,
     STOP,

@@ -13,7 +13,7 @@ import pytest
 
 from r2rank_jax.model.hf_names import config_to_hf, tensors
 from r2rank_jax.pretrained.weights import write_sharded
-from tests.pretrained.models import MODELS, copy_but_weights, saved
+from tests.support.pretrained.models import MODELS, copy_but_weights, saved
 
 pytest.importorskip("torch")
 

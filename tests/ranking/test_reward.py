@@ -96,7 +96,7 @@ KINDS = tuple(name for name in NAMES if name not in ("ndcg_linear@3", "dcg_linea
 @functools.cache
 def all_rankings(scores, items):
     """Rankings, probabilities and ∇log P in float64, for scores as a tuple."""
-    from tests.ranking.conftest import log_prob_gradient, prob
+    from tests.support.brute_force import log_prob_gradient, prob
 
     rankings = list(itertools.permutations(items))
     probs = np.array([prob(scores, y, items) for y in rankings])
@@ -173,7 +173,7 @@ def float64_gains(term):
 def test_estimators_are_unbiased_over_all_pairs_of_rankings(name, estimator):
     """The mean over all pairs of samples is weighted by probability. Places beyond the term's cut-off have weight 0."""
     term, cutoff = REWARDS[name].terms[0], min(REWARDS[name].num_places(N) + 1, N)
-    from tests.ranking.conftest import prob
+    from tests.support.brute_force import prob
 
     rankings = np.unique(np.array([(*y, 3)[:cutoff] for y in itertools.permutations(ITEMS)], np.int32), axis=0)
     probs = np.array([prob(SCORES, [i for i in y if i != 3], ITEMS) for y in rankings])

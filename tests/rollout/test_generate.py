@@ -10,7 +10,7 @@ from r2rank_jax.model.forward import judge
 from r2rank_jax.rollout.generate import generate
 from r2rank_jax.rollout.sampling import row_keys, sample_token
 from r2rank_jax.types import ListBatch
-from tests.model.test_forward import QWEN2, QWEN3, make_batch, make_params, read_alone
+from tests.support.tiny_models import QWEN2, QWEN3, make_batch, make_params, read_alone
 
 STOP = 3
 SETTINGS = {"rationales": 3, "max_tokens": 6, "stop_token": STOP, "temperature": 0.8}

@@ -13,8 +13,8 @@ from r2rank_jax.model.forward import judge, read_items
 from r2rank_jax.rollout.generate import Generator, generate, past_sizes, widths
 from r2rank_jax.rollout.sampling import row_keys
 from r2rank_jax.sharding import make_mesh, users
-from tests.model.test_forward import QWEN2 as TWO_LAYERS
-from tests.model.test_forward import make_batch, make_params
+from tests.support.tiny_models import QWEN2 as TWO_LAYERS
+from tests.support.tiny_models import make_batch, make_params
 
 QWEN2 = dataclasses.replace(TWO_LAYERS, layers=1)  # compiles in half the time
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tests.runs.conftest import STEPS, metrics, succeed
+from tests.support.command_line import STEPS, metrics, succeed
 
 
 @pytest.mark.slow

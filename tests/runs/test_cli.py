@@ -10,8 +10,8 @@ import pytest
 from r2rank_jax import cli
 from r2rank_jax.data.prepared.folder import candidate_file
 from r2rank_jax.runs import sft
-from tests.data.conftest import write_raw
-from tests.runs.conftest import contents, run_cli
+from tests.support.command_line import contents, run_cli
+from tests.support.tiny_source import write_raw
 
 
 @pytest.fixture

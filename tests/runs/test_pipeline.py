@@ -16,7 +16,7 @@ from r2rank_jax.data.prompts.tokenizer import read_tokenizer
 from r2rank_jax.rollout.scoring import make_scorer, score_lists
 from r2rank_jax.runs.inputs import open_inputs
 from r2rank_jax.sharding import abstract_params, make_mesh
-from tests.runs.conftest import contents, metrics, succeed
+from tests.support.command_line import contents, metrics, succeed
 
 SYSTEMS = {"random", "popularity", "item_knn", "sft", "sft_continued", "rl"}
 METRICS = {f"{name}@{k}" for name in ("ndcg", "hr") for k in (1, 5, 10)} | {"mrr"}

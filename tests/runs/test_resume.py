@@ -19,7 +19,7 @@ from r2rank_jax.config import read
 from r2rank_jax.phases import PhaseRecord
 from r2rank_jax.sharding import make_mesh
 from r2rank_jax.train.state import abstract_state
-from tests.runs.conftest import COMMAND, LIMIT_S, STEPS, environment, metrics
+from tests.support.command_line import COMMAND, LIMIT_S, STEPS, environment, metrics
 
 Moment = Callable[[float], bool]  # from the time at which the process was started
 

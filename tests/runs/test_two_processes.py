@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from r2rank_jax.checkpoint import damage, sealed_steps
-from tests.runs.conftest import COMMAND, STEPS, environment, metrics
+from tests.support.command_line import COMMAND, STEPS, environment, metrics
 
 LAUNCH = Path(__file__).parents[2] / "launch/local.sh"
 LIMIT_S = 240

@@ -9,7 +9,7 @@ from r2rank_jax.config import DataConfig, EvaluationConfig
 from r2rank_jax.data.prepare.prepare import prepare
 from r2rank_jax.data.prepared.dataset import load
 from r2rank_jax.runs import eval as evaluation
-from tests.data.conftest import USERS, write_raw
+from tests.support.tiny_source import USERS, write_raw
 
 
 def test_rationales_show_the_templates_words_for_missing_titles(tmp_path):

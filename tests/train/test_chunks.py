@@ -11,13 +11,13 @@ from r2rank_jax.config import ComputeConfig, MeshConfig, RLConfig, RunConfig, SF
 from r2rank_jax.model.counting import BatchShape
 from r2rank_jax.rollout.generate import make_rollout
 from r2rank_jax.sharding import abstract_params, make_mesh, replicated, to_mesh
-from r2rank_jax.train import context
 from r2rank_jax.train.memory.activations import residual_bytes
-from r2rank_jax.train.memory.chunk_choice import GIB, ChunkChoice, choose_chunks
+from r2rank_jax.train.memory.chunk_choice import GIB, choose_chunks
 from r2rank_jax.train.rl_step import assess, rl_gradients
 from r2rank_jax.train.sft_step import sft_gradients
-from tests.model.test_forward import QWEN3 as TWO_LAYERS
-from tests.model.test_forward import make_batch, make_params
+from tests.support.tiny_models import QWEN3 as TWO_LAYERS
+from tests.support.tiny_models import make_batch, make_params
+from tests.support.training_steps import at_once
 
 QWEN3 = dataclasses.replace(TWO_LAYERS, layers=1)  # compiles in half the time
 STOP = 3
@@ -42,11 +42,6 @@ def inputs(config, users, groups):
     labels = np.zeros((users, 5), np.float32)
     labels[np.arange(users), np.arange(users) % 4] = 1.0
     return dataclasses.replace(batch, labels=jnp.asarray(labels)), rationales
-
-
-def at_once(monkeypatch, chunk_items):
-    """Fix the number of items that are read together."""
-    monkeypatch.setattr(context, "choose_chunks", lambda config, *_: ChunkChoice(chunk_items, config.model, 0))
 
 
 def rl_update(config, params, reference, batch):

@@ -16,7 +16,7 @@ from r2rank_jax.train.rationale_rewards import centred, rationale_rewards_of
 from r2rank_jax.train.rl_step import make_rl_steps, rl_gradients
 from r2rank_jax.train.state import fresh_state
 from r2rank_jax.types import Rationales
-from tests.train.test_rl_step import STEPS, STOP, local_batches, make_config
+from tests.support.training_steps import STEPS, STOP, local_batches, make_config
 
 # One user, two items, two rationales each.
 RATIONALES = Rationales(

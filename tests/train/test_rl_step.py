@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r2rank_jax.config import MeshConfig, OptimizerConfig, RLConfig, RunConfig, SFTConfig
+from r2rank_jax.config import MeshConfig, RLConfig
 from r2rank_jax.model.logprobs import TokenStatistics
 from r2rank_jax.ranking.expectation import expected_ndcg
 from r2rank_jax.rollout.generate import make_rollout
@@ -16,36 +16,7 @@ from r2rank_jax.sharding import make_mesh, to_mesh
 from r2rank_jax.train.losses import clipped_policy, without_scale_gradient
 from r2rank_jax.train.rl_step import TokenConstants, make_rl_steps, rl_gradients, token_loss
 from r2rank_jax.train.state import fresh_state
-from tests.model.test_forward import QWEN3, make_batch
-
-STEPS = 4
-STOP = 3
-
-
-def make_config(mesh: MeshConfig, **rl) -> RunConfig:
-    settings = OptimizerConfig(learning_rate=1e-2, warmup_steps=1, ema_decay=0.9)
-    # Untied embeddings, QK-norm; heads and vocabulary divide by two, so that the tensor axis really splits them.
-    model = dataclasses.replace(QWEN3, layers=1, vocabulary=48, mlp_width=40)
-    return RunConfig(
-        name="test",
-        mesh=mesh,
-        model=model,
-        data=dataclasses.replace(RunConfig(name="x").data, rationale_tokens=4),
-        sft=SFTConfig(steps=STEPS, batch_users=8, optimizer=settings),
-        rl=RLConfig(steps=STEPS, batch_users=8, optimizer=settings, **({"temperature": 1.0} | rl)),
-        evaluation=dataclasses.replace(RunConfig(name="x").evaluation, batch_users=8),
-    )
-
-
-def local_batches(config):
-    """One global batch per step, as NumPy."""
-    for step in range(STEPS):
-        batch, rationales = make_batch(config.model, users=8, items=4, groups=1, seed=step)
-        labels = np.zeros((8, 4), np.float32)
-        labels[np.arange(8), np.arange(8) % 3] = 1.0
-        labels[::2, 3] = 1.0  # half of the lists have two
-        batch = dataclasses.replace(batch, labels=labels)
-        yield jax.tree.map(np.asarray, batch), jax.tree.map(np.asarray, rationales)
+from tests.support.training_steps import MESHES, STEPS, STOP, local_batches, make_config
 
 
 @functools.cache
@@ -65,9 +36,6 @@ def train_rl(mesh_config, **rl):
             state, metrics = update(state, reference, batch, rollout, assessment)
         losses.append(jax.device_get(metrics) | {"tokens": np.asarray(rollout.rationales.tokens)})
     return state, losses
-
-
-MESHES = [MeshConfig(data=8), MeshConfig(fsdp=8), MeshConfig(data=2, fsdp=2, tensor=2)]
 
 
 def test_rl_on_eight_devices_equals_one():

@@ -14,8 +14,8 @@ from r2rank_jax.ranking.losses import BY_NAME
 from r2rank_jax.sharding import make_mesh, to_mesh
 from r2rank_jax.train.sft_step import head_loss, make_sft_step, sft_gradients
 from r2rank_jax.train.state import apply_gradients, fresh_state, make_optimizer, start_from
-from tests.model.test_forward import make_batch
-from tests.train.test_rl_step import MESHES, STEPS, local_batches, make_config
+from tests.support.tiny_models import make_batch
+from tests.support.training_steps import MESHES, STEPS, local_batches, make_config
 
 
 @functools.cache

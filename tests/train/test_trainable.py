@@ -15,8 +15,8 @@ from r2rank_jax.sharding import make_mesh
 from r2rank_jax.train.sft_step import sft_gradients
 from r2rank_jax.train.state import abstract_state, apply_gradients, fresh_state, make_optimizer, start_from
 from r2rank_jax.train.trainable import join_params, split_params
-from tests.model.test_forward import QWEN2, make_batch, make_params
-from tests.train.test_chunks import at_once
+from tests.support.tiny_models import QWEN2, make_batch, make_params
+from tests.support.training_steps import at_once
 
 ADAPTED = dataclasses.replace(QWEN2, layers=1, lora_rank=2, lora_alpha=3.0)
 SETTINGS = RunConfig(name="x").sft.optimizer

@@ -26,7 +26,7 @@ from r2rank_jax.data.prepared.tables import hash_of_interactions, hash_of_items
 from r2rank_jax.data.teacher.synthesize import synthesize
 from r2rank_jax.data.teacher.template import TemplateTeacher
 from r2rank_jax.errors import DataError
-from tests.data.conftest import tiny_rows, write_raw
+from tests.support.tiny_source import tiny_rows, write_raw
 
 Edit = Callable[[Path], None]
 SETTINGS: dict[str, dict[str, Any]] = {

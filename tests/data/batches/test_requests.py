@@ -10,7 +10,7 @@ from r2rank_jax.config import DataConfig
 from r2rank_jax.data.batches.requests import read_requests, request_batches
 from r2rank_jax.data.prompts.prompts import Shown
 from r2rank_jax.errors import DataError
-from tests.data.hostile import TITLES, read_prompt
+from tests.support.hostile_titles import TITLES, read_prompt
 
 DAY = 86_400
 

@@ -21,7 +21,7 @@ from r2rank_jax.data.prepared.folder import candidate_file, interactions_file
 from r2rank_jax.data.prepared.settings import PROTOCOLS
 from r2rank_jax.data.prompts.tokenizer import train_tokenizer
 from r2rank_jax.errors import DataError
-from tests.data.conftest import tiny_rows, write_raw
+from tests.support.tiny_source import tiny_rows, write_raw
 
 START_S = 880_000_000
 FILES = ("card.json", "card.md", "figures/*.svg")

@@ -6,7 +6,7 @@ import pytest
 from r2rank_jax.data.fetch import fetch as module
 from r2rank_jax.errors import DataError
 from r2rank_jax.files.wheels import Wheel, sha256
-from tests.files.fake_pip import pip_that
+from tests.support.fake_pip import pip_that
 
 
 @pytest.fixture

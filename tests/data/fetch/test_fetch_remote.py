@@ -15,7 +15,6 @@ from r2rank_jax.data.fetch.fetch import fetch
 from r2rank_jax.data.sources.source import open_source
 from r2rank_jax.errors import DataError
 from r2rank_jax.files import downloads
-from tests.files.test_downloads import server  # noqa: F401
 
 
 def archive(members):
@@ -37,7 +36,7 @@ MD5 = hashlib.md5(SMALL).hexdigest()
 
 
 @pytest.fixture
-def grouplens(server, monkeypatch):  # noqa: F811
+def grouplens(server, monkeypatch):
     monkeypatch.setattr(addresses, "GROUPLENS", f"{server.url}/movielens")
     server.files = {
         "/movielens/ml-latest-small.zip": SMALL,
@@ -102,7 +101,7 @@ def test_a_refused_archive_is_deleted(grouplens, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_amazon_2023_benchmark_comes_with_its_metadata(server, monkeypatch, tmp_path, capfd):  # noqa: F811
+def test_amazon_2023_benchmark_comes_with_its_metadata(server, monkeypatch, tmp_path, capfd):
     monkeypatch.setattr(addresses, "AMAZON_2023", f"{server.url}/2023")
     line = "AGKASBHYZPGTEPO6LWZPVJWB2BVA,B00000000{},5.0,159500783100{}\n"
     for number, part in enumerate(("train", "valid", "test")):
@@ -119,7 +118,7 @@ def test_amazon_2023_benchmark_comes_with_its_metadata(server, monkeypatch, tmp_
     assert capfd.readouterr().out.count("no published MD5") == 4
 
 
-def test_an_interrupted_fetch_keeps_complete_files(server, monkeypatch, tmp_path):  # noqa: F811
+def test_an_interrupted_fetch_keeps_complete_files(server, monkeypatch, tmp_path):
     monkeypatch.setattr(addresses, "AMAZON_2014", f"{server.url}/2014")
     monkeypatch.setattr(downloads, "ATTEMPTS", 1)
     server.files = {

@@ -15,7 +15,7 @@ from r2rank_jax.data.prepared.dataset import load
 from r2rank_jax.data.prepared.folder import candidate_file, interactions_file, users_file
 from r2rank_jax.data.prepared.settings import PROTOCOLS
 from r2rank_jax.errors import DataError
-from tests.data.conftest import INTER_HEADER, ITEMS, tiny_rows, write_raw
+from tests.support.tiny_source import INTER_HEADER, ITEMS, tiny_rows, write_raw
 
 MANY = {"bucket_rows": 60}  # 16 buckets of the tiny source
 

@@ -13,7 +13,7 @@ from r2rank_jax.data.prepared.negatives import sample_outside
 from r2rank_jax.data.prepared.settings import DEFAULT_PROTOCOLS
 from r2rank_jax.data.prepared.splits import HELD_OUT, NONE, global_time, last_n
 from r2rank_jax.errors import DataError
-from tests.data.conftest import tiny_rows, write_raw
+from tests.support.tiny_source import tiny_rows, write_raw
 
 
 def sequences():

@@ -15,7 +15,7 @@ from r2rank_jax.data.card.writing import write_card
 from r2rank_jax.data.prepare import prepare as preparation
 from r2rank_jax.errors import DataError
 from r2rank_jax.files.seals import SEAL, read_seal, sealed, work_folder
-from tests.data.conftest import write_raw
+from tests.support.tiny_source import write_raw
 
 SETTINGS = {"bucket_rows": 60, "k_core": 5, "candidates": 10, "negatives": "popularity"}
 FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]

@@ -8,7 +8,7 @@ import pytest
 from r2rank_jax.data.prepare.prepare import prepare
 from r2rank_jax.data.prepared.dataset import load
 from r2rank_jax.errors import DataError
-from tests.data.conftest import ITEMS, USERS, write_raw
+from tests.support.tiny_source import ITEMS, USERS, write_raw
 
 N = 12
 

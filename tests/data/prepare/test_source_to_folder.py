@@ -6,7 +6,7 @@ import pytest
 from r2rank_jax.data.prepare.prepare import prepare
 from r2rank_jax.data.prepared.folder import interactions_file, users_file
 from r2rank_jax.errors import DataError
-from tests.data.conftest import INTER_HEADER, ITEMS, USERS, tiny_rows
+from tests.support.tiny_source import INTER_HEADER, ITEMS, USERS, tiny_rows
 
 
 def test_every_row_is_kept_with_ids_in_numeric_order(prepared):

@@ -26,8 +26,8 @@ from r2rank_jax.data.prompts.templates import TEMPLATES
 from r2rank_jax.data.prompts.tokenizer import FastTokenizer
 from r2rank_jax.errors import DataError
 from r2rank_jax.files.wheels import Wheel, download
-from tests.data.hostile import FIELDS, HIDDEN, LINE_ENDS, TITLES, read_prompt
-from tests.data.prompts.test_chat import write_tokenizer
+from tests.support.chat_tokenizer import write_tokenizer
+from tests.support.hostile_titles import FIELDS, HIDDEN, LINE_ENDS, TITLES, read_prompt
 
 NO_LIMIT = 1_000_000
 PLAIN = ("Fargo", "1996", 4.5, "3 days before")

@@ -20,7 +20,7 @@ from r2rank_jax.data.teacher.template import (
     fit_logistic,
 )
 from r2rank_jax.errors import DataError
-from tests.data.conftest import ITEMS, tiny_rows, write_raw
+from tests.support.tiny_source import ITEMS, tiny_rows, write_raw
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from r2rank_jax.pretrained.weights import stored_tensors
 from r2rank_jax.rollout.generate import Generator
 from r2rank_jax.sharding import make_mesh
 from r2rank_jax.types import ListBatch
-from tests.pretrained.models import load, our_states, their_states
+from tests.support.pretrained.models import load, our_states, their_states
 
 pytestmark = pytest.mark.slow
 torch = pytest.importorskip("torch")

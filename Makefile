@@ -20,11 +20,12 @@ export MALLOC_TRIM_THRESHOLD_ = 8589934592
 export MALLOC_TOP_PAD_ = 67108864
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: quickstart test lint format clean help
+.PHONY: quickstart test test-fast lint format clean help
 
 help:
 	@echo "make quickstart   fetch data, train, evaluate, and write $(RUN)/report.html"
 	@echo "make test         run linters, type checks and all tests"
+	@echo "make test-fast    run linters and the tests that are not slow"
 	@echo "make format       format the code"
 	@echo "make clean        remove $(VENV), but not data/ and runs/"
 
@@ -52,6 +53,10 @@ lint: $(VENV)/installed
 
 test: lint
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+
+test-fast: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not slow"
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

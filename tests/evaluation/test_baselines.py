@@ -52,6 +52,7 @@ def test_random_scores_are_seeded():
     assert one.shape == (5, 4) and (one == again).all() and (one != other).all()
 
 
+@pytest.mark.slow
 def test_analytic_random():
     assert baselines.analytic_random(20, [10])["ndcg@10"] == pytest.approx(0.2272, abs=5e-5)
     assert baselines.analytic_random(1, [10])["ndcg@10"] == 1.0

@@ -22,6 +22,7 @@ def test_hand_computed_list():
     }
 
 
+@pytest.mark.slow
 def test_graded_labels_use_exponential_gains():
     computed = per_user_metrics([[3.0, 2.0, 1.0]], [[1, 2, 0]], None, [3], seed=0)
     ideal = 3 + 1 / np.log2(3)
@@ -38,6 +39,7 @@ def test_agrees_with_scikit_learn_on_binary_labels(k):
     np.testing.assert_allclose(computed, expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_agrees_with_the_training_reward():
     rng = np.random.default_rng(3)
     scores, labels = rng.normal(size=(30, 9)), rng.integers(0, 4, size=(30, 9))
@@ -62,6 +64,7 @@ def test_the_reward_of_rl_is_measured_beside_the_metrics():
         per_user_metrics(scores, labels, None, [5], seed=0, reward="ncdg@5")
 
 
+@pytest.mark.slow
 def test_users_are_measured_alike_in_blocks(monkeypatch):
     rng = np.random.default_rng(5)
     scores, labels = rng.normal(size=(30, 9)), rng.integers(0, 2, size=(30, 9))
@@ -71,6 +74,7 @@ def test_users_are_measured_alike_in_blocks(monkeypatch):
         np.testing.assert_array_equal(values, whole[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [0, 19])
 def test_a_constant_scorer_is_a_random_one(place):
     labels = np.zeros((4000, 20))

@@ -73,6 +73,7 @@ def test_environment_arguments_and_prefixes(tmp_path, separator):
     assert host == "127.0.0.1" and 1024 < int(port) < 32768
 
 
+@pytest.mark.slow
 def test_one_failure_stops_the_others(tmp_path):
     stub = script(
         tmp_path / "stub",

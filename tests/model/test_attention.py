@@ -69,6 +69,7 @@ def einsum(case):
     return weight, with_gradients(_einsum, q, segments, weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_values_and_gradients_equal_einsum(backend, case):

@@ -38,6 +38,7 @@ def weighted_judge(config, params, batch, rationales):
     return weighted(found.logp, found.scores, batch.mask)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [QWEN2, QWEN3, LLAMA], ids=["qwen2", "qwen3", "llama"])
 def test_shared_prefix_equals_independent_prompts(config):
     params, (batch, rationales) = make_params(config), make_batch(config)
@@ -48,16 +49,18 @@ def test_shared_prefix_equals_independent_prompts(config):
     np.testing.assert_allclose(np.asarray(found.scores)[real], np.asarray(score)[real], atol=2e-5)
 
 
+@pytest.mark.slow
 def test_gradients_of_the_shared_prefix_equal_those_of_independent_prompts():
     config = QWEN3
     params, (batch, rationales) = make_params(config), make_batch(config)
     shared = jax.jit(jax.grad(lambda p: weighted_judge(config, p, batch, rationales)))(params)
-    alone = jax.jit(jax.grad(lambda p: weighted(*judge_alone(config, p, batch, rationales), batch.mask)))(params)
+    alone = jax.jit(jax.grad(lambda p: weighted(*judge_alone(config, p, batch, rationales), batch.mask)))(params)  # type: ignore[call-arg]
     for (path, a), b in zip(jax.tree.leaves_with_path(shared), jax.tree.leaves(alone)):
         error = float(jnp.linalg.norm(a - b) / (jnp.linalg.norm(b) + 1e-12))
         assert error < 1e-5, (jax.tree_util.keystr(path), error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["none", "dots", "block"])
 def test_a_loop_over_the_layers_equals_layers_written_out(monkeypatch, remat):
     config = QWEN3
@@ -77,6 +80,7 @@ def extend_prefix(config, params, batch):
     return prefix_forward(config, params, batch.prefix, batch.prefix_length).k
 
 
+@pytest.mark.slow
 def test_padding_and_masked_items_change_nothing():
     config = QWEN2
     params, (batch, rationales) = make_params(config), make_batch(config)
@@ -102,6 +106,7 @@ def test_padding_and_masked_items_change_nothing():
         np.testing.assert_allclose(x, y, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_score_gradient_stops_at_the_head_unless_joint():
     config = QWEN2
     params, (batch, rationales) = make_params(config), make_batch(config)
@@ -114,6 +119,7 @@ def test_score_gradient_stops_at_the_head_unless_joint():
     np.testing.assert_allclose(alone["score_head"], joint["score_head"], rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_tokens", [1, 6, 12, 99])
 @pytest.mark.parametrize("lengths", [(4, 7, 1), (0, 0, 0), (7, 7, 7), (2, 0, 5)])
 def test_packed_token_statistics_and_their_gradients_equal_plain_ones(chunk_tokens, lengths):
@@ -156,6 +162,7 @@ def test_packed_token_statistics_and_their_gradients_equal_plain_ones(chunk_toke
     np.testing.assert_allclose(jax.jit(at_once)(hidden, kernel), expected[0], rtol=5e-5, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_tokens", [2, 99])
 @pytest.mark.parametrize("padding", [jnp.nan, jnp.inf, 1e3])
 def test_padding_may_hold_anything_and_gets_no_gradient(padding, chunk_tokens):

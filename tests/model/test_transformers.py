@@ -84,7 +84,7 @@ def as_params(found, config):
                 for x, n in heads.items()
             }
         if config.qk_norm:
-            attention |= {f"{x}_norm": {"scale": state[f"{at}self_attn.{x}_norm.weight"]} for x in ("q", "k")}
+            attention |= {f"{x}_norm": {"scale": state[f"{at}self_attn.{x}_norm.weight"]} for x in ("q", "k")}  # type: ignore[misc]
         attention["o"] = state[f"{at}self_attn.o_proj.weight"].T.reshape(config.heads, config.head_size, config.width)
         layers.append(
             {
@@ -98,6 +98,7 @@ def as_params(found, config):
     return params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_logits_equal_those_of_transformers(name):
     found, config = peer(name)

@@ -102,6 +102,7 @@ def test_what_an_axis_does_not_divide_is_copied():
     assert on_one_device(MODEL, 2).heads == 2 and on_one_device(MODEL, 2).kv_heads == 1
 
 
+@pytest.mark.slow
 def test_more_devices_hold_less_each():
     one, eight = (estimate(configured(fsdp=n), parse_topology(f"cpu:{n}")) for n in (1, 8))
     for name in ("sft step", "rl update"):
@@ -112,6 +113,7 @@ def test_more_devices_hold_less_each():
     assert one.programs["rl update"].of("parameter average") == one.programs["rl update"].of("weights")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", [1, 8])
 def test_estimates_are_within_a_tenth_of_what_xla_allocates(data):
     """Arguments, results and temporaries. A wave is a little less exact, for XLA for CPU copies its short cache; of the
@@ -136,6 +138,7 @@ def test_estimates_are_within_a_tenth_of_what_xla_allocates(data):
 # -- what would fit ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.7, 0.35, 0.12])
 def test_the_nearest_change_fits_and_the_one_before_does_not(share):
     config = configured(model=dataclasses.replace(MODEL, layers=8, remat="none"), users=16, data=4)
@@ -158,6 +161,7 @@ def test_the_nearest_change_fits_and_the_one_before_does_not(share):
         assert str(at) == value or float(at) == float(value)
 
 
+@pytest.mark.slow
 def test_where_nothing_helps_no_change_is_named():
     topology = parse_topology("h100:1")
     tiny = topology._replace(device=topology.device._replace(memory_bytes=1000))
@@ -248,6 +252,7 @@ def test_without_a_compiler_it_estimates_and_says_so(config_file, capsys, tmp_pa
     assert "pairs" in missing_compiler(parse_topology("v4:2x2x1"), None)
 
 
+@pytest.mark.slow
 def test_the_real_programs_are_compiled_in_a_process_of_their_own(config_file, capsys):
     shallow = ("--model.layers", 1, "--data.candidate-items", 4, "--mesh.data", 2)
     code, out, last, _ = run(capsys, "--config", config_file, "--topology", "cpu:2", "--backend", "compile", *shallow)

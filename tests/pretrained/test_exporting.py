@@ -58,7 +58,7 @@ def write_run(folder, config):
         checkpoints = Checkpoints(folder / "checkpoints" / phase)
         record = {"phase": phase, "config": to_json(config), "iterator": {}, "steps": 5, "wall_s": 1.0}
         record |= {"finished": True, "has_average": True} | ({"traces": "f00d"} if phase == "sft" else {})
-        checkpoints.save(5, state.replace(average=average), PhaseRecord.from_json(record))
+        checkpoints.save(5, state.replace(average=average), PhaseRecord.from_json(record))  # type: ignore[attr-defined]
         checkpoints.close()
     return folder
 
@@ -92,6 +92,7 @@ def test_transformers_gives_the_same_logits(tmp_path, name):
         np.testing.assert_allclose(ours[real], theirs[real], atol=1e-5 * np.abs(theirs).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_import_of_an_export_gives_the_same_bits(tmp_path, name):
     export(imported(name), tmp_path / "hf", dtype="float32", shard_gib=20 / 2**20)
@@ -106,6 +107,7 @@ def require_equal(actual, expected):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["causal-lm", "scorer"])
 def test_both_forms_contain_the_scoring_head(tmp_path, run_dir, form):
     export(run_dir, tmp_path / "hf", form=form, dtype="float32")
@@ -160,6 +162,7 @@ def joined(batch, rationales):
     return np.array([row + [PAD] * (width - len(row)) for row in rows])
 
 
+@pytest.mark.slow
 def test_a_scorer_gives_our_scores(tmp_path, run_dir):
     export(run_dir, tmp_path / "hf", form="scorer", dtype="float32")
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf").eval()
@@ -227,6 +230,7 @@ def test_a_run_from_an_imported_model_is_exported_with_its_tokenizer(tmp_path, r
     assert read_model_card(imported("llama")).source.sha256 in page and "LlamaForCausalLM" in page
 
 
+@pytest.mark.slow
 def test_adapters_are_merged(tmp_path):
     adapted = dataclasses.replace(BASE, lora_rank=3, lora_alpha=7.0)
     config = dataclasses.replace(CONFIG, model=adapted, trained="adapters")
@@ -244,6 +248,7 @@ def test_adapters_are_merged(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_code_on_the_page_works(tmp_path, run_dir):
     texts = {"prefix": "Heat (1995) 4\n", "item": "Emma", "rationale": RATIONALE}
     ours = read_tokenizer(run_dir / "tokenizer.json").encode(list(texts.values()))

@@ -140,7 +140,7 @@ def test_gives_the_logits_of_the_stored_model(tmp_path):
     ).eval()
     model.load_state_dict({name: torch.from_numpy(weight) for name, weight in weights.items()}, strict=False)
     converted(write_gguf(tmp_path / "tiny.gguf", stored_weights(weights)), tmp_path / "out")
-    loaded, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    loaded, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)  # type: ignore[misc]
     assert not any(report.values())
     tokens = torch.tensor([[5, 77, 3, 200, 41, 9, 120, 33]])
     with torch.no_grad():

@@ -32,6 +32,7 @@ from tests.support.pretrained.models import (
 torch = pytest.importorskip("torch")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_hidden_states_and_logits_match_transformers(name):
     model, _ = saved(name)
@@ -54,6 +55,7 @@ def test_scaled_rope_changes_the_logits():
     assert np.abs(scaled - plain)[real].max() > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen2", "llama"])
 def test_a_sequence_classifier_is_imported_with_its_scoring_head(name):
     model, _ = saved(name, scorer=True)
@@ -93,6 +95,7 @@ def test_any_mesh_gives_the_same_bits():
         assert a.dtype == np.float32 and np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_is_imported_exactly(tmp_path, dtype):
     model = saved("llama")[0]
@@ -203,6 +206,7 @@ def test_a_refusal_gives_the_reason_and_writes_nothing(tmp_path, name, capsys):
     assert capsys.readouterr().err.startswith("r2rank: ")
 
 
+@pytest.mark.slow
 def test_a_failure_while_writing_leaves_nothing(tmp_path, monkeypatch):
     def full(*_):
         raise OSError("no space left on device")
@@ -213,6 +217,7 @@ def test_a_failure_while_writing_leaves_nothing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_redundant_tensors_are_ignored(tmp_path):
     """A stored tied head and constants in old files do not change the imported parameters."""
     shutil.copytree(saved("llama")[1], tmp_path / "hf")
@@ -249,6 +254,7 @@ def test_a_hub_id_without_a_network(tmp_path):
         import_model("no/such/place", tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_only_data_files_are_requested_from_the_hub(tmp_path, monkeypatch):
     """No code is downloaded, and the hub id of the model is recorded."""
     import fnmatch

@@ -40,6 +40,7 @@ print(peak_over(before))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux' /proc")
 def test_memory_is_the_parameters_and_three_times_the_largest_tensor(tmp_path):
     """The model has 40 layers. A second copy of it, or of one of its stacked arrays, would exceed the limit."""

@@ -22,6 +22,7 @@ def user(num_rationales=3, num_items=4, positives=1, seed=0):
     return rng.normal(size=(num_rationales, num_items)) * 2, labels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["auto", "quadrature", "enumerate"])
 @pytest.mark.parametrize("positives", [1, 2])
 def test_counterfactual_matches_the_definition(oracle, method, positives):
@@ -42,6 +43,7 @@ def test_counterfactual_matches_the_definition(oracle, method, positives):
     assert np.abs(want).max() > 0.05
 
 
+@pytest.mark.slow
 def test_shared_and_first_order_match_the_definition(oracle):
     scores, labels = user(positives=2)
     values = np.array([oracle.value(s, labels, None, 3) for s in scores])
@@ -53,6 +55,7 @@ def test_shared_and_first_order_match_the_definition(oracle):
     np.testing.assert_allclose(got, slope * (scores - scores.mean(0)), atol=5e-6)
 
 
+@pytest.mark.slow
 def test_first_order_is_the_limit_of_counterfactual():
     scores, labels = user(seed=3)
     near = 0.2 * scores[:1] + 1e-2 * np.random.default_rng(1).normal(size=scores.shape)
@@ -63,6 +66,7 @@ def test_first_order_is_the_limit_of_counterfactual():
     assert np.abs(exact).max() > 3e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [None, 2])
 def test_leave_item_out_and_swap_match_their_definitions(oracle, k):
     """For every ranking of a list with a masked item, against explicitly changed rankings."""
@@ -84,6 +88,7 @@ def test_leave_item_out_and_swap_match_their_definitions(oracle, k):
         assert got_out[4] == got_swap[4] == 0
 
 
+@pytest.mark.slow
 def test_credit_of_rankings_broadcasts_and_the_rules_use_the_order_by_score():
     scores, labels = user(num_rationales=3, num_items=6, positives=2)
     rankings = mode(scores)
@@ -123,6 +128,7 @@ def exact_policy_gradient(rule):
     return got, *want
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_policy_gradient_is_unbiased_where_the_table_says_so(rule):
     """The sum over all outcomes, weighted by probability, has no noise."""
@@ -149,6 +155,7 @@ def test_leave_item_out_of_a_drawn_ranking_is_unbiased_for_the_value(oracle):
     np.testing.assert_allclose(got, exact_policy_gradient("counterfactual")[1], atol=2e-6)
 
 
+@pytest.mark.slow
 def test_counterfactual_credits_only_the_item_that_changed():
     scores = np.tile(np.array([0.0, 1.0, -1.0, 0.5]), (2, 1))
     scores[1, 2] = 3.0
@@ -159,6 +166,7 @@ def test_counterfactual_credits_only_the_item_that_changed():
     assert (shared[1] > 0.2).all()  # the baseline rule gives all items the same credit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_extremes_masks_jit_vmap_and_no_gradient(rule):
     rng = np.random.default_rng(5)
@@ -190,6 +198,7 @@ def test_extremes_masks_jit_vmap_and_no_gradient(rule):
     np.testing.assert_allclose(moved, np.asarray(got)[..., order], atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_labels_may_have_more_leading_axes_than_scores(rule):
     scores, _ = user()
@@ -200,6 +209,7 @@ def test_labels_may_have_more_leading_axes_than_scores(rule):
     np.testing.assert_allclose(got, want, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_one_rationale():
     scores, labels = user(num_rationales=1)
     got = ADVANTAGES(scores, labels, rule="shared")  # no other list: the baseline is 0

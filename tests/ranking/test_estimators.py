@@ -29,6 +29,7 @@ def float64_list(oracle, k):
     return np.where(MASK, SCORES, 0.0), gains
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("centered", [True, False])
 @pytest.mark.parametrize(("estimator", "k"), [(e, k) for e in SAMPLED for k in (2, 6)])
 def test_unbiased_to_ten_digits_over_all_pairs_of_rankings(oracle, estimator, k, centered):
@@ -42,7 +43,7 @@ def test_unbiased_to_ten_digits_over_all_pairs_of_rankings(oracle, estimator, k,
     pairs = np.stack([rankings[first.ravel()], rankings[second.ravel()]], axis=1)  # [R², M=2, K]
     with jax.enable_x64(True):
         args = [jnp.broadcast_to(jnp.asarray(x), (len(pairs), 6)) for x in (scores, gains, MASK)]
-        got = value_and_gradient(*args, jnp.asarray(pairs), estimator, centered_gains=centered)
+        got = value_and_gradient(*args, jnp.asarray(pairs), estimator, centered_gains=centered)  # type: ignore[call-arg, misc]
     values, gradients = map(np.asarray, got)
     assert gradients.dtype == np.float64
     weights = probs[first.ravel()] * probs[second.ravel()]
@@ -53,16 +54,17 @@ def test_unbiased_to_ten_digits_over_all_pairs_of_rankings(oracle, estimator, k,
     # With the leave-one-out baselines, centering the gains does not change a single estimate.
     if estimator != "pl_rank" and not centered:
         with jax.enable_x64(True):
-            other = value_and_gradient(*args, jnp.asarray(pairs), estimator, centered_gains=True)[1]
+            other = value_and_gradient(*args, jnp.asarray(pairs), estimator, centered_gains=True)[1]  # type: ignore[call-arg, misc]
         np.testing.assert_allclose(gradients, other, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "tolerance"), [("enumerate", 1e-10), ("subset_dp", 1e-10), ("quadrature", 2e-7)])
 def test_exact_gradient_in_float64(oracle, method, tolerance):
     scores, gains = float64_list(oracle, 4)
     with jax.enable_x64(True):
         arrays = [jnp.asarray(x) for x in (gains, MASK)]
-        got, slope = jax.value_and_grad(lambda s: value(s, *arrays, 4, method))(jnp.asarray(scores))
+        got, slope = jax.value_and_grad(lambda s: value(s, *arrays, 4, method))(jnp.asarray(scores))  # type: ignore[call-arg]
     assert slope.dtype == np.float64
     np.testing.assert_allclose(got, oracle.value(SCORES, LABELS, MASK, 4), rtol=0, atol=tolerance)
     np.testing.assert_allclose(slope, oracle.gradient(SCORES, LABELS, MASK, 4), rtol=0, atol=tolerance)
@@ -87,6 +89,7 @@ def tiled(row, times=4000):
     return np.tile(row, (times // len(row), 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", SAMPLED)
 @pytest.mark.parametrize(("num_items", "k"), [(6, 3), (16, 2)])  # noise, and discarding repeats
 def test_sample_mean_within_four_standard_errors(oracle, estimator, num_items, k):
@@ -106,6 +109,7 @@ def test_sample_mean_within_four_standard_errors(oracle, estimator, num_items, k
         )  # so that four errors are a strict bound
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", SAMPLED)
 def test_value_is_the_mean_reward_of_the_samples(estimator):
     key, scores = jax.random.key(5), tiled(np.float32([[0.1, 2.0, -1.0, 0.5, 0.0, 0.3]]))
@@ -127,6 +131,7 @@ def test_baselines_and_centering_cut_variance():
     assert variance("pl_rank") < 0.8 * variance("pl_rank", centered_gains=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("centered", [True, False])
 def test_pl_rank_matches_the_published_sum(centered):
     """λ_i = G_{r_i+1} + e^{s_i}(g_i a − b) in float64; centering subtracts c times the same sum with all gains 1."""
@@ -158,7 +163,7 @@ def test_certain_rankings_give_their_value_and_no_gradient(estimator):
     scores = np.float32([[1e4, 0, -1e4, 50], [-320, -200, nan, inf], [-inf, 0, 0, 0], [nan] * 4, [1, 2, 3, 4]])
     labels = np.float32([[0, 1, 0, 0], [1, 0, 5, nan], [1, 0, 0, 0], [nan] * 4, [0] * 4])
     mask = np.array([[1] * 4, [1, 1, 0, 0], [1] * 4, [0] * 4, [1] * 4], bool)
-    scores, labels = (np.pad(x, ((0, 0), (0, 2)), constant_values=nan) for x in (scores, labels))
+    scores, labels = (np.pad(x, ((0, 0), (0, 2)), constant_values=nan) for x in (scores, labels))  # type: ignore[assignment]
     mask = np.pad(mask, ((0, 0), (0, 2)))
     args = tiled(scores), tiled(labels), tiled(mask)
     values, gradient = with_sampling(jax.random.key(0), *args, estimator=estimator)
@@ -185,6 +190,7 @@ def test_exact_is_the_expectation():
     assert got == expected_ndcg(scores, labels, k=2)
 
 
+@pytest.mark.slow
 def test_errors():
     key, scores, labels = jax.random.key(0), jnp.zeros(3), jnp.array([0, 1, 0])
     with pytest.raises(ValueError, match="estimator must be one of"):

@@ -86,6 +86,7 @@ def test_one_positive_at_any_gap(oracle, spread):
         np.testing.assert_allclose(got, want, atol=3 * TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [4, 10])
 def test_quadrature_errs_by_less_than_documented(k):
     """1e-7 in float64 and 1e-6 in float32, values and gradients, against the subset DP in float64; spreads 0 to 10⁴."""
@@ -130,6 +131,7 @@ def test_extreme_masked_and_empty_lists_have_finite_values_and_gradients(method)
     assert (np.asarray(gradient)[~mask] == 0).all()
 
 
+@pytest.mark.slow
 def test_eager_vmap_and_permutation_equal_jit():
     scores, labels, mask = random_lists(seed=7)
     want, slope = value_and_gradient(scores, labels, mask, k=3, method="quadrature")
@@ -173,6 +175,7 @@ def test_long_uniform_lists_with_deep_cutoffs(num_items, k):
     np.testing.assert_allclose(got, want, atol=5e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["auto", "quadrature"])
 def test_inside_shard_map(method):
     scores, labels, mask = random_lists(num_lists=8)
@@ -208,6 +211,7 @@ def test_swapped_values_match_a_loop(oracle, method, positives):
             np.testing.assert_allclose(got[a, i], oracle.value(variant, labels, mask, 3), atol=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_errors():
     with pytest.raises(ValueError, match="method must be one of"):
         expected_ndcg(jnp.zeros(15), jnp.zeros(15), method="magic")

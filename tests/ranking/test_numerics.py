@@ -113,6 +113,7 @@ def awkward_lists():
     return list(rows), np.float32(scores), np.float32(labels), np.array(mask, bool)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_awkward_lists_have_finite_values_and_gradients(name):
     rows, scores, labels, mask = awkward_lists()
@@ -130,11 +131,12 @@ def test_awkward_lists_have_finite_values_and_gradients(name):
     assert np.abs(at["padded"][1]).max() > 1e-3
     # Other values in the padding change neither a value nor a gradient, to the bit.
     other = np.float32(np.random.default_rng(0).normal(size=(2, *scores.shape)))
-    scores, labels = np.where(mask, scores, other[0]), np.where(mask, labels, other[1])
+    scores, labels = np.where(mask, scores, other[0]), np.where(mask, labels, other[1])  # type: ignore[index]
     for again, before in zip(compiled(name)(scores, labels, mask), (values, gradient)):
         np.testing.assert_array_equal(again, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_fewer_padded_items_change_neither_value_nor_gradient(name):
     _, scores, labels, mask = (x[-1:] for x in awkward_lists())
@@ -144,6 +146,7 @@ def test_fewer_padded_items_change_neither_value_nor_gradient(name):
     np.testing.assert_allclose(short_gradient, np.asarray(gradient)[:, :5], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_one_item_bfloat16_vmap_and_eager(name):
     value, gradient = compiled(name)(jnp.ones((1, 1)), jnp.ones((1, 1)), jnp.ones((1, 1), bool))
@@ -240,6 +243,7 @@ def test_metrics_lie_between_0_and_1_and_the_order_by_label_is_best(drawn):
     assert best[0] == pytest.approx(float((labels * mask).any()), abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", [ndcg, dcg, reciprocal_rank, recall, hit_rate, average_precision])
 def test_metrics_of_awkward_lists(metric):
     rows, scores, labels, mask = awkward_lists()

@@ -110,12 +110,13 @@ def test_tied_ndcg_averages_to_scikit_learns():
     scores, labels = np.float32([1, 1, 1]), np.float32([0, 0, 1])
     keys = jax.random.split(jax.random.key(0), 4000)
     drawn = np.asarray(jax.vmap(lambda key: ndcg(mode(scores, key=key), labels, gain="linear"))(keys))
-    want = ndcg_score(labels[None], scores[None])
+    want = ndcg_score(labels[None], scores[None])  # type: ignore[index]
     np.testing.assert_allclose(want, 0.71031, atol=1e-5)
     assert abs(drawn.mean() - want) < 4 * drawn.std() / np.sqrt(4000)
     assert ndcg(mode(scores), labels, gain="linear") == 0.5  # input order
 
 
+@pytest.mark.slow
 def test_metrics_equal_ranx(lists, monkeypatch):
     monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")  # a second in Python instead of 45 in its compiler
     ranx = pytest.importorskip("ranx", reason="pip install 'r2rank-jax[dev]'")

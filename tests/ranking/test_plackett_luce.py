@@ -16,6 +16,7 @@ LOG_PROB = jax.jit(log_prob)
 VALUE_AND_GRADIENT = jax.jit(jax.vmap(jax.value_and_grad(log_prob), (None, 0)))
 
 
+@pytest.mark.slow
 def test_hand_computed():
     # log P(2, 1, 0) = log[ e²/(1+e+e²) · e/(1+e) ]
     np.testing.assert_allclose(log_prob([0.0, 1.0, 2.0], jnp.array([2, 1, 0])), -0.720868, atol=2e-6)
@@ -23,6 +24,7 @@ def test_hand_computed():
     np.testing.assert_allclose(log_prob([0, 1, 2], jnp.array([2, 1, 0])), -0.720868, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_masked_value_and_gradient_match_published_values_of_rax():
     scores, mask, ranking = (
         jnp.array([1.5, 0.3, jnp.nan]),
@@ -45,6 +47,7 @@ def test_matches_enumeration_full_and_top_k(oracle):
         np.testing.assert_allclose(np.exp(got).sum(), 1.0, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_masked_item_anywhere_is_skipped(oracle):
     scores = np.array([0.4, np.inf, -1.0, 2.0])
     mask = np.array([True, False, True, True])
@@ -89,6 +92,7 @@ def test_all_masked_list_is_certain_and_has_no_gradient():
     np.testing.assert_array_equal(gradient, np.zeros(4))
 
 
+@pytest.mark.slow
 def test_gradient_at_a_wide_gap_is_exact():
     # Clamping probabilities at 1e-8 would give −18.4. The log-probability of the unlikely order is −30, with slope 1.
     value, gradient = jax.value_and_grad(log_prob)(jnp.array([30.0, 0.0]), jnp.array([1, 0]))
@@ -96,6 +100,7 @@ def test_gradient_at_a_wide_gap_is_exact():
     np.testing.assert_allclose(gradient, [-1.0, 1.0], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_broadcasting_jit_vmap_and_permutation():
     rng = np.random.default_rng(2)
     scores = jnp.asarray(rng.normal(size=(3, 1, 6)), jnp.float32)
@@ -115,6 +120,7 @@ def test_computation_is_float32_for_bfloat16_scores():
     assert log_prob(scores, jnp.array([0, 1, 2])).dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_mode():
     scores = jnp.array([[0.1, 9.0, jnp.nan, 3.0], [1.0, 1.0, 1.0, -jnp.inf]])
     mask = jnp.array([[True, True, False, True], [True, True, True, True]])
@@ -123,6 +129,7 @@ def test_mode():
     assert mode(scores, mask).dtype == jnp.int32
 
 
+@pytest.mark.slow
 def test_probabilities_in_float64_sum_to_one_and_top_k_sums_its_completions():
     rng = np.random.default_rng(5)
     scores, rankings = rng.normal(size=6) * 2, np.asarray(list(itertools.permutations(range(6))))
@@ -142,6 +149,7 @@ def test_probabilities_in_float64_sum_to_one_and_top_k_sums_its_completions():
             np.testing.assert_allclose(np.exp(log_probs(top)), want, rtol=1e-11)
 
 
+@pytest.mark.slow
 def test_mode_breaks_ties_at_random_with_a_key():
     scores = jnp.array([1.0, 3.0, 1.0, jnp.nan, 1.0, -0.0, 0.0])
     mask = jnp.array([1, 1, 1, 0, 1, 1, 1], bool)
@@ -170,6 +178,7 @@ def test_rank_marginals_match_enumeration(oracle, spread):
     np.testing.assert_allclose(got.sum(-1), mask, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_rank_marginals_gradient_and_extremes(oracle):
     scores = np.array([0.3, -0.5, 1.0, 0.1])
     weights = np.random.default_rng(0).normal(size=(4, 4))
@@ -201,6 +210,7 @@ def exact_kl(p, q, mask):
     return values, *slopes
 
 
+@pytest.mark.slow
 def test_kl_and_entropy_match_enumeration(oracle):
     rng = np.random.default_rng(7)
     p, q = rng.normal(size=(2, 3, 5)).astype(np.float32) * 2
@@ -223,6 +233,7 @@ def test_kl_and_entropy_match_enumeration(oracle):
     np.testing.assert_allclose(entropy(p[0], k=3), -np.sum(probs * np.log(probs)), atol=3e-6)
 
 
+@pytest.mark.slow
 def test_sampled_kl_is_unbiased_in_value_and_gradient():
     """20,000 estimates of four rankings: means within 4 standard errors of the exact value and both gradients."""
     rng = np.random.default_rng(8)
@@ -249,6 +260,7 @@ def test_sampled_kl_is_unbiased_in_value_and_gradient():
     np.testing.assert_allclose(sampled, entropy(p, k=3), atol=0.01)
 
 
+@pytest.mark.slow
 def test_sampled_kl_keeps_its_gradient_close_to_the_reference():
     """At a distance of 1e-4 rounding makes the divergence of some places negative; at 1e-1 it does not."""
     rng = np.random.default_rng(9)
@@ -260,6 +272,7 @@ def test_sampled_kl_keeps_its_gradient_close_to_the_reference():
         np.testing.assert_allclose(got @ want / (want @ want), 1.0, atol=0.05)
 
 
+@pytest.mark.slow
 def test_entropy_of_uniform_certain_and_masked_rankings():
     exact = jax.jit(entropy)
     scores, mask = np.zeros((4, 5)), np.ones((4, 5), bool)
@@ -269,6 +282,7 @@ def test_entropy_of_uniform_certain_and_masked_rankings():
     np.testing.assert_allclose(uniform, np.log(np.arange(31, 41)).sum(), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_errors_name_requirement_input_and_remedy():
     with pytest.raises(ValueError, match=r"at most N=3 places; got 4; cut it"):
         log_prob(jnp.zeros(3), jnp.arange(4))
@@ -304,6 +318,7 @@ def test_errors_name_requirement_input_and_remedy():
         ndcg(jnp.arange(2), jnp.array([jnp.inf, 0.0]))
 
 
+@pytest.mark.slow
 def test_jitted_calls_have_no_effects_and_so_take_jaxs_fast_path():
     """A `checkify.debug_check` in the program would cost each call 100 µs, even if it is switched off."""
     program = jax.make_jaxpr(lambda s, r, y: (log_prob(s, r), ndcg(r, y)))(jnp.zeros(3), jnp.arange(3), jnp.ones(3))

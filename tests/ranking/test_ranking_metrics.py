@@ -108,6 +108,7 @@ def test_top_k_ranking_and_short_lists():
         recall(jnp.zeros(3), labels)
 
 
+@pytest.mark.slow
 def test_leading_axes_jit_and_vmap():
     rng = np.random.default_rng(0)
     labels = jnp.asarray(rng.integers(0, 3, size=(4, 1, 6)))

@@ -110,6 +110,7 @@ def expected(name, scores=SCORES, labels=LABELS, items=tuple(ITEMS)):
     return probs @ rewards, (probs * rewards) @ slopes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_reward_of_every_ranking_is_its_definition(name):
     rankings = list(itertools.permutations(ITEMS))
@@ -118,6 +119,7 @@ def test_reward_of_every_ranking_is_its_definition(name):
     np.testing.assert_allclose(got, [DEFINITIONS[name](y, LABELS) for y in rankings], atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("method", ["auto", "quadrature"])
 def test_expectation_and_gradient_match_enumeration(name, method):
@@ -143,6 +145,7 @@ def test_expectation_and_gradient_match_enumeration(name, method):
         np.testing.assert_allclose(eager, values, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in KINDS if len(REWARDS[n].terms) == 1])
 def test_exact_methods_in_float64(name):
     term = REWARDS[name].terms[0]
@@ -168,6 +171,7 @@ def float64_gains(term):
     return jnp.asarray(gains / divisor[term.normalizer])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in KINDS if len(REWARDS[n].terms) == 1])
 @pytest.mark.parametrize("estimator", ["reinforce", "reward_to_go", "pl_rank"])
 def test_estimators_are_unbiased_over_all_pairs_of_rankings(name, estimator):
@@ -183,12 +187,13 @@ def test_estimators_are_unbiased_over_all_pairs_of_rankings(name, estimator):
     with jax.enable_x64(True):
         row = (np.where(MASK, SCORES, 0.0), float64_gains(term), MASK)
         args = [jnp.broadcast_to(jnp.asarray(x), (len(pairs), N)) for x in row]
-        values, gradients = value_and_gradient(*args, jnp.asarray(pairs), estimator, term=term)
+        values, gradients = value_and_gradient(*args, jnp.asarray(pairs), estimator, term=term)  # type: ignore[call-arg, misc]
     want, slope = expected(name)
     np.testing.assert_allclose(weights @ np.asarray(values), want, atol=1e-12)
     np.testing.assert_allclose(weights @ np.asarray(gradients), slope, rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["reinforce", "reward_to_go", "pl_rank", "exact"])
 def test_surrogate_of_a_sum_is_the_sum_over_the_same_rankings(estimator):
     mixed = REWARDS["0.5*ndcg@4+2*mrr-0.25*recall@1"]
@@ -207,6 +212,7 @@ def test_surrogate_of_a_sum_is_the_sum_over_the_same_rankings(estimator):
     assert (np.asarray(gradient)[:, 3] == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_counterfactual_shared_and_first_order_credit(name):
     scores = np.stack([SCORES, [1.7, 0.5, -0.2, np.nan, 1.2, -0.8], 0.5 * SCORES])
@@ -229,6 +235,7 @@ def test_counterfactual_shared_and_first_order_credit(name):
     np.testing.assert_allclose(got, np.where(MASK, slopes * (scores - scores.mean(0)), 0.0), atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("labels", [LABELS, [0, 0, 0, 3, 0, 1], np.zeros(N)], ids=["several", "one", "none"])
 def test_leave_item_out_and_swap_credit(name, labels):
@@ -262,6 +269,7 @@ def without_item(name, y, labels, i):
     return total
 
 
+@pytest.mark.slow
 def test_metrics_are_rewards_of_a_ranking():
     rng = np.random.default_rng(0)
     scores, labels = rng.normal(size=(20, 8)), rng.integers(0, 3, size=(20, 8))
@@ -276,10 +284,11 @@ def test_metrics_are_rewards_of_a_ranking():
         got = ranking_reward(ranking, labels, reward=reward)
         np.testing.assert_array_equal(metric(ranking, labels, k=3), got)
         assert got.mean() > 0
-    reward = ranking_reward(ranking, labels, reward=0.5 * r.ndcg(3) + r.recall(2))
+    reward = ranking_reward(ranking, labels, reward=0.5 * r.ndcg(3) + r.recall(2))  # type: ignore[assignment]
     np.testing.assert_allclose(reward, 0.5 * m.ndcg(ranking, labels, k=3) + m.recall(ranking, labels, k=2), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_ndcg_is_the_default_reward():
     labels, mask = jnp.asarray(LABELS), jnp.asarray(MASK)
     scores, two = jnp.asarray(SCORES), jnp.asarray(np.stack([SCORES, SCORES[::-1]]))
@@ -293,6 +302,7 @@ def test_ndcg_is_the_default_reward():
         swapped_expected_ndcg(scores, labels, two, mask, k=3, reward=r.ndcg(3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_items", "k", "name"), [(20, 10, "mrr"), (200, 50, "recall"), (1000, 20, "hr")])
 def test_long_uniform_lists(num_items, k, name):
     """With equal scores the places of the three relevant items are hypergeometric."""

@@ -70,6 +70,7 @@ def test_sampled_rank_marginals_agree_with_exact_ones():
         assert chi_square_p(counts, np.roll(exact[:, place], 1), NUM_SAMPLES) < SMALLEST_P
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_items", "k"), [(6, 3), (17, 2)])
 def test_padding_changes_no_ranking(num_items, k):
     scores = np.random.default_rng(0).normal(size=(3, num_items)).astype(np.float32)
@@ -91,6 +92,7 @@ def test_masked_items_fill_the_last_places(num_items):
     assert (rankings[1] == [2, 0, 1, 3]).all() and (rankings[2] == [0, 1, 2, 3]).all()
 
 
+@pytest.mark.slow
 def test_wide_gaps_give_certain_rankings_with_both_algorithms():
     for num_items in (5, 40):
         scores = np.linspace(0, -1e4 * num_items, num_items)[::-1]
@@ -113,6 +115,7 @@ def test_noise_is_float32_for_bfloat16_scores():
     assert chi_square_p(counts, np.full(8, 1 / 8), 4000) > SMALLEST_P
 
 
+@pytest.mark.slow
 def test_vmap_and_jit_draw_the_same_rankings_as_eager():
     scores = np.random.default_rng(1).normal(size=(4, 24)).astype(np.float32)
     keys = jax.random.split(jax.random.key(2), 4)

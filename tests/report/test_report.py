@@ -53,6 +53,7 @@ def parse(run_dir: Path) -> Balanced:
     return page
 
 
+@pytest.mark.slow
 def test_a_finished_run_has_every_section(run_dir):
     page = parse(run_dir)
     for section in (

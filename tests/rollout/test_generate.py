@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from r2rank_jax.model.forward import judge
 from r2rank_jax.rollout.generate import generate
@@ -42,6 +43,7 @@ def spoken(config=QWEN2, batch=None, key=None, **changes):
     return params, batch, compiled(config, **changes)(params, batch, key)
 
 
+@pytest.mark.slow
 def test_log_probabilities_and_scores_are_the_trainers():
     for config in (QWEN2, QWEN3):
         params, batch, out = spoken(config)
@@ -71,6 +73,7 @@ def test_rows_end_at_the_stop_token_or_are_marked_truncated():
     assert seen[True] and seen[False], "the test needs rows of both kinds"
 
 
+@pytest.mark.slow
 def test_greedy_takes_the_most_likely_token_each_time():
     config = QWEN2
     params, batch = make_params(config), make_batch(config)[0]
@@ -83,6 +86,7 @@ def test_greedy_takes_the_most_likely_token_each_time():
     np.testing.assert_array_equal(np.asarray(rationales.tokens)[alive], best[alive])
 
 
+@pytest.mark.slow
 def test_a_row_does_not_depend_on_its_neighbours_or_its_place():
     _, batch, out = spoken()
     tokens = np.asarray(out.rationales.tokens)
@@ -108,6 +112,7 @@ def test_sampled_tokens_follow_the_distribution():
     assert statistic < freedom + 4 * np.sqrt(2 * freedom), statistic
 
 
+@pytest.mark.slow
 def test_every_row_and_place_has_its_own_random_number():
     keys = row_keys(jax.random.key(0), jnp.arange(4), jnp.arange(24).reshape(4, 6), 3)
     flat = jnp.zeros((*keys.shape, 1000))

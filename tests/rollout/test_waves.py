@@ -52,6 +52,7 @@ def assert_same(found, expected, mask):
     np.testing.assert_allclose(np.asarray(found.scores)[real], np.asarray(expected.scores)[real], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wave_tokens", [5, 99])
 def test_waves_of_any_length_say_the_same(at_once, wave_tokens):
     batch, expected = at_once
@@ -61,6 +62,7 @@ def test_waves_of_any_length_say_the_same(at_once, wave_tokens):
     assert_same(found, expected, batch.mask)
 
 
+@pytest.mark.slow
 def test_rows_really_move_to_fewer_lanes(at_once, monkeypatch):
     batch, expected = at_once
     generator = make_generator()
@@ -72,6 +74,7 @@ def test_rows_really_move_to_fewer_lanes(at_once, monkeypatch):
     assert ("compact", 9) in seen and ("merge", 3) in seen and ("merge", 9) in seen, seen
 
 
+@pytest.mark.slow
 def test_eight_devices_say_the_same():
     batch = ragged_batch(users=8, items=3)
     params = make_params(QWEN2)
@@ -87,6 +90,7 @@ def test_eight_devices_say_the_same():
     assert_same(eight, one, batch.mask)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("items", "rationales"), [(1, 1), (3, 1)])
 def test_one_item_and_one_rationale(items, rationales):
     batch, _ = make_batch(QWEN2, users=2, items=items)
@@ -99,6 +103,7 @@ def test_one_item_and_one_rationale(items, rationales):
     assert np.asarray(found.rationales.length).min() >= 1
 
 
+@pytest.mark.slow
 def test_a_rationale_that_never_stops_is_cut_off_and_marked():
     batch, _ = make_batch(QWEN2)
     found = make_generator(stop_token=QWEN2.vocabulary + 1)(make_params(QWEN2), batch, KEY)
@@ -118,6 +123,7 @@ def test_a_user_without_any_item_says_nothing(at_once, empty):
     np.testing.assert_array_equal(found.rationales.tokens[empty:], expected.rationales.tokens[empty:])
 
 
+@pytest.mark.slow
 def test_without_reasoning_the_head_reads_the_items():
     """T = 0: prefix and items are all that is read, once; every way of asking says so."""
     params, batch = make_params(QWEN2), ragged_batch()
@@ -135,6 +141,7 @@ def test_without_reasoning_the_head_reads_the_items():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.slow
 def test_bfloat16_says_what_its_trainer_reads():
     """Weights are cast once for decoding and at every use in training: the same numbers, up to the type's rounding."""
     half = dataclasses.replace(QWEN2, dtype="bfloat16")
@@ -147,6 +154,7 @@ def test_bfloat16_says_what_its_trainer_reads():
     assert np.asarray(found.rationales.length)[real].min() >= 1
 
 
+@pytest.mark.slow
 def test_sharing_does_not_change_a_word():
     """Every row as a user of its own, with its own copy of the prompt and the same keys."""
     batch = ragged_batch(items=3)
@@ -167,6 +175,7 @@ def test_sharing_does_not_change_a_word():
     np.testing.assert_allclose(found.logp.reshape(-1, 12), shared.logp.reshape(-1, 12), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_warm_up_compiles_everything_there_will_be(request):
     """18 lanes: widths 18 and 9; 12 tokens in waves of 3: caches of 0, 3, 6 and 9."""
     assert widths(18) == [18, 9] and past_sizes(12, 3) == [0, 3, 6, 9] and past_sizes(0, 1) == [0]

@@ -19,8 +19,20 @@ def test_workers_do_not_change_a_run(tiny, sft_run, tmp_path):
 @pytest.mark.slow
 def test_a_run_in_buckets_with_times_and_without_reasoning_learns(tiny, tmp_path):
     run_dir = tmp_path / "run"
+    traces = tmp_path / "traces.jsonl"
+    written = ("--lists", "50", "--template", "films-2")
+    succeed("data", "synthesize", "--data", tiny.data, "--out", traces, *written)
     args = ("--config", tiny.config, "--run-dir", run_dir, "--data.length-buckets", "3", "--data.template", "films-2")
-    args += ("--data.rationale-tokens", "0", "--data.prefix-tokens", "160", "--data.suffix-tokens", "24")
+    args += (  # type: ignore[assignment]
+        "--data.traces",
+        traces,
+        "--data.rationale-tokens",
+        "0",
+        "--data.prefix-tokens",
+        "160",
+        "--data.suffix-tokens",
+        "24",
+    )
     for phase in ("sft", "rl"):
         succeed(phase, *args)
         lines = metrics(run_dir, phase)

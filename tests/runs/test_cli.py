@@ -25,7 +25,7 @@ def refused(capsys, monkeypatch):
         try:
             code = cli.main([str(a) for a in args])
         except SystemExit as end:
-            code = end.code
+            code = end.code  # type: ignore[assignment]
         message = capsys.readouterr().err
         assert code == 2, message
         return message
@@ -99,6 +99,7 @@ def test_traces_for_another_template(own_tiny, tmp_path, refused_in_one_line):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["sft", "eval"])
 def test_one_changed_byte_of_the_candidates(own_tiny, sft_run, tmp_path, refused_in_one_line, command):
     path = own_tiny.data / candidate_file("leave_one_out")
@@ -115,6 +116,7 @@ def test_one_changed_byte_of_the_candidates(own_tiny, sft_run, tmp_path, refused
     assert run_dir.exists() == (command == "eval") and contents(run_dir) == before
 
 
+@pytest.mark.slow
 def test_a_run_directory_of_another_configuration(tiny, sft_run, tmp_path, refused_in_one_line):
     run_dir = tmp_path / "run"
     shutil.copytree(sft_run, run_dir)
@@ -198,6 +200,7 @@ def test_rank_names_the_line(tiny, sft_run, tmp_path, refused_in_one_line, line,
     assert not (tmp_path / "out.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_a_new_process_gives_exit_code_and_one_line(tiny, tmp_path):
     done = run_cli("rl", "--config", tiny.config, "--run-dir", tmp_path / "run")
     assert done.returncode == 2 and done.stdout == ""

@@ -62,7 +62,7 @@ def gradient(scores, labels, mask=None, k=None) -> np.ndarray:
     items = real_items(len(scores), mask)
     length = len(items) if k is None else min(k, len(items))
     cutoff = len(scores) if k is None else k
-    return sum(
+    return sum(  # type: ignore[return-value]
         prob(scores, ranking, items) * ndcg(ranking, labels, items, cutoff) * log_prob_gradient(scores, ranking, items)
         for ranking in itertools.permutations(items, length)
     )

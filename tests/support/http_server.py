@@ -27,17 +27,17 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         server = self.server
         asked = (self.headers.get("Range"), self.headers.get("If-Range"))
-        server.seen.append((self.path, *asked))
-        step = server.script.pop(0) if server.script else {}
-        content = server.files.get(self.path, server.content if not server.files else None)
+        server.seen.append((self.path, *asked))  # type: ignore[attr-defined]
+        step = server.script.pop(0) if server.script else {}  # type: ignore[attr-defined]
+        content = server.files.get(self.path, server.content if not server.files else None)  # type: ignore[attr-defined]
         if content is None:
             return self.answer(404, {})
         if "status" in step or "location" in step:
             return self.answer(step.get("status", 302), {k: v for k, v in step.items() if k[0].isupper()})
         start, status = 0, 200
-        if asked[0] and server.ranges and asked[1] == server.etag:
+        if asked[0] and server.ranges and asked[1] == server.etag:  # type: ignore[attr-defined]
             start, status = int(asked[0].removeprefix("bytes=").rstrip("-")), 206
-        headers = {"ETag": server.etag} if server.etag else {}
+        headers = {"ETag": server.etag} if server.etag else {}  # type: ignore[attr-defined]
         if status == 206 and start >= len(content):
             return self.answer(416, headers | {"Content-Range": f"bytes */{len(content)}"})
         body = content[start:]

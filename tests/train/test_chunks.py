@@ -68,6 +68,7 @@ def assert_same(found, expected, tolerance=1e-5):
         np.testing.assert_allclose(found[1][name], expected[1][name], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("chunk_items", "remat", "updates", "ratio"), [(1, "none", 1, "token"), (2, "block", 2, "sequence")]
 )
@@ -82,6 +83,7 @@ def test_rl_gradients_do_not_depend_on_the_chunk(monkeypatch, chunk_items, remat
     assert_same(rl_update(configured(remat=remat, **settings), params, reference, batch), expected)
 
 
+@pytest.mark.slow
 def test_sft_gradients_do_not_depend_on_the_chunk(monkeypatch):
     config = configured()
     params, (batch, rationales) = make_params(QWEN3), inputs(configured(), users=2, groups=1)
@@ -91,6 +93,7 @@ def test_sft_gradients_do_not_depend_on_the_chunk(monkeypatch):
     assert_same(step(), expected)
 
 
+@pytest.mark.slow
 def test_chunks_in_bfloat16_differ_by_its_rounding_only(monkeypatch):
     model = dataclasses.replace(QWEN3, dtype="bfloat16")
     params, (batch, rationales) = make_params(QWEN3), inputs(configured(), users=2, groups=1)
@@ -104,6 +107,7 @@ def test_chunks_in_bfloat16_differ_by_its_rounding_only(monkeypatch):
         assert np.linalg.norm(a - b) <= 0.02 * np.linalg.norm(b), jax.tree_util.keystr(path)
 
 
+@pytest.mark.slow
 def test_chunks_on_eight_devices_equal_all_at_once_on_one(monkeypatch):
     mesh = MeshConfig(data=2, fsdp=2, tensor=2)
     model = dataclasses.replace(QWEN3, vocabulary=48)
@@ -115,9 +119,10 @@ def test_chunks_on_eight_devices_equal_all_at_once_on_one(monkeypatch):
     devices = make_mesh(mesh)
     split = to_mesh(devices, jax.tree.map(np.asarray, batch))
     whole = [jax.device_put(p, replicated(devices)) for p in (params, reference)]
-    assert_same(rl_update(configured(mesh=mesh, model=model), *whole, split), expected)
+    assert_same(rl_update(configured(mesh=mesh, model=model), *whole, split), expected)  # type: ignore[call-arg]
 
 
+@pytest.mark.slow
 def test_chunks_on_a_tensor_axis_alone_equal_all_at_once_on_one_device(monkeypatch):
     """No other axis: there are no sums over users."""
     model = dataclasses.replace(QWEN3, vocabulary=48)
@@ -155,6 +160,7 @@ def test_chunks_are_filled_up_with_as_little_as_can_be():
     assert {1, 2, 7, 10, 20} <= sizes, sizes
 
 
+@pytest.mark.slow
 def test_a_smaller_budget_gives_smaller_chunks_and_then_recomputes():
     deep = dataclasses.replace(QWEN3, layers=4)
     batch, rationales = make_batch(deep, users=2, items=20, groups=4, prefix=200, suffix=50, said=100)
@@ -175,6 +181,7 @@ def test_a_smaller_budget_gives_smaller_chunks_and_then_recomputes():
     assert not recomputes(on_cpu(deep)) and recomputes(on_cpu(dataclasses.replace(deep, layers=8)))
 
 
+@pytest.mark.slow
 def test_each_policy_keeps_less_than_the_one_before():
     deep = dataclasses.replace(QWEN3, layers=8)
     shape = BatchShape(users=2, prefix=64, suffix=16, length=32, items=8, rationales=2)
@@ -184,6 +191,7 @@ def test_each_policy_keeps_less_than_the_one_before():
     assert block < 0.7 * dots and dots < 0.7 * none, (none, dots, block)
 
 
+@pytest.mark.slow
 def test_the_estimate_is_near_what_xla_allocates():
     """Within an eighth, where activations and not parameters fill the memory; two items at a time."""
     gib = 0.04

@@ -46,7 +46,7 @@ def says(token):
     ],
 )
 def test_by_hand(text, want):
-    found = rationale_rewards_of(RLConfig(rationale_rewards=text))(RATIONALES)
+    found = rationale_rewards_of(RLConfig(rationale_rewards=text))(RATIONALES)  # type: ignore[misc]
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found[0], want, atol=1e-7)
 
@@ -71,6 +71,7 @@ def test_the_centred_reward_gives_an_unbiased_policy_gradient():
     np.testing.assert_allclose(got, policy * (rewards - policy @ rewards), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["", "0.7*too_long@2+0.3*cut_off"])
 def test_a_step_moves_the_token_gradient_and_no_other(text):
     config = make_config(MeshConfig(), rationale_rewards=text, kl_weight=0.0)
@@ -93,7 +94,7 @@ def test_a_step_moves_the_token_gradient_and_no_other(text):
     if not text:
         assert moved == 0 and "rationale_reward" not in metrics
         return
-    of_rationales = rationale_rewards_of(config.rl)(rollout.rationales)
+    of_rationales = rationale_rewards_of(config.rl)(rollout.rationales)  # type: ignore[misc]
     np.testing.assert_allclose(with_it, without + centred(of_rationales, batch.mask), atol=1e-6)
     assert moved > 1e-4
     np.testing.assert_allclose(
@@ -125,4 +126,4 @@ def test_a_bad_name_is_refused_in_one_line(fields, message):
         check(RunConfig(name="x", **fields))
     assert "\n" not in str(error.value)
     check(RunConfig(name="x"))
-    assert head_loss_of(SFTConfig(head_loss="r2rank_jax.ranking.losses:list_mle")).__name__ == "list_mle"
+    assert head_loss_of(SFTConfig(head_loss="r2rank_jax.ranking.losses:list_mle")).__name__ == "list_mle"  # type: ignore[attr-defined]

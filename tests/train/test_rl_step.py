@@ -38,6 +38,7 @@ def train_rl(mesh_config, **rl):
     return state, losses
 
 
+@pytest.mark.slow
 def test_rl_on_eight_devices_equals_one():
     """Two updates for each rollout; a single one is compared, in chunks, by `test_chunks.py`."""
     one, eight = train_rl(MeshConfig(), updates=2), train_rl(MESHES[2], updates=2)
@@ -55,6 +56,7 @@ def test_rollout_and_trainer_agree_and_rl_starts_at_its_reference():
     assert all(m["advantage_rms"] > 0 for m in metrics)
 
 
+@pytest.mark.slow
 def test_reinforce_with_shared_credit_gives_finite_steps():
     """The paper's family. `exact` with `counterfactual`, the default, is trained above; `pl_rank` with
     `leave_item_out` in `test_chunks.py`."""
@@ -63,6 +65,7 @@ def test_reinforce_with_shared_credit_gives_finite_steps():
     assert int(state.step) == STEPS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["exact", "pl_rank"])
 def test_a_step_learns_from_the_reward_that_is_configured(estimator):
     _, metrics = train_rl(MeshConfig(), reward="0.5*recall@2+2*mrr", estimator=estimator)
@@ -102,6 +105,7 @@ def test_token_loss_by_hand():
     np.testing.assert_allclose(np.exp(diagnostics["gap"][0, 0, 0]), [1.0, 0.5, 1.0], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_no_gradient_scales_all_scores_together():
     scores = jax.random.normal(jax.random.key(0), (3, 5, 2)).at[0, 4].set(99.0)
     mask = jnp.ones((3, 5), bool).at[0, 4].set(False)
@@ -121,6 +125,7 @@ def test_no_gradient_scales_all_scores_together():
     assert np.isfinite(equal).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fixed", [True, False])
 def test_the_score_part_moves_the_heads_scale_only_where_it_may(fixed):
     config = make_config(MeshConfig(), fixed_scale=fixed, token_weight=0.0, kl_weight=0.0)

@@ -31,6 +31,7 @@ def train_sft(mesh_config):
     return state, losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES, ids=["data8", "fsdp8", "data2fsdp2tensor2"])
 def test_sft_on_eight_devices_equals_one(mesh):
     one, eight = train_sft(MeshConfig()), train_sft(mesh)
@@ -48,6 +49,7 @@ def test_sft_learns_its_traces():
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_not_finite_changes_nothing_but_the_step():
     config = make_config(MeshConfig())
     mesh = make_mesh(config.mesh)
@@ -90,6 +92,7 @@ def test_head_loss_by_hand():
     np.testing.assert_allclose(head_loss(BY_NAME["list_net"], scores, batch, None), want, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in BY_NAME if name != "list_net"])
 def test_any_loss_of_the_ranking_package_trains_the_head(name):
     config = make_config(MeshConfig())

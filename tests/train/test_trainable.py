@@ -31,6 +31,7 @@ def run_config(trained):
     return dataclasses.replace(RunConfig(name="test"), model=model, trained=trained)
 
 
+@pytest.mark.slow
 def test_adapters_equal_the_model_they_are_merged_into():
     params, (batch, rationales) = make_params(ADAPTED), make_batch(ADAPTED)
     plain = merged(ADAPTED, params)
@@ -62,6 +63,7 @@ def plain_part(params):
     return params | {"layers": layers}
 
 
+@pytest.mark.slow
 def test_the_rollout_writes_with_merged_adapters_what_the_trainer_reads_with_loose_ones():
     params, (batch, _) = make_params(ADAPTED), make_batch(ADAPTED)
     settings = {"rationales": 2, "max_tokens": 4, "stop_token": 3, "wave_tokens": 2}
@@ -70,6 +72,7 @@ def test_the_rollout_writes_with_merged_adapters_what_the_trainer_reads_with_loo
     np.testing.assert_allclose(found.logp, seen.logp, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_items", [1, 9])
 @pytest.mark.parametrize("trained", ["adapters", "head"])
 def test_gradients_of_a_part_are_that_part_of_all_gradients(monkeypatch, trained, chunk_items):
@@ -91,6 +94,7 @@ def all_of(config):
     return other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trained", ["adapters", "head"])
 def test_an_update_moves_what_is_trained_and_keeps_moments_of_nothing_else(trained):
     config, mesh = run_config(trained), make_mesh(MeshConfig())

@@ -31,7 +31,7 @@ def bucket(**changed):
         file="interactions/00001.parquet",
         first_user=FIRST,
         offsets=np.array([0, 4, 7]),
-        **{name: np.array(list(values), kinds[name]) for name, values in columns.items()},
+        **{name: np.array(list(values), kinds[name]) for name, values in columns.items()},  # type: ignore[type-var]
     )
 
 
@@ -175,9 +175,9 @@ def test_the_core_ignores_items_without_interactions():
 
 def audit_lists(records, findings, *, n=1, rows=None, **settings):
     content = "".join(r if isinstance(r, str) else json.dumps(r) + "\n" for r in records).encode()
-    rows, settings = rows or bucket(), Settings(candidates=3, **settings)
-    table = lists.read_lists("candidates/x/00001.jsonl", content, settings.candidates, findings)
-    parts = last_n(rows.offsets, settings.positive(rows.rating), n)
+    rows, settings = rows or bucket(), Settings(candidates=3, **settings)  # type: ignore[assignment]
+    table = lists.read_lists("candidates/x/00001.jsonl", content, settings.candidates, findings)  # type: ignore[attr-defined]
+    parts = last_n(rows.offsets, settings.positive(rows.rating), n)  # type: ignore[attr-defined]
     lists.check_lists(table, rows, 10, parts, settings, findings)
 
 

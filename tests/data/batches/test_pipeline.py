@@ -50,6 +50,7 @@ def test_resume_gives_the_exact_next_batches(iterator, steps):
     assert not same(expected[0], expected[1])
 
 
+@pytest.mark.slow
 def test_batches_do_not_depend_on_the_number_of_workers(iterator):
     """Two workers continue from a thread's state with the thread's batches, and a thread continues from theirs."""
     thread = iterator(batch_users=8, seed=3)
@@ -65,6 +66,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(iterator):
     assert all(same(a, b) for a, b in zip(expected[6:], islice(thread, 9), strict=True))
 
 
+@pytest.mark.slow
 def test_workers_that_ran_ahead_return_to_a_restored_state(dataset, encoder):
     def batches(workers):
         return list_batches(dataset, encoder, batch_users=8, candidate_items=20, seed=3, workers=workers)
@@ -181,6 +183,7 @@ def test_the_state_of_older_checkpoints_is_accepted(iterator):
     assert same(next(resumed), expected[3])
 
 
+@pytest.mark.slow
 def test_an_error_in_a_worker_is_raised_in_this_process():
     def batch(number):
         if number == 2:
@@ -196,6 +199,7 @@ def test_an_error_in_a_worker_is_raised_in_this_process():
         Batches(batch, -1)
 
 
+@pytest.mark.slow
 def test_special_tokens_in_titles_stay_text_in_a_worker(dataset, encoder):
     """Pickling loses a tokenizer's treatment of special tokens. A worker must still encode "<stop>" as text."""
     assert "<stop>" in dataset.items.title[3]

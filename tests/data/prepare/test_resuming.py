@@ -46,6 +46,7 @@ class Killed(BaseException):
     """Like a kill: no error handler catches it."""
 
 
+@pytest.mark.slow
 def test_an_interruption_after_any_seal_leads_to_the_same_bytes(raw, whole, tmp_path, monkeypatch):
     """Interrupt each run after its first new seal: every run does one more step and repeats none."""
     written = []
@@ -72,6 +73,7 @@ def test_an_interruption_after_any_seal_leads_to_the_same_bytes(raw, whole, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "the work folder is gone"
 
 
+@pytest.mark.slow
 def test_kills_at_random_times_lead_to_the_same_bytes(raw, whole, tmp_path):
     """Send SIGKILL once a given number of steps is sealed; the exact moment is random."""
     out, work = tmp_path / "out", tmp_path / ".out.preparing"

@@ -154,6 +154,7 @@ def test_the_text_of_a_prompt_keeps_its_structure(template):
             assert read.mark == ("Reason:" if reasoning or template.name == "films-1" else "Score:")
 
 
+@pytest.mark.slow
 def test_the_ids_of_a_prompt_preserve_its_structure(tokenizer):
     special = special_ids(tokenizer)
     template = TEMPLATES["products-1"]
@@ -176,6 +177,7 @@ def test_the_ids_of_a_prompt_preserve_its_structure(tokenizer):
         assert read.history[1][0] == "Fargo (1996)" and read.mark == "Reason:"
 
 
+@pytest.mark.slow
 def test_no_text_becomes_a_special_token(tokenizer):
     special = special_ids(tokenizer)
     names = [name for name in map(tokenizer.backend.id_to_token, special) if name]
@@ -188,6 +190,7 @@ def test_no_text_becomes_a_special_token(tokenizer):
     assert (copy.opening, copy.closing, copy.vocabulary) == (tokenizer.opening, tokenizer.closing, tokenizer.vocabulary)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["films-1", "films-2"])
 def test_the_encoder_reads_a_hostile_catalog(dataset, tokenizer, name):
     special, config = special_ids(tokenizer), DataConfig(template=name, prefix_tokens=6000, suffix_tokens=2000)

@@ -35,6 +35,7 @@ def peak_mib(folder, thousands, suffix):
     return peak
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_memory_does_not_grow_with_the_file(tmp_path, suffix):

@@ -47,7 +47,7 @@ def test_logits_match_transformers(folders):
     real = np.arange(width) < np.array([len(row) for row in ids])[:, None]
     assert not real.all(), "the test must pad"
     model = transformers.AutoModelForCausalLM.from_pretrained(source, attn_implementation="eager").eval()
-    theirs, ours = their_states(model, tokens, real)[1], our_states(*load(folder), tokens, real)[1]
+    theirs, ours = their_states(model, tokens, real)[1], our_states(*load(folder), tokens, real)[1]  # type: ignore[call-arg]
     np.testing.assert_allclose(ours[real], theirs[real], atol=1e-3)
     assert tokenizer.decode(ours[1, len(ids[1]) - 1].argmax()) == " Paris"
 

@@ -25,9 +25,9 @@ class Scripted(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.seen.append((self.path, dict(self.headers), json.loads(body)))
+        self.server.seen.append((self.path, dict(self.headers), json.loads(body)))  # type: ignore[attr-defined]
         self.close_connection = True
-        self.server.script(self)
+        self.server.script(self)  # type: ignore[attr-defined]
 
     do_GET = do_POST
 
@@ -55,7 +55,7 @@ def server(monkeypatch):
     monkeypatch.delenv("NO_PROXY", raising=False)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Scripted)
     server.daemon_threads = True
-    server.seen, server.script = [], reply()
+    server.seen, server.script = [], reply()  # type: ignore[attr-defined]
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield server
     server.shutdown()

@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[4]
 
 
+@pytest.mark.slow
 def test_every_request_is_answered_once_despite_kills():
     script = str(ROOT / "benchmarks" / "check_teacher.py")
     done = subprocess.run(

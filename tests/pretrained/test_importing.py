@@ -202,6 +202,7 @@ def test_a_refusal_gives_the_reason_and_writes_nothing(tmp_path, name, capsys):
     with pytest.raises((ConfigError, PretrainedError), match=message):
         import_model(str(tmp_path / "hf"), tmp_path / "out")
     assert sorted(f.name for f in tmp_path.iterdir()) == ["hf"], "no partial output"
+    capsys.readouterr()  # saving the model may have shown its progress
     assert main(["model", "import", str(tmp_path / "hf"), "--out", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err.startswith("r2rank: ")
 

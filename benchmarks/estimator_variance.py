@@ -26,7 +26,7 @@ NUM_ESTIMATES, NUM_RANKINGS = 2000, (2, 4, 8, 16, 32, 64)
 ESTIMATORS: dict[str, tuple[dict, str, str]] = {
     "reinforce": ({"estimator": "reinforce"}, "#888888", "-"),
     "reward_to_go": ({"estimator": "reward_to_go"}, "#1f6fb4", "-"),
-    "pl_rank, centred gains": ({"estimator": "pl_rank"}, "#c4541a", "-"),
+    "pl_rank, centered gains": ({"estimator": "pl_rank"}, "#c4541a", "-"),
     "pl_rank, plain": ({"estimator": "pl_rank", "centered_gains": False}, "#c4541a", ":"),
 }
 

@@ -20,7 +20,7 @@ Output of `r2rank plan` (jax 0.10.2, on two CPU cores: 70 s for H200, 67 s for v
         compiled rl update in 16 s: 53.3 GiB (estimated 60.0) ... all-reduce 43 times, 15.9 GiB
         fits: yes, 53.3 of 95.7 GiB on each device
 
-Loops whose number of iterations is unknown at compile time are counted as one iteration.
+In these counts of collectives, a loop whose number of iterations is unknown at compile time counts as one iteration.
 """
 
 from r2rank_jax.config import (

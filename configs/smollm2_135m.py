@@ -5,7 +5,7 @@
     r2rank plan --config configs/smollm2_135m.py --topology h100:1 --backend compile
     r2rank sft --config configs/smollm2_135m.py     and the other phases, as in the README
 
-Not run yet. Output of `r2rank plan` (jax 0.10.2, compiled on two busy CPU cores in 71 and 77 s):
+Not run yet. Output of `r2rank plan` (jax 0.10.2, compiled on two busy CPU cores: 71 s for h100:1, 77 s for v5e:1x1):
 
     parameters: 134,515,584, computing in bfloat16
     h100:1      rl rollout: 1.36e+13 FLOPs, at least 0.0172 s      rl update: 4.07e+13 FLOPs, at least 0.0411 s

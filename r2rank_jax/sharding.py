@@ -1,4 +1,4 @@
-"""Map logical axes to mesh axes. No other module uses the names of the mesh axes.
+"""Map logical axes to mesh axes. Only this module does so and reads a mesh by its axes; others call its functions.
 
     data     splits users; parameters are copied along it
     fsdp     splits users and parameters; parameters are gathered where they are used, or before loops
@@ -87,6 +87,17 @@ def across_slices(shape: tuple[int, int, int], slices: int, devices: Sequence[An
 def mesh_of_shapes(config: MeshConfig) -> AbstractMesh:
     """A mesh without devices, which can split shapes but run nothing."""
     return AbstractMesh((config.data, config.fsdp, config.tensor), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def splits_parameters(mesh: Mesh) -> bool:
+    """Whether parameters are split along fsdp, so that they are gathered before they are used."""
+    return mesh.shape["fsdp"] > 1
+
+
+def gathered_shape(leaf: Any) -> tuple[int, ...]:
+    """The shape that one device holds of an `abstract` leaf after a gather along fsdp."""
+    shape = leaf.sharding.shard_shape(leaf.shape)
+    return tuple(full if axis == "fsdp" else part for full, part, axis in zip(leaf.shape, shape, leaf.sharding.spec))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -3,11 +3,15 @@
 Axes
     U users in a batch · N candidate items per user · G rationales per item · P prefix tokens ·
     S suffix tokens · T rationale tokens · D width · Q / KV query / key-value heads · H head size ·
-    V vocabulary · K places of a ranking · M sampled rankings per list.
+    V vocabulary · K places of a ranking · M sampled rankings per list ·
+    L tokens of a segment · A, B lanes of a rollout (`rollout/decoding.py`) · C keys of a segment
+    (`model/attention.py`).
+
+V(s) is a list's value, and V alone is the vocabulary.
 
 A list is the N items of one user, each with its g-th rationale: a batch holds U·G lists and U·N·G rationales.
 The model uses [U, N, G, ...], because rationales fork from items; the ranking mathematics uses [U, G, N].
-`mask=True` always means real. Every segment of tokens is right-padded. A token's position is the number of true tokens
+`mask=True` always means real. Every segment of tokens is right-padded. A token's position is the number of real tokens
 before its segment plus its offset in the segment.
 """
 
@@ -30,9 +34,9 @@ class ListBatch:
     user: Array  # int32 [U]        dense user ids, which seed the sampling of rationales
     items: Array  # int32 [U, N]     dense item ids
     prefix: Array  # int32 [U, P]     instructions and history
-    prefix_length: Array  # int32 [U]        true tokens, >= 1
+    prefix_length: Array  # int32 [U]        real tokens, >= 1
     suffix: Array  # int32 [U, N, S]  one candidate each; the rationale follows
-    suffix_length: Array  # int32 [U, N]     true tokens, >= 1 for real items
+    suffix_length: Array  # int32 [U, N]     real tokens, >= 1 for real items
     labels: Array  # float32 [U, N]   graded relevance; never part of a prompt
     mask: Array  # bool [U, N]      True = real item
 
@@ -46,7 +50,7 @@ class Rationales:
     """The rationales of every item, written by the teacher or by the policy."""
 
     tokens: Array  # int32 [U, N, G, T]    right-padded; includes the stop token, if there is one
-    length: Array  # int32 [U, N, G]       true tokens, >= 1 for real items
+    length: Array  # int32 [U, N, G]       real tokens, >= 1 for real items
     stopped: Array  # bool [U, N, G]        False = truncated at T tokens
 
 

@@ -1,4 +1,8 @@
-"""The `r2rank` command. Only this package reads flags and environment variables."""
+"""The `r2rank` command.
+
+Only this package reads flags and the R2RANK_* variables; `plan/compiled.py` passes XLA's and JAX's variables on to a
+child process.
+"""
 
 from __future__ import annotations
 

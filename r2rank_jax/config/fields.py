@@ -34,7 +34,8 @@ class DataConfig:
     history_items: int = 10
     """Number of latest interactions in the prefix, whatever their rating."""
     candidate_items: int = 20
-    """N, items of a list: one positive and N - 1 negatives. Training lists have `train_positives` positives."""
+    """N, items of a list that RL draws for training: `train_positives` positives, the rest negatives. The size of
+    held-out lists is set by `r2rank data prepare --candidates`."""
     train_positives: int = 1
     """Positives of RL's training lists: the user's next items, or fewer if the training period ends sooner.
     More positives give more signal per rationale. For traces, see `r2rank data synthesize --positives`."""
@@ -47,8 +48,8 @@ class DataConfig:
     rationale_tokens: int = 18
     """T, longest rationale with its stop token. 0 turns reasoning off: the head reads each item's last token."""
     length_buckets: int = 1
-    """Number of padded widths; a training batch holds lists of similar length. 1: all are padded to P, S and T.
-    Every combination of widths is compiled as a separate program."""
+    """Number of widths that training batches may be padded to. Above 1, lists of similar length share a batch. 1: all
+    lists are padded to P, S and T. Every combination of widths is compiled as a separate program."""
 
     def __post_init__(self) -> None:
         for name in ("history_items", "min_history", "prefix_tokens", "suffix_tokens", "length_buckets"):
@@ -158,7 +159,8 @@ class ComputeConfig:
 
     update_gib: float | None = None
     """Memory for activations of an update on one device, which limits how many items are read at once.
-    None: half of what the model and its optimizer leave free; 4 if the device does not report its memory."""
+    None: half of what the model, its optimizer and the gradients leave free; 4 if the device does not report its
+    memory."""
     wave_tokens: int = 16
     """Tokens decoded between two checks for finished rationales (docs/performance.md compares 16 and 32)."""
     data_workers: int = 0
@@ -258,7 +260,8 @@ class RLConfig:
     """The ratio is clipped to [1 - clip_low, 1 + clip_high]."""
     clip_high: float = 0.2
     max_importance_weight: float = 2.0
-    """Upper bound of the trainer/rollout probability ratios."""
+    """Upper bound on the ratio of a token's probability in the trainer to that in the rollout, by which its PPO term is
+    multiplied."""
     log_every: int = 10
     validate_every: int = 100
     checkpoint_every: int = 100
@@ -279,7 +282,7 @@ class EvaluationConfig:
     """How systems are compared on the held-out users."""
 
     ks: tuple[int, ...] = (1, 5, 10)
-    """Cut-offs of the metrics."""
+    """Cutoffs k of the metrics."""
     bootstrap_samples: int = 2000
     permutation_samples: int = 20_000
     batch_users: int = 64

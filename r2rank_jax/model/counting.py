@@ -1,4 +1,7 @@
-"""Parameters, floating point operations and cache bytes by formula, as docs/performance.md derives them."""
+"""Parameters, floating point operations and cache bytes by formula.
+
+docs/performance.md states the formulas for FLOPs and the cache.
+"""
 
 from __future__ import annotations
 

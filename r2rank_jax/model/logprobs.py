@@ -1,10 +1,10 @@
 """Log-probabilities and related statistics of given tokens, without ever holding [rows, T, V] logits.
 
-Rationales differ in length, so nearly half of a batch's slots are padding; and with a vocabulary wider than the model
-the logits are half of all work. Each user's real slots are therefore moved to the front, and only as many chunks of
-slots are visited as the user with most tokens needs. If all slots fit into one chunk, there is no loop. The trip count
-is known only at run time, which plain reverse-mode differentiation does not support, so the derivatives are written
-out.
+Rationales differ in length, so nearly half of a batch's slots are padding; and in a small model with a large
+vocabulary, the logits are half of all work. Each user's real slots are therefore moved to the front, and only as many
+chunks of slots are visited as the user with most tokens needs. If all slots fit into one chunk, there is no loop. The
+trip count is known only at run time, which plain reverse-mode differentiation does not support, so the derivatives are
+written out.
 
 A loss that is a sum over tokens (`token_loss`) is differentiated while the logits of a chunk exist, as in Liger's fused
 cross-entropy (Hsu et al. 2024). Any other function of `token_statistics` computes the logits a second time.

@@ -1,8 +1,8 @@
-"""Accelerators with their makers' figures, and topologies as `--topology` names them.
+"""Accelerators with their manufacturers' figures, and topologies as `--topology` names them.
 
-Memory is the part that JAX may use. TPUs reserve a little of theirs (the figures are those of the compiler's own
-messages). On GPUs, JAX takes three quarters unless XLA_PYTHON_CLIENT_MEM_FRACTION is set. Rates are for dense bfloat16
-matrix products and for the device's own memory.
+Memory is the part that JAX may use. TPUs reserve a small part of their memory; the sizes given here are those in the
+TPU compiler's messages. On GPUs, JAX takes three quarters unless XLA_PYTHON_CLIENT_MEM_FRACTION is set. Rates are for
+dense bfloat16 matrix products and for the device's own memory.
 """
 
 from __future__ import annotations

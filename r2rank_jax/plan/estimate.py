@@ -24,7 +24,7 @@ from r2rank_jax.model.counting import BatchShape, cache_bytes
 from r2rank_jax.plan.devices import Topology
 from r2rank_jax.plan.programs import abstract_rationales, abstract_rollout
 from r2rank_jax.rollout.generate import past_sizes
-from r2rank_jax.sharding import abstract_lists, abstract_params, mesh_of_shapes
+from r2rank_jax.sharding import abstract_lists, abstract_params, gathered_shape, mesh_of_shapes
 from r2rank_jax.train.memory.activations import layer_residual_bytes, logits_bytes, on_one_device, residual_bytes
 from r2rank_jax.train.memory.chunk_choice import GIB, ChunkChoice, choose_chunks, update_budget
 from r2rank_jax.train.memory.gradients import gradient_bytes
@@ -168,13 +168,7 @@ class _RunState:
 
 
 def _gathered_bytes(params: Params) -> int:
-    return sum(math.prod(_gathered(x)) * x.dtype.itemsize for x in jax.tree.leaves(params))
-
-
-def _gathered(leaf: Any) -> tuple[int, ...]:
-    """Shape on one device after a gather along fsdp."""
-    shape = leaf.sharding.shard_shape(leaf.shape)
-    return tuple(full if axis == "fsdp" else part for full, part, axis in zip(leaf.shape, shape, leaf.sharding.spec))
+    return sum(math.prod(gathered_shape(x)) * x.dtype.itemsize for x in jax.tree.leaves(params))
 
 
 def _state(state: TrainState) -> dict[str, int]:
@@ -294,6 +288,6 @@ def decoding_weights(run: _RunState) -> int:
         if is_adapter(path[-1].key):
             return 0
         axes = len(x.shape) - (path[0].key == "layers")
-        return math.prod(_gathered(x)) * (width if axes > 1 else 4)
+        return math.prod(gathered_shape(x)) * (width if axes > 1 else 4)
 
     return sum(jax.tree.leaves(jax.tree.map_with_path(size, run.reference)))

@@ -5,9 +5,9 @@ item is relevant when its label is above 0), computes in float32 and returns one
 without a relevant item is 0; exclude such lists from a mean with `has_relevant`, or they count as failures. All metrics
 except average precision call `reward.ranking_reward`, so training and evaluation use the same code.
 
-Metrics take rankings, not scores, because equal scores need an order, and evaluations that leave this order to chance
-go wrong. `plackett_luce.mode(scores, mask, key=key)` breaks ties at random. Making the ranking takes one sort by score;
-only NDCG sorts again, by gain, for the best possible ranking.
+Metrics take rankings, not scores, because equal scores need an order. Breaking ties by position in the list can favor
+or penalize a constant scorer; `plackett_luce.mode(scores, mask, key=key)` breaks ties at random. Making the ranking
+takes one sort by score; only NDCG sorts again, by gain, for the best possible ranking.
 
 A metric over a sampled candidate list (1 positive, 19 negatives) is not an estimate of the metric over the whole
 catalog, and can order two systems differently: W. Krichene, S. Rendle, "On Sampled Metrics for Item Recommendation"

@@ -2,8 +2,8 @@
 
 All rows are at the same position t, so one uniform update per layer writes keys and values. Each wave writes to its own
 short cache, because XLA for CPU copies the cache in every step. The keys and values of earlier waves are constants
-during a wave; `merge` appends the wave's to them. The loop ends as soon as every row has stopped. Rows move between the
-lanes of one user only, so the user's prefix stays in place.
+during a wave; `merge` appends the keys and values of the finished wave to them. The loop ends as soon as every row has
+stopped. Rows move between the lanes of one user only, so the user's prefix stays in place.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The inputs of every phase: data and tokenizer. Also the configuration that a run directory records."""
+"""The inputs of every phase: data and tokenizer.
+
+This module also writes the configuration that a run directory records.
+"""
 
 from __future__ import annotations
 

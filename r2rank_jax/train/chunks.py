@@ -21,7 +21,7 @@ from flax import struct
 from r2rank_jax.model.forward import Judgement, prefix_forward, read_rationales
 from r2rank_jax.model.transformer import in_compute_dtype
 from r2rank_jax.model.transformer import scores as scores_of
-from r2rank_jax.sharding import sum_over_users
+from r2rank_jax.sharding import splits_parameters, sum_over_users
 from r2rank_jax.train.context import UpdateContext
 from r2rank_jax.train.trainable import join_params, split_params
 from r2rank_jax.types import OF_ITEMS, OF_USERS, Array, KeyValues, ListBatch, Params, Rationales
@@ -70,7 +70,7 @@ def gradients(
     """
     trainable, frozen = split_params(context.trained, params)
     # Left to XLA, a batch and parameters that are both split make it sum activations over devices in every layer.
-    if context.chunk_items >= rows.batch.items.shape[1] and context.mesh.shape["fsdp"] == 1:
+    if context.chunk_items >= rows.batch.items.shape[1] and not splits_parameters(context.mesh):
 
         def whole_loss(trainable: Params) -> tuple[Array, Judgement]:
             of_tokens, judged = losses.of_tokens(join_params(trainable, frozen), constants, None, rows)
@@ -139,7 +139,7 @@ def _sum_over_chunks(
 def read_in_chunks(context: UpdateContext, read: Read, params: Params, constants: Any, rows: Rows) -> Any:
     """Apply `read` to all rows, without gradients; the other arguments are those of `gradients`."""
     items, model = rows.batch.items.shape[1], context.model
-    if context.chunk_items >= items and context.mesh.shape["fsdp"] == 1:
+    if context.chunk_items >= items and not splits_parameters(context.mesh):
         return read(params, constants, None, rows)
 
     def on_device(shared: tuple[Params, Any], rows: Rows) -> tuple[tuple[()], Any]:

@@ -1,11 +1,11 @@
-"""Rewards of a rationale itself, beside the reward of the list it stands in: for being cut off, too long, or malformed.
+"""Rewards of a rationale itself, in addition to the reward of its list: for being cut off, or for being too long.
 
-Off by default. `rl.rationale_rewards` is a weighted sum of names, such as "0.1*cut_off+0.02*too_long@12" or
-"0.1*my_rewards:mentions_history". With them RL maximises, on average over lists,
+They are off by default. `rl.rationale_rewards` is a weighted sum of names, such as "0.1*cut_off+0.02*too_long@12" or
+"0.1*my_rewards:mentions_history". With them RL maximizes, on average over lists,
 
     V(s) + Σ_i r(rationale of item i),
 
-whose gradient towards the policy adds to each rationale's advantage
+whose gradient with respect to the policy adds to each rationale's advantage
 
     r(o_{i,g}) − mean over g' ≠ g of r(o_{i,g'}).
 
@@ -81,7 +81,7 @@ def rationale_rewards_of(rl: RLConfig) -> RationaleReward | None:
     return total
 
 
-def centred(rewards: Array, mask: Array) -> Array:
+def centered(rewards: Array, mask: Array) -> Array:
     """Rewards minus their mean over the other rationales of the same item.
 
     Args:

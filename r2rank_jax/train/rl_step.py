@@ -28,7 +28,7 @@ from r2rank_jax.train.chunks import Losses, Rows, gradients, read_in_chunks
 from r2rank_jax.train.context import UpdateContext, update_context
 from r2rank_jax.train.losses import clipped_policy, sequence_log_ratio, without_scale_gradient
 from r2rank_jax.train.objectives import reward_of
-from r2rank_jax.train.rationale_rewards import centred, rationale_rewards_of
+from r2rank_jax.train.rationale_rewards import centered, rationale_rewards_of
 from r2rank_jax.train.state import TrainState, abstract_state, apply_gradients, make_optimizer
 from r2rank_jax.types import Array, KeyValues, ListBatch, Params, Rationales
 
@@ -97,7 +97,7 @@ def assess(
     reward, of_rationales = reward_of(rl), rationale_rewards_of(rl)
     advantages = item_advantages(scores, batch.labels, batch.mask, rule=rl.credit, reward=reward).swapaxes(1, 2)
     if of_rationales is not None:
-        advantages = advantages + centred(of_rationales(rationales), batch.mask)
+        advantages = advantages + centered(of_rationales(rationales), batch.mask)
     values = expected_reward(scores, batch.labels[:, None], batch.mask[:, None], reward=reward)
     return Assessment(
         old_logp=old_logp,

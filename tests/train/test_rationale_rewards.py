@@ -12,7 +12,7 @@ from r2rank_jax.errors import ConfigError
 from r2rank_jax.rollout.generate import make_rollout
 from r2rank_jax.sharding import make_mesh, to_mesh
 from r2rank_jax.train.objectives import check, head_loss_of
-from r2rank_jax.train.rationale_rewards import centred, rationale_rewards_of
+from r2rank_jax.train.rationale_rewards import centered, rationale_rewards_of
 from r2rank_jax.train.rl_step import make_rl_steps, rl_gradients
 from r2rank_jax.train.state import fresh_state
 from r2rank_jax.types import Rationales
@@ -51,21 +51,21 @@ def test_by_hand(text, want):
     np.testing.assert_allclose(found[0], want, atol=1e-7)
 
 
-def test_centred_over_the_other_rationales_of_the_item():
+def test_centered_over_the_other_rationales_of_the_item():
     rewards = jnp.array([[[1.0, 2.0, 6.0], [5.0, 5.0, 5.0], [9.0, jnp.nan, 0.0]]])
-    found = centred(rewards, jnp.array([[True, True, False]]))
+    found = centered(rewards, jnp.array([[True, True, False]]))
     np.testing.assert_allclose(found[0], [[1 - 4, 2 - 3.5, 6 - 1.5], [0, 0, 0], [0, 0, 0]], atol=1e-6)
-    np.testing.assert_array_equal(centred(rewards[..., :1], jnp.array([[True, True, False]]))[0, :, 0], [1, 5, 0])
+    np.testing.assert_array_equal(centered(rewards[..., :1], jnp.array([[True, True, False]]))[0, :, 0], [1, 5, 0])
 
 
-def test_the_centred_reward_gives_an_unbiased_policy_gradient():
+def test_the_centered_reward_gives_an_unbiased_policy_gradient():
     """Every pair of rationales of one item, weighted by its probability: E[Σ_g A_g ∇log π] / G = ∇E[r]."""
     logits, rewards = np.array([0.3, -0.2, 0.8]), np.array([1.0, -2.0, 0.5])
     policy = np.exp(logits) / np.exp(logits).sum()
     got = np.zeros(3)
     for a in range(3):
         for b in range(3):
-            advantages = np.asarray(centred(jnp.array([[[rewards[a], rewards[b]]]]), jnp.ones((1, 1), bool)))[0, 0]
+            advantages = np.asarray(centered(jnp.array([[[rewards[a], rewards[b]]]]), jnp.ones((1, 1), bool)))[0, 0]
             slope = np.eye(3)[[a, b]] - policy
             got += policy[a] * policy[b] * (advantages @ slope) / 2
     np.testing.assert_allclose(got, policy * (rewards - policy @ rewards), atol=1e-6)
@@ -95,7 +95,7 @@ def test_a_step_moves_the_token_gradient_and_no_other(text):
         assert moved == 0 and "rationale_reward" not in metrics
         return
     of_rationales = rationale_rewards_of(config.rl)(rollout.rationales)  # type: ignore[misc]
-    np.testing.assert_allclose(with_it, without + centred(of_rationales, batch.mask), atol=1e-6)
+    np.testing.assert_allclose(with_it, without + centered(of_rationales, batch.mask), atol=1e-6)
     assert moved > 1e-4
     np.testing.assert_allclose(
         metrics["rationale_reward"], np.mean(np.asarray(of_rationales)[np.asarray(batch.mask)]), rtol=1e-5

@@ -1,4 +1,7 @@
-"""Figures of a data card as SVG files. The same numbers give the same bytes. Readable on light and dark pages."""
+"""Figures of a data card as SVG files.
+
+The same numbers give the same bytes. They are readable on light and dark pages.
+"""
 
 from __future__ import annotations
 

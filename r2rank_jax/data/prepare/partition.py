@@ -1,6 +1,6 @@
-"""Pass 1: a source of any length -> shards on disk, sorted by a hash of the user. Buckets are ranges of this hash.
+"""The read step: write a source of any length to shards on disk, each sorted by a hash of the user.
 
-The number of buckets is chosen after reading, when the number of rows is known.
+Buckets are ranges of this hash. The number of buckets is chosen after reading, when the number of rows is known.
 """
 
 from __future__ import annotations

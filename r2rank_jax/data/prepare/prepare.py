@@ -1,8 +1,10 @@
-"""Prepare a source's files into one frozen folder, one bucket of users at a time. One bucket bounds the memory use.
+"""Prepare a source's files into one frozen folder, one bucket of users at a time.
+
+Memory use is bounded by the size of one bucket.
 
     read          shards sorted by a hash of the user            (this file)
     deduplicate   the earliest of each (user, item)              (each bucket)
-    catalogue     all items, in the order of their ids           (catalogue.py)
+    catalog       all items, in the order of their ids           (catalog.py)
     k-core        users and items that have enough of each other (rounds over the buckets)
     interactions  dense ids; sorted by user, time, source order  (each bucket)
     candidates    frozen lists of each protocol                  (each bucket)
@@ -25,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from r2rank_jax.data.prepare.candidates import count_training_items, write_lists
-from r2rank_jax.data.prepare.catalogue import find_core, save_array, write_catalogue, write_items_table
+from r2rank_jax.data.prepare.catalog import find_core, save_array, write_catalog, write_items_table
 from r2rank_jax.data.prepare.partition import (
     checked_interactions,
     number_of_buckets,
@@ -179,7 +181,7 @@ def _prepare_buckets(
         The manifest.
     """
     unique = over_buckets("duplicates", partial(deduplicate, work, buckets))
-    catalogue = sealed(work / "catalogue", partial(write_catalogue, work, buckets))
+    catalog = sealed(work / "catalog", partial(write_catalog, work, buckets))
     core = sealed(work / "core", partial(find_core, work, settings.k_core, unique, over_buckets))
     users = core["users_of_buckets"]
     first_users = np.append(0, np.cumsum(users)).tolist()
@@ -213,8 +215,8 @@ def _prepare_buckets(
         "cleaned": read["cleaned"],
         "quarantined": read["quarantined"],
         "steps": [
-            _step("read", all_users, catalogue["touched"], read["interactions"], {"malformed": malformed}),
-            _step("deduplicate", all_users, catalogue["touched"], rows, {"duplicate": duplicates}),
+            _step("read", all_users, catalog["touched"], read["interactions"], {"malformed": malformed}),
+            _step("deduplicate", all_users, catalog["touched"], rows, {"duplicate": duplicates}),
             _step("k_core", sum(users), core["touched"], left, {"rare user or item": rows - left}),
         ],
         "protocols": protocols,

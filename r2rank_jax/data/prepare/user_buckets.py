@@ -1,6 +1,7 @@
-"""The steps for one bucket of users: bucket number in, files and facts out. Buckets share nothing.
+"""The steps for one bucket of users.
 
-Every function takes the work folder and numbers, so that it can run in any process, or on any machine that sees the
+Each function takes a bucket's number, writes the bucket's files and returns facts about them. Buckets share no data.
+Functions take the work folder and numbers, so that it can run in any process, or on any machine that sees the
 folder. The files of a step are sealed in WORK/STEP/BUCKET/.
 """
 
@@ -68,8 +69,8 @@ def surviving(work: Path, k: int, alive: Array, bucket: int) -> pl.DataFrame:
         user (number within the bucket), item (index in the catalog), rating, timestamp, order.
     """
     folder = step_folder(work, "deduplicated", bucket)
-    catalogue = pl.read_parquet(work / "catalogue/catalogue.parquet", columns=["item"]).with_row_index("index")
-    items = pl.read_parquet(folder / "items.parquet").join(catalogue, on="item", how="left", maintain_order="left")
+    catalog = pl.read_parquet(work / "catalog/catalog.parquet", columns=["item"]).with_row_index("index")
+    items = pl.read_parquet(folder / "items.parquet").join(catalog, on="item", how="left", maintain_order="left")
     indices = items["index"].to_numpy().astype(np.int32)
     rows = pl.read_parquet(folder / "rows.parquet")
     rows = rows.with_columns(item=pl.Series(indices[rows["item"].to_numpy()]))

@@ -1,8 +1,9 @@
 """Four protocols that split interactions into training, validation and test. Pure functions.
 
 `leave_one_out`: a user's last positive is in the test list, and the one before it in the validation list.
-`global_time`: two cuts in calendar time, at 80% and 90% of all interactions. A user's first positive after a cut is in
-    that cut's list. Everything before the first cut is training data, so the model never sees the future.
+`global_time`: two cuts in calendar time, at 80% and 90% of all interactions. The validation list has the user's
+    first positive from the first cut to before the second; the test list has the first positive at or after the
+    second. Everything before the first cut is training data, so the model never sees the future.
 `last_n`: a user's last n positives are the relevant items of one test list, and the n before them those of one
     validation list. A list's history ends before its first positive.
 `cold_users`: some users are held out entirely and are never trained on. Such a user's list has the user's last

@@ -1,8 +1,8 @@
 r"""Sanitize item text: which characters of a title, a genre or a brand may reach a prompt.
 
 Item text is untrusted. In a prompt it must stay within one field of one line: it must not end the line, start a field
-or a mark of the template, imitate a chat role, or look different to a person than to the model. docs/prompts.md gives
-the reason for each class of characters.
+or a closing mark ("Reason:" or "Score:"), imitate a chat role, or look different to a person than to the model.
+docs/prompts.md gives the reason for each class of characters.
 """
 
 from __future__ import annotations

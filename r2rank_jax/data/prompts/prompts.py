@@ -5,8 +5,8 @@ rationale. Titles appear at the start of a line or after ": ", so that a tokeniz
 title the same way in the history, as a candidate, and in a rationale.
 
 Whatever an item's text contains, a prompt is one line of instruction, one line per interaction, one line for the
-candidate, and one mark. Fields follow the title in a fixed order, and no item text can imitate a field: see
-`item_text.as_data`.
+candidate, and one closing mark ("Reason:" or "Score:"). Fields follow the title in a fixed order, and no item text can
+imitate a field: see `item_text.as_data`.
 """
 
 from __future__ import annotations

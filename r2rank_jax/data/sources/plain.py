@@ -81,22 +81,22 @@ def open_plain(path: Path, columns: dict[str, str], on_error: OnError) -> Source
     table = _table(path)
     fields, time_unit = _fields(table, columns)
     tables = _named(path.parent, "items")
-    catalogue = _table(tables[0]) if tables else table
+    catalog = _table(tables[0]) if tables else table
     names = {key: columns.get(key, key) for key in ("title", "year", "genres")}
     names["item"] = columns.get("items.item", fields.item) if tables else fields.item
     if tables:
-        _require(catalogue, names["item"], "items.item")
+        _require(catalog, names["item"], "items.item")
     for key in columns.keys() & {"title", "year", "genres"}:
-        _require(catalogue, names[key], key)
+        _require(catalog, names[key], key)
     counts: Counter[str] = Counter()
 
     def items() -> Iterator[pl.DataFrame]:
         if not tables and names["title"] not in table.columns:
             return
-        rows = _item_rows(catalogue, names, bool(tables), on_error, counts)
+        rows = _item_rows(catalog, names, bool(tables), on_error, counts)
         if not tables:
             rows = _first_rows(rows)
-        yield from item_batches(catalogue.path, rows, on_error, counts)
+        yield from item_batches(catalog.path, rows, on_error, counts)
 
     name = path.name.removesuffix(".gz").removesuffix(table.kind)
     name = path.resolve().parent.name if name == "interactions" else name

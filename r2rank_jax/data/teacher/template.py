@@ -76,7 +76,7 @@ class TemplateTeacher:
         """Rationales for all lists of a lesson.
 
         Raises:
-            DataError: a catalogue too large for a dense item-item matrix, or a list without a history.
+            DataError: a catalog too large for a dense item-item matrix, or a list without a history.
         """
         statistics = TemplateStatistics(lesson.dataset, history_items=lesson.history_items, seed=lesson.seed)
         texts = statistics.rationales(lesson.lists, lesson.template)
@@ -93,7 +93,7 @@ class TemplateStatistics:
         seed: of the training lists used for calibration.
 
     Raises:
-        DataError: a catalogue too large for a dense item-item matrix.
+        DataError: a catalog too large for a dense item-item matrix.
     """
 
     def __init__(self, dataset: Dataset, *, history_items: int = 10, seed: int = 0):

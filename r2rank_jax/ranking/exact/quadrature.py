@@ -1,8 +1,8 @@
 """Expected weight of an item's place in a Plackett-Luce ranking, by one-dimensional quadrature for any number of items.
 
-A Plackett-Luce ranking is the finishing order of an exponential race (Luce 1959): item j arrives at a time
-with rate exp(s_j). Given that the focal item f arrives at log-time τ − s_f, every other item has arrived
-before it independently, with probability
+A Plackett-Luce ranking is the finishing order of an exponential race (Luce 1959): item j arrives after an exponentially
+distributed time with rate exp(s_j). Given that the focal item f arrives at log-time τ − s_f, every other item has
+arrived before it independently, with probability
 
     p_j(τ) = 1 − exp(−exp(s_j − s_f + τ)),        −τ Gumbel-distributed,
 

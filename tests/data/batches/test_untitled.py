@@ -50,19 +50,19 @@ def test_training_and_requests_show_the_same_text(log, tmp_path, make_encoder, n
     lists = dataset.candidate_lists("test")
     trained = Encoder(tokenizer, dataset, config).encode_lists(lists)
 
-    catalogue = dataset.items
-    assert catalogue.title.count("") == 4
+    catalog = dataset.items
+    assert catalog.title.count("") == 4
     records = []
     for user, position, candidates in zip(lists.user.tolist(), lists.position.tolist(), lists.items.tolist()):
         rows = dataset.history(user, position, config.history_items)
         history = [
-            {"title": catalogue.title[i], "year": catalogue.year[i], "rating": rating, "timestamp": time}
+            {"title": catalog.title[i], "year": catalog.year[i], "rating": rating, "timestamp": time}
             for i, rating, time in zip(
                 *(column[rows].tolist() for column in (dataset.item, dataset.rating, dataset.timestamp))
             )
         ]
         shown = [
-            {"title": catalogue.title[i] or None, "year": catalogue.year[i], "genres": catalogue.genres[i]}
+            {"title": catalog.title[i] or None, "year": catalog.year[i], "genres": catalog.genres[i]}
             for i in candidates
         ]
         records.append({"history": history, "candidates": shown, "timestamp": int(dataset.timestamp[rows.stop])})

@@ -94,7 +94,7 @@ def test_the_k_core_is_the_largest_subset_in_which_all_have_k(tmp_path, k, setti
     step = manifest["steps"][2]
     assert (step["users"], step["items"], step["interactions"]) == (len(users), len(items), len(wanted))
     assert step["dropped"] == {"rare user or item": len(rows) - len(wanted)}
-    assert (manifest["users"], manifest["items"]) == (len(users), len(items)), "the catalogue is what is left"
+    assert (manifest["users"], manifest["items"]) == (len(users), len(items)), "the catalog is what is left"
     assert frame["user"].unique().sort().to_list() == list(range(len(users))), "dense ids have no gaps"
     assert pl.read_parquet(tmp_path / "out/items.parquet")["source_id"].to_list() == [str(i) for i in sorted(items)]
 

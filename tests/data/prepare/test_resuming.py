@@ -68,7 +68,7 @@ def test_an_interruption_after_any_seal_leads_to_the_same_bytes(raw, whole, tmp_
         except Killed:
             runs += 1
     assert digest(out) == whole
-    # read, catalogue, core, table; four steps of 16 buckets
+    # read, catalog, core, table; four steps of 16 buckets
     assert runs == len(written) == len(set(written)) == 4 + 4 * 16
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "the work folder is gone"
 

@@ -1,4 +1,4 @@
-"""Normalize MovieLens titles: remove the year, move the article to the front, drop a second title in brackets."""
+"""Normalize MovieLens titles: remove the year, move the article to the front, drop a second title in parentheses."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ def without_year(title: str) -> tuple[str, str]:
 
 
 def film_title(title: str, counts: Counter[str]) -> str:
-    """Unescape HTML (counted), drop an alternative title in brackets, put the article first; "" for a placeholder.
+    """Unescape HTML (counted), drop an alternative title in parentheses, put the article first; "" for a placeholder.
 
-    In 82 items of ML-100K, brackets hold the original or a translated title, which would cost tokens in every prompt.
+    In 82 items of ML-100K, parentheses hold the original or a translated title, which would cost tokens in every
+    prompt.
 
     >>> film_title("Horseman on the Roof, The (Hussard sur le toit, Le)", Counter())
     'The Horseman on the Roof'

@@ -1,7 +1,7 @@
 """MovieLens as distributed by GroupLens: 100K (`u.data`), 1M and 10M (`ratings.dat`), later releases (`ratings.csv`).
 
 Pitfalls: `u.item` and the 1M's `movies.dat` are ISO-8859-1; `::` separates the fields of `.dat` files; titles include
-the year ("Toy Story (1995)"), articles come last, and foreign titles follow in brackets.
+the year ("Toy Story (1995)"), articles come last, and foreign titles follow in parentheses.
 """
 
 from __future__ import annotations

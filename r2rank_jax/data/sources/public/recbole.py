@@ -3,7 +3,8 @@
 One reader handles all of RecBole's data sets, because names and types of the fields show their purpose. `.inter` may
 lack a rating or a time, it may come in three parts (`X.train.inter`, `X.valid.inter`, `X.test.inter`), and an item
 table may have any fields. Pitfalls of the ML-100K copy: years are stripped from titles (so 22 titles repeat), "Usual
-Suspects, The", alternative titles in brackets, HTML entities, and item 267, whose title is the placeholder "unkonwn".
+Suspects, The", alternative titles in parentheses, HTML entities, and item 267, whose title is the placeholder
+"unkonwn".
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The cost of requests, as reported, as an upper bound and in flight, and the budget that limits it.
+"""What requests cost, and the budget that limits it.
+
+The cost consists of reported usage, ceilings of unreported attempts, and reservations of requests in flight.
 
 A request is admitted only if the budget covers it even when every request in flight, this one included, costs its
 ceiling. The usage that an answer reports replaces the ceiling. An attempt that failed after the endpoint began to

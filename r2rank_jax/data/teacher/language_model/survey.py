@@ -1,8 +1,8 @@
-"""Which requests the lists still need, and what the answers so far are worth: a function of the journal alone.
+"""Which requests the lists still need, and which of the answers so far pass the filters.
 
-A candidate has up to `draws` answers; the first one that passes the filters becomes its rationale. If all draws of a
-candidate are refused, its list is dropped and no more requests are made for it, because a list with a missing rationale
-cannot be ranked.
+Both depend on the journal alone. A candidate has up to `draws` answers; the first one that passes the filters becomes
+its rationale. If all draws of a candidate are refused, its list is dropped and no more requests are made for it,
+because a list with a missing rationale cannot be ranked.
 """
 
 from __future__ import annotations

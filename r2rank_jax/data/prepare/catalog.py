@@ -18,7 +18,7 @@ from r2rank_jax.files.atomic import replacing_file
 from r2rank_jax.files.seals import Facts
 
 
-def write_catalogue(work: Path, buckets: int, folder: Path) -> Facts:
+def write_catalog(work: Path, buckets: int, folder: Path) -> Facts:
     """Write all items that the source describes or a user interacted with, with their texts, ordered by id."""
     seen = [pl.scan_parquet(step_folder(work, "deduplicated", bucket) / "items.parquet") for bucket in range(buckets)]
     touched = pl.concat(seen).group_by("item").agg(pl.col("interactions").sum()).collect()
@@ -30,13 +30,13 @@ def write_catalogue(work: Path, buckets: int, folder: Path) -> Facts:
     ).with_columns(
         *(pl.col(name).fill_null(value) for name, value in empty.items()),
         *(pl.col(name).fill_null([]) for name in ("genres", "details")),
-    ).write_parquet(folder / "catalogue.parquet")
+    ).write_parquet(folder / "catalog.parquet")
     return {"items": len(ids), "touched": touched.height}
 
 
 def find_core(work: Path, k: int, unique: list[Facts], over_buckets: OverBuckets, folder: Path) -> Facts:
     """Drop rare items and users in turn until every remaining one has `k` of the other. The result is unique."""
-    counts = pl.read_parquet(work / "catalogue/catalogue.parquet", columns=["interactions"])["interactions"].to_numpy()
+    counts = pl.read_parquet(work / "catalog/catalog.parquet", columns=["interactions"])["interactions"].to_numpy()
     alive = np.ones(len(counts), bool)
     users = [facts["users"] for facts in unique]
     rounds = 0
@@ -64,7 +64,7 @@ def find_core(work: Path, k: int, unique: list[Facts], over_buckets: OverBuckets
 def write_items_table(work: Path, folder: Path) -> Facts:
     """Write `items.parquet`: the items that the k-core keeps, by dense id. A missing title stays empty."""
     alive = np.load(work / "core/alive.npy")
-    items = pl.read_parquet(work / "catalogue/catalogue.parquet").filter(pl.Series(alive))
+    items = pl.read_parquet(work / "catalog/catalog.parquet").filter(pl.Series(alive))
     touched = items["interactions"] > 0
     items = items.select(
         pl.int_range(pl.len(), dtype=pl.Int32).alias("item"),

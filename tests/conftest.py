@@ -15,6 +15,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 
+pytest.register_assert_rewrite("tests.support")  # so that a failed assertion there shows its values
+
 from r2rank_jax.files import downloads
 from tests.support.http_server import Server
 

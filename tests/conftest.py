@@ -17,8 +17,8 @@ import pytest
 
 pytest.register_assert_rewrite("tests.support")  # so that a failed assertion there shows its values
 
-from r2rank_jax.files import downloads
-from tests.support.http_server import Server
+from r2rank_jax.files import downloads  # noqa: E402
+from tests.support.http_server import Server  # noqa: E402
 
 
 @pytest.fixture

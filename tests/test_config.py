@@ -50,6 +50,17 @@ def test_a_file_that_is_no_configuration_is_refused(tmp_path, name, content, rea
         load_config(tmp_path / name)
 
 
+def test_a_run_from_another_machine_does_not_fix_attention_and_memory(tmp_path):
+    config = RunConfig(name="x", seed=3)
+    of_a_gpu = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, attention="cudnn"),
+        compute=dataclasses.replace(config.compute, update_gib=35.2),
+    )
+    (tmp_path / "config.json").write_text(json.dumps(to_json(of_a_gpu)))
+    assert load_config(tmp_path / "config.json") == config
+
+
 def test_an_unknown_field_is_named():
     values = to_json(RunConfig(name="x"))
     values["rl"]["credt"] = "shared"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import tyro
@@ -83,7 +84,13 @@ def load_config(path: Path) -> RunConfig:
         )
     if path.suffix == ".json":
         try:
-            return read(path)
+            # A run records the attention and the memory budget of its machine; this one chooses for itself.
+            config = read(path)
+            return replace(
+                config,
+                model=replace(config.model, attention="auto"),
+                compute=replace(config.compute, update_gib=None),
+            )
         except (json.JSONDecodeError, TypeError) as error:
             raise UsageError(f"{path} must be the config.json of a run, but is not: {error}") from error
     if path.suffix != ".py":

@@ -10,7 +10,9 @@ DATA   := data/ml-100k
 LISTS  := 1000
 POSITIVES := 5
 # Number of processes that run tests. All tests of a file run in one process, which compiles shared programs once.
+# A process that crashes ends the run: pytest-xdist would start another one and wait for ever.
 TEST_WORKERS ?= 2
+PYTEST = $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --max-worker-restart 0
 
 # By default, glibc returns large blocks to the kernel after every step and faults them in again in the next step.
 # Keeping them is faster on CPU and has no effect elsewhere.
@@ -52,11 +54,11 @@ lint: $(VENV)/installed
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+	$(PYTEST)
 
 test-fast: $(VENV)/installed
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not slow"
+	$(PYTEST) -m "not slow"
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

@@ -21,8 +21,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# One process has 8 fake devices. Each of several processes, started by launch/local.sh, has 2. With one thread a
-# device, independent collectives cannot fill XLA's pool of threads and wait for each other for ever.
+# One process has 8 fake devices. Each of several processes, started by launch/local.sh, has 2. With as many threads as
+# devices, independent collectives could fill XLA's pool and wait for each other for ever.
+os.environ.setdefault("PJRT_NPROC", "64")
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} "
     f"--xla_force_host_platform_device_count={2 if 'R2RANK_COORDINATOR' in os.environ else 8} "

@@ -6,10 +6,12 @@ import threading
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # `JAX_PLATFORMS=cuda pytest -m gpu` on a GPU
+# XLA runs independent collectives of a program at the same time, each on a thread of one pool, by default of as many
+# threads as devices. Devices that take them in different orders fill such a pool and wait for each other for ever.
+os.environ.setdefault("PJRT_NPROC", "64")
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    # XLA runs independent collectives of a program at the same time, each on a thread of a pool of eight. Devices that
-    # take them in different orders can fill the pool and wait for each other for ever; one thread a device cannot.
+    # With 64 threads on two cores, splitting one operation among them only costs time.
     " --xla_cpu_multi_thread_eigen=false"
     # Eight devices on two busy cores can be late for a collective; XLA would end the process after 40 seconds.
     " --xla_cpu_collective_call_terminate_timeout_seconds=300"

@@ -67,6 +67,6 @@ def test_two_processes_of_two_devices_equal_one_in_rl(tiny, sft_run, rl_run, tmp
     mesh = ("--mesh.data", "2", "--mesh.fsdp", "2")
     devices = "--xla_force_host_platform_device_count=2 --xla_cpu_multi_thread_eigen=false"  # as in tests/conftest.py
     devices += " --xla_backend_optimization_level=0"
-    launch("rl", "--config", tiny.config, "--run-dir", run_dir, *mesh, XLA_FLAGS=devices)
+    launch("rl", "--config", tiny.config, "--run-dir", run_dir, *mesh, XLA_FLAGS=devices, PJRT_NPROC="64")
     require_same_learning(rl_run, run_dir, "rl", ("loss", "reward", "value"))
     assert sealed_steps(run_dir / "checkpoints/rl") == [10, 9]

@@ -55,8 +55,9 @@ CACHED = {
 
 def environment(**settings: str) -> dict[str, str]:
     """This process's environment without the eight fake devices of the tests and without a launcher's settings."""
+    own = ("XLA_FLAGS", "PJRT_NPROC")
     inherited = {
-        name: value for name, value in os.environ.items() if name != "XLA_FLAGS" and not name.startswith("R2RANK_")
+        name: value for name, value in os.environ.items() if name not in own and not name.startswith("R2RANK_")
     }
     fixed = {"JAX_PLATFORMS": "cpu", "COLUMNS": "200", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     return inherited | CACHED | fixed | settings

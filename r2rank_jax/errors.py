@@ -26,5 +26,13 @@ class CheckpointError(R2RankError, RuntimeError):
     """A checkpoint that cannot be used."""
 
 
+class DivergenceError(R2RankError, RuntimeError):
+    """Training whose updates stopped being finite."""
+
+
+class ScoresError(R2RankError, FloatingPointError):
+    """A policy whose scores are not finite."""
+
+
 class ResultsError(R2RankError, ValueError):
     """Results that do not have the format documented in `evaluation/results.py`."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 from r2rank_jax.cli.arguments import UsageError
 from r2rank_jax.cli.configuration import add_configured, configuration
+from r2rank_jax.config import RunConfig
 from r2rank_jax.phases import PHASES
 
 
@@ -17,10 +19,21 @@ def add_runs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     sft.add_argument(
         "--continued",
         action="store_true",
-        help="train the finished SFT policy further for RL's wall time, as RL's control",
+        help="train the finished SFT policy further with as much work as RL, as RL's control",
     )
     rl = add_configured(commands, "rl", "train on the reward of rankings (reinforcement learning)")
-    evaluation = add_configured(commands, "eval", "evaluate baselines and all finished phases on the test lists")
+    evaluation = add_configured(commands, "eval", "evaluate baselines and all phases on the test lists")
+    evaluation.add_argument(
+        "--step",
+        type=int,
+        metavar="N",
+        help="evaluate the checkpoint of this step (default: the latest of every phase)",
+    )
+    evaluation.add_argument(
+        "--other-data",
+        action="store_true",
+        help="evaluate on purpose on data or a split that the policies were not trained with; the results say so",
+    )
     rank = add_configured(commands, "rank", "rank your own candidates, each with a rationale")
     rank.add_argument(
         "--input", type=Path, metavar="FILE", help="JSONL file of histories and candidates, see README; required"
@@ -38,8 +51,15 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     keep_compiled_programs()
     from r2rank_jax.runs.attention_choice import choose_attention
     from r2rank_jax.runs.memory_budget import choose_budget
+    from r2rank_jax.runs.session.one_writer import one_writer
 
-    config = choose_budget(choose_attention(config, run_dir))
+    with one_writer(run_dir) if arguments.command in ("sft", "rl") else nullcontext():
+        config = choose_budget(choose_attention(config, run_dir))
+        _carry_out(arguments, config, run_dir)
+    return 0
+
+
+def _carry_out(arguments: argparse.Namespace, config: RunConfig, run_dir: Path) -> None:
     if arguments.command == "sft":
         from r2rank_jax.runs import sft
 
@@ -51,14 +71,13 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     elif arguments.command == "eval":
         from r2rank_jax.runs import eval as evaluation
 
-        evaluation.run(config, run_dir)
+        evaluation.run(config, run_dir, step=arguments.step, other_data=arguments.other_data)
     else:
         from r2rank_jax.runs import rank
 
         if arguments.input is None:
             raise UsageError("`r2rank rank` needs --input FILE, a JSONL file of lists; the README shows one")
         rank.run(config, run_dir, arguments.input, arguments.output, phase=arguments.phase)
-    return 0
 
 
 def join_processes() -> None:

@@ -3,7 +3,7 @@
 systems         name -> metric -> {mean, ci95: [low, high], n}
 comparisons     [{a, b, metric, difference, ci95, p}], difference = mean of a - b over the same users
 analytic_random metric -> expected value of a random ranking
-data_hash, candidate_hash, commit, command, teacher, training, machine, notes
+data_hash, candidate_hash, commit, command, teacher, training, inputs, configuration, seed, machine, notes
 """
 
 from __future__ import annotations
@@ -49,6 +49,12 @@ class Provenance:
     """Teacher that wrote the traces of SFT."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """Phase -> {steps, wall_s, ...}."""
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """Hashes of the interactions, items, candidates and tokenizer of the evaluation."""
+    configuration: Mapping[str, Any] = field(default_factory=dict)
+    """Configuration of the evaluation, as JSON."""
+    seed: int | None = None
+    """Seed of the run."""
     notes: Sequence[str] = ()
     """Anything that a reader must know before trusting a number."""
 
@@ -105,6 +111,9 @@ def build_results(
         "command": provenance.command,
         "teacher": provenance.teacher,
         "training": dict(provenance.training),
+        "inputs": dict(provenance.inputs),
+        "configuration": dict(provenance.configuration),
+        "seed": provenance.seed,
         "machine": machine_info(),
         "notes": list(provenance.notes),
     }
@@ -117,7 +126,7 @@ def machine_info() -> dict[str, Any]:
         "processor": platform.processor() or platform.machine(),
         "cpus": os.cpu_count() or 1,
         "python": platform.python_version(),
-        "jax": _version("jax"),
+        **{package: _version(package) for package in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")},
         "r2rank_jax": _version("r2rank-jax"),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -14,11 +14,12 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from r2rank_jax.checkpoint import load_policy, sealed_steps
-from r2rank_jax.config import MeshConfig, ModelConfig, RunConfig, read, to_json
+from r2rank_jax.config import MeshConfig, ModelConfig, RunConfig, read
 from r2rank_jax.data.prompts.tokenizer import read_tokenizer
 from r2rank_jax.errors import ConfigError, PretrainedError
 from r2rank_jax.evaluation.results import read_results
 from r2rank_jax.files.atomic import replacing_folder
+from r2rank_jax.lineage import require_same_prompts
 from r2rank_jax.model.adapters import adapter_config, delta, without_adapters
 from r2rank_jax.model.hf_names import (
     SCORE_HEAD,
@@ -30,7 +31,15 @@ from r2rank_jax.model.hf_names import (
     tensors,
 )
 from r2rank_jax.phases import PHASES, Phase
-from r2rank_jax.pretrained.folder import BASE, CARD, TOKENIZER_FOLDER, ModelOrigin, load_pretrained, read_model_card
+from r2rank_jax.pretrained.folder import (
+    BASE,
+    CARD,
+    TOKENIZER_FOLDER,
+    ModelOrigin,
+    load_pretrained,
+    read_model_card,
+    tokenizer_hash,
+)
 from r2rank_jax.pretrained.importing import copy_license, require_free
 from r2rank_jax.pretrained.page import ExportForm, Training, model_page
 from r2rank_jax.pretrained.tokenizer_files import (
@@ -172,9 +181,11 @@ def _trained(run_dir: Path, phase: Phase) -> Policy:
         raise PretrainedError(f"--phase must be one that {run_dir} has trained ({', '.join(trained)}), got {phase}")
     config = read(run_dir / "config.json")
     like = abstract_params(_all_devices(), config.model)
-    params, record, identity = load_policy(run_dir / "checkpoints" / phase, like, to_json(config))
+    policy = load_policy(run_dir / "checkpoints" / phase, like, config)
+    params, record = policy.params, policy.record
+    require_same_prompts(record, config, tokenizer_hash(run_dir))
     results = read_results(run_dir / "results.json") if (run_dir / "results.json").is_file() else None
-    training = Training(config=config, record=record, identity=identity, results=results)
+    training = Training(config=config, record=record, identity=policy.identity, results=results)
     if config.pretrained is not None:
         base = run_dir / BASE  # the folder in config.pretrained may have been deleted
         card = read_model_card(base)

@@ -10,6 +10,7 @@ seal.json    SHA-256 of every file, written last
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 from dataclasses import dataclass
@@ -19,11 +20,12 @@ import jax
 import orbax.checkpoint as ocp
 from flax.core import meta
 
-from r2rank_jax.checkpoint import damage, without_machine_settings
+from r2rank_jax.checkpoint import damage
 from r2rank_jax.config import ModelConfig, differences, from_json
 from r2rank_jax.errors import ConfigError, PretrainedError
+from r2rank_jax.lineage import without_machine_settings
 from r2rank_jax.model.transformer import initial_params
-from r2rank_jax.pretrained.tokenizer_files import read_json
+from r2rank_jax.pretrained.tokenizer_files import TOKENIZER, read_json
 from r2rank_jax.types import Params
 
 CARD, PARAMS, TOKENIZER_FOLDER = "model.json", "params", "tokenizer"
@@ -81,6 +83,16 @@ def read_model_card(directory: Path) -> ModelCard:
         return ModelCard(config=model, pad=values["pad"], stop=values["stop"], source=ModelOrigin(**values["source"]))
     except (KeyError, TypeError, AttributeError) as error:
         raise PretrainedError(f"{directory / CARD} is not complete ({error!r}); import the model again") from error
+
+
+def tokenizer_hash(run_dir: Path) -> str:
+    """SHA-256 of a run's tokenizer: of its files and special ids if the run started from an imported model."""
+    base = run_dir / BASE
+    if not base.is_dir():
+        return hashlib.sha256((run_dir / TOKENIZER).read_bytes()).hexdigest()
+    card, folder = read_model_card(base), base / TOKENIZER_FOLDER
+    files = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())}
+    return hashlib.sha256(json.dumps([files, card.pad, card.stop], sort_keys=True).encode()).hexdigest()
 
 
 def save_params(directory: Path, params: Params) -> None:

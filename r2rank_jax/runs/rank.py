@@ -9,14 +9,16 @@ import jax
 import numpy as np
 
 from r2rank_jax.checkpoint import load_policy
-from r2rank_jax.config import RunConfig, to_json
+from r2rank_jax.config import RunConfig
 from r2rank_jax.data.batches.requests import read_requests, request_batches
 from r2rank_jax.data.prompts.tokenizer import FastTokenizer
 from r2rank_jax.errors import ConfigError
 from r2rank_jax.files.atomic import replacing_file
+from r2rank_jax.lineage import require_same_prompts
 from r2rank_jax.phases import Phase
+from r2rank_jax.pretrained.folder import tokenizer_hash
 from r2rank_jax.rollout.scoring import make_scorer, score_lists
-from r2rank_jax.runs.log import say
+from r2rank_jax.runs.session.log import say
 from r2rank_jax.runs.starting_model import read_run_tokenizer
 from r2rank_jax.sharding import abstract_params, make_mesh
 
@@ -39,12 +41,13 @@ def run(config: RunConfig, run_dir: Path, source: Path, out: Path | None, *, pha
     requests = read_requests(source)
     mesh = make_mesh(config.mesh)
     tokenizer = read_run_tokenizer(run_dir)
-    params, _, _ = load_policy(run_dir / "checkpoints" / phase, abstract_params(mesh, config.model), to_json(config))
+    policy = load_policy(run_dir / "checkpoints" / phase, abstract_params(mesh, config.model), config)
+    require_same_prompts(policy.record, config, tokenizer_hash(run_dir))
 
     users = min(config.evaluation.batch_users, -(-len(requests) // config.mesh.batch_shards) * config.mesh.batch_shards)
     scorer = make_scorer(mesh, config, tokenizer.stop)
     batches = request_batches(tokenizer, config.data, requests, users)
-    scores, rationales = score_lists(scorer, mesh, params, batches)
+    scores, rationales = score_lists(scorer, mesh, policy.params, batches)
 
     lines = []
     for request, row, tokens in zip(requests, scores, rationales):

@@ -71,7 +71,7 @@ def run_dir(tmp_path_factory):
 
 def policy_of(run_dir, phase="rl", config=CONFIG):
     like = abstract_params(make_mesh(MeshConfig()), config.model)
-    return load_policy(run_dir / "checkpoints" / phase, like, to_json(config))[0]
+    return load_policy(run_dir / "checkpoints" / phase, like, config).params
 
 
 def params_of(folder):

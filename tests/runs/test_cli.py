@@ -122,8 +122,8 @@ def test_a_run_directory_of_another_configuration(tiny, sft_run, tmp_path, refus
     shutil.copytree(sft_run, run_dir)
     before = contents(run_dir)
     args = ("--config", tiny.config, "--run-dir", run_dir)
-    message = refused_in_one_line("sft", *args, "--model.mlp-width", "48", "--sft.steps", "11")
-    assert "model.mlp_width: 32 -> 48" in message and "sft.steps: 10 -> 11" in message
+    message = refused_in_one_line("sft", *args, "--model.mlp-width", "48", "--sft.head-weight", "0.4")
+    assert "model.mlp_width: 32 -> 48" in message and "sft.head_weight: 0.5 -> 0.4" in message
     assert "--run-dir" in message
     # Equal shapes: without the comparison these would load and be wrong.
     for command in ("rl", "eval"):

@@ -249,6 +249,6 @@ def _check_traces(directory: Path, manifest: dict[str, Any], findings: Findings)
         findings.add(TRACES, f"{path.name}, line 1", "must be a JSON object that names the split")
         return
     try:
-        read_traces(path, load(directory, protocol), template=None)
+        _ = read_traces(path, load(directory, protocol), template=None).template  # an unknown one is refused
     except (DataError, ValueError) as error:
         findings.add(TRACES, path.name, str(error).removeprefix(f"{path}, ").removeprefix(f"{path}: "))

@@ -109,7 +109,7 @@ def test_another_tokenizer_or_other_token_limits_are_refused(tiny, sft_run, tmp_
     run_dir = tmp_path / "run"
     shutil.copytree(sft_run, run_dir)
     (tmp_path / "in.jsonl").write_text(
-        '{"history": [{"title": "Heat"}], "candidates": [{"id": "a", "title": "Alien"}]}\n'
+        '{"history": [{"title": "Heat", "rating": 4}], "candidates": [{"id": "a", "title": "Alien"}]}\n'
     )
     args = ("rank", "--config", tiny.config, "--run-dir", run_dir, "--phase", "sft", "--input", tmp_path / "in.jsonl")
     succeed(*args)

@@ -13,6 +13,7 @@ from r2rank_jax.config import read
 from r2rank_jax.data.batches.pipeline import evaluation_batches
 from r2rank_jax.data.prepared.dataset import load
 from r2rank_jax.rollout.scoring import make_scorer, score_lists
+from r2rank_jax.runs.control import steps_of_same_work
 from r2rank_jax.runs.inputs import open_inputs
 from r2rank_jax.sharding import abstract_params, make_mesh
 from tests.support.command_line import contents, metrics, succeed
@@ -60,8 +61,8 @@ def test_every_phase_logged_and_the_control_did_rls_work(finished):
         assert any("validation/ndcg@5" in line for line in lines), phase
         assert all(np.isfinite(value) for line in lines for name, value in line.items() if name != "phase")
         last[phase] = lines[-1]["step"]
-    # RL reads 4·5·2 rationales in a step, of which it reads each about five times; SFT 4·5 of them three times.
-    assert 2.5 * last["rl"] < last["sft_continued"] < 4 * last["rl"]
+    config = read(finished / "config.json")
+    assert last["sft_continued"] == steps_of_same_work(config, config, traced_items=5) > last["rl"]
     training = json.loads((finished / "results.json").read_text())["training"]
     assert {phase: cell["steps"] for phase, cell in training.items()} == last
     rationales = [json.loads(line) for line in (finished / "rationales.jsonl").read_text().splitlines()]

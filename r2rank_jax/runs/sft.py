@@ -56,7 +56,9 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
         _, rl, _ = load_policy(run_dir / "checkpoints/rl", abstract_params(mesh, config.model), to_json(config))
         _require_same_traces(sft, traces, run_dir)
         steps = max(1, round(rl.wall_s / sft.wall_s * sft.steps))
-        config = replace(config, sft=replace(config.sft, steps=steps))
+        optimizer = config.sft.optimizer
+        optimizer = replace(optimizer, warmup_steps=min(optimizer.warmup_steps, steps))
+        config = replace(config, sft=replace(config.sft, steps=steps, optimizer=optimizer))
         start = params
         say(f"{phase}: {steps} further steps, which take RL's {rl.wall_s:.0f} s at SFT's speed")
 

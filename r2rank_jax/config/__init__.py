@@ -7,13 +7,11 @@ from r2rank_jax.config.fields import (
     EvaluationConfig,
     MeshConfig,
     ModelConfig,
-    OptimizerConfig,
-    RLConfig,
     RunConfig,
-    SFTConfig,
     Trained,
 )
 from r2rank_jax.config.objective_names import in_current_fields
+from r2rank_jax.config.training import OptimizerConfig, RLConfig, SFTConfig
 
 __all__ = [
     "ComputeConfig",

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from r2rank_jax.config.checks import field_kinds, shown
-from r2rank_jax.config.fields import OptimizerConfig, RLConfig, RunConfig
+from r2rank_jax.config.fields import RunConfig
 from r2rank_jax.config.objective_names import in_current_fields
+from r2rank_jax.config.training import OptimizerConfig, RLConfig
 from r2rank_jax.errors import ConfigError
 
 

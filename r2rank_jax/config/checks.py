@@ -107,41 +107,48 @@ def checked(name: str, value: Any, kind: Any) -> Any:
         return None if value is None else checked(name, value, kind)
     if origin is Literal:
         choices = get_args(kind)
-        require(isinstance(value, str) and value in choices, name, f"one of {', '.join(choices)}", value)
+        require_value(isinstance(value, str) and value in choices, name, f"one of {', '.join(choices)}", value)
         return value
     if origin is tuple:
         return _distinct(name, value, get_args(kind)[0])
     if kind is bool:
-        require(isinstance(value, bool), name, "true or false", value)
+        require_value(isinstance(value, bool), name, "true or false", value)
         return value
     if kind is int:
-        require(isinstance(value, numbers.Integral) and not isinstance(value, bool), name, "a whole number", value)
-        require(limits.holds(value), name, str(limits), value)
+        is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        require_value(is_whole, name, "a whole number", value)
+        require_value(limits.holds(value), name, str(limits), value)
         most = LARGEST_WHOLE if limits.most is None else limits.most
-        require(abs(value) <= most, name, f"at most {most}", value)
+        require_value(abs(value) <= most, name, f"at most {most}", value)
         return int(value)
     if kind is float:
-        require(isinstance(value, numbers.Real) and not isinstance(value, bool), name, "a number", value)
-        require(abs(value) <= LARGEST, name, f"a finite number of at most {LARGEST}", value)  # NaN fails too
-        require(limits.holds(value), name, str(limits), value)
+        require_value(isinstance(value, numbers.Real) and not isinstance(value, bool), name, "a number", value)
+        require_value(abs(value) <= LARGEST, name, f"a finite number of at most {LARGEST}", value)  # NaN fails too
+        require_value(limits.holds(value), name, str(limits), value)
         return float(value)
     if kind is str:
-        require(isinstance(value, str), name, "text", value)
-        least = limits.least or 0
-        require(len(value.strip()) >= least and value.isprintable(), name, "text of one line that is not empty", value)
+        require_value(isinstance(value, str), name, "text", value)
+        is_line = len(value.strip()) >= (limits.least or 0) and value.isprintable()
+        require_value(is_line, name, "text of one line that is not empty", value)
         return value
-    require(isinstance(value, kind), name, f"of type {kind.__name__}", value)
+    require_value(isinstance(value, kind), name, f"of type {kind.__name__}", value)
     return value
 
 
 def _distinct(name: str, value: Any, kind: Any) -> tuple[Any, ...]:
-    require(isinstance(value, list | tuple) and len(value) > 0, name, "a list with at least one number", value)
+    require_value(isinstance(value, list | tuple) and len(value) > 0, name, "a list with at least one number", value)
     items = tuple(checked(name, item, kind) for item in value)
-    require(len(set(items)) == len(items), name, "a list without repetitions", value)
+    require_value(len(set(items)) == len(items), name, "a list without repetitions", value)
     return items
 
 
-def require(condition: bool, name: str, requirement: str, value: Any) -> None:
+def require(condition: bool, message: str) -> None:
+    """Raise `ConfigError` with the message unless the condition holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def require_value(condition: bool, name: str, requirement: str, value: Any) -> None:
     """Raise `ConfigError` unless the condition holds.
 
     Args:

@@ -10,16 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from r2rank_jax.config.checks import LARGEST_WHOLE, Checked, Count, Positive, Range, Text, Weight
-from r2rank_jax.config.objective_names import normal_objective
-from r2rank_jax.errors import ConfigError
+from r2rank_jax.config.checks import Checked, Count, Positive, Range, Text, require
+from r2rank_jax.config.training import RLConfig, SFTConfig
 
 Trained = Literal["all", "adapters", "head"]
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +52,7 @@ class DataConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(
+        require(
             self.train_positives < self.candidate_items,
             f"data.train_positives must leave at least one of data.candidate_items={self.candidate_items} as a "
             f"negative, got {self.train_positives}; set it to 1 .. {self.candidate_items - 1}",
@@ -112,16 +106,16 @@ class ModelConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(
+        require(
             self.heads % self.kv_heads == 0,
             f"model.heads={self.heads} must be a multiple of model.kv_heads={self.kv_heads}; "
             f"set model.kv_heads to a divisor of {self.heads}",
         )
-        _require(
+        require(
             self.head_size % 2 == 0,
             f"model.head_size must be even for RoPE, got {self.head_size}; set it to {self.head_size + 1}",
         )
-        _require(
+        require(
             self.rope_high_frequency > self.rope_low_frequency,
             f"model.rope_high_frequency must be above model.rope_low_frequency={self.rope_low_frequency}, got "
             f"{self.rope_high_frequency}; see the checkpoint's rope_scaling",
@@ -164,124 +158,6 @@ class ComputeConfig(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig(Checked):
-    """AdamW with a linear warm-up and a cosine decay to zero."""
-
-    SECTION: ClassVar[str] = "optimizer"
-
-    learning_rate: Positive = 3e-3
-    """Learning rate at the end of the warm-up, from where it decays."""
-    warmup_steps: Annotated[int, Range(0)] = 20
-    weight_decay: Weight = 0.0
-    clip_norm: Annotated[float, Range(0, note="0 turns clipping off")] = 1.0
-    """Largest norm of the gradient; a larger gradient is scaled down. 0: no clipping."""
-    beta2: Annotated[float, Range(0, below=1)] = 0.99
-    moment_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the first moment; the second, a mean of squares, stays float32."""
-    ema_decay: Annotated[float, Range(0, below=1)] = 0.0
-    """Decay of the parameter average, which is evaluated and starts the next phase. 0: no average."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SFTConfig(Checked):
-    """Supervised fine-tuning on worked rationales."""
-
-    SECTION: ClassVar[str] = "sft"
-
-    steps: Count = 1000
-    batch_users: Count = 16
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    head_weight: Weight = 0.5
-    """Weight of the head's loss; the cross-entropy of the rationale has weight 1."""
-    head_loss: Text = "list_net"
-    """Loss of the scores of a list: one of `ranking.losses`, or module:function with the same arguments."""
-    log_every: Count = 20
-    validate_every: Count = 200
-    checkpoint_every: Count = 200
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _require_warmup(self, self.steps)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RLConfig(Checked):
-    """Reinforcement learning from the reward of rankings; docs/method.md explains the score part and the token part."""
-
-    SECTION: ClassVar[str] = "rl"
-
-    steps: Count = 400
-    batch_users: Count = 8
-    rationales: Count = 2
-    """G, number of rationales sampled per item."""
-    updates: Count = 1
-    """Optimizer updates per rollout. PPO's ratio and its clipping have an effect from the second update on."""
-    optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(learning_rate=5e-4, ema_decay=0.98, clip_norm=1.0)
-    )
-    temperature: Annotated[float, Range(0.001, 1000)] = 0.6
-    """Temperature of the sampled tokens; the trainer scores the same tempered distribution."""
-    reward: Text = "ndcg@10"
-    """Reward of a ranking: ndcg@10, mrr, 0.5*ndcg@10+0.5*recall@10 or module:function; docs/ranking.md lists all.
-    Evaluation measures it too."""
-    rationale_rewards: str = ""
-    """Rewards of the rationales, in units of `reward`: 0.1*cut_off+0.02*too_long@12 or 0.1*module:function.
-    Empty: none. See `train.rationale_rewards`."""
-    estimator: Literal["reinforce", "reward_to_go", "pl_rank", "exact"] = "exact"
-    """Estimator of the score part, the gradient of V(s)."""
-    num_samples: Count = 16
-    """M, number of rankings that the sampling estimators draw per list."""
-    credit: Literal["shared", "counterfactual", "first_order", "leave_item_out", "swap"] = "counterfactual"
-    """Rule that turns the reward of a list into the advantages of its rationales; see `ranking.credit`."""
-    joint: bool = True
-    """Let the score part train the backbone too, through the hidden state that the head reads."""
-    fixed_scale: bool = True
-    """Remove from ∇V the direction that scales all scores together, which changes V but no ranking."""
-    score_weight: Weight = 1.0
-    """Weight of the score part."""
-    token_weight: Weight = 0.5
-    """Weight of the token part."""
-    kl_weight: Weight = 0.02
-    """Weight of KL(policy || SFT policy) per token, over the whole vocabulary."""
-    entropy_weight: Weight = 0.0
-    """Weight of the entropy bonus."""
-    ratio: Literal["token", "sequence"] = "token"
-    """PPO's probability ratio: one for each token, or one for the sequence (GSPO)."""
-    clip_low: Annotated[float, Range(0, 1)] = 0.2
-    """The ratio is clipped to [1 - clip_low, 1 + clip_high]."""
-    clip_high: Weight = 0.2
-    max_importance_weight: Positive = 2.0
-    """Upper bound on the ratio of a token's probability in the trainer to that in the rollout, by which its PPO term is
-    multiplied."""
-    log_every: Count = 10
-    validate_every: Count = 100
-    checkpoint_every: Count = 100
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "reward", normal_objective("rl.reward", self.reward))
-        if self.rationale_rewards.strip():
-            rewards = normal_objective("rl.rationale_rewards", self.rationale_rewards)
-            object.__setattr__(self, "rationale_rewards", rewards)
-        updates = self.steps * self.updates
-        _require(
-            updates <= LARGEST_WHOLE,
-            f"rl.steps x rl.updates must be at most {LARGEST_WHOLE}, got {self.steps} x {self.updates}; lower one",
-        )
-        _require_warmup(self, updates)
-        _require(
-            self.num_samples >= 2 or self.estimator in ("exact", "pl_rank"),
-            f"rl.estimator={self.estimator} compares rankings with each other and needs rl.num_samples >= 2, got "
-            f"{self.num_samples}; raise it, or set rl.estimator to exact",
-        )
-        _require(
-            self.rationales >= 2 or self.credit not in ("counterfactual", "first_order"),
-            f"rl.credit={self.credit} compares rationales of the same item and needs rl.rationales >= 2, "
-            f"got {self.rationales}; raise rl.rationales, or set rl.credit to shared and rl.rationales to 1",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
 class EvaluationConfig(Checked):
     """How systems are compared on the held-out users."""
 
@@ -319,7 +195,7 @@ class RunConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(
+        require(
             (self.trained == "adapters") == (self.model.lora_rank > 0),
             f"trained=adapters and model.lora_rank > 0 need each other, got trained={self.trained} and "
             f"model.lora_rank={self.model.lora_rank}; set model.lora_rank to 16, or trained to all and model.lora_rank "
@@ -330,17 +206,8 @@ class RunConfig(Checked):
             users = getattr(self, phase).batch_users
             lower, upper = users // shards * shards, -(-users // shards) * shards
             choices = " or ".join(str(n) for n in sorted({lower, upper}) if n > 0)
-            _require(
+            require(
                 users % shards == 0,
                 f"{phase}.batch_users={users} must be divisible by mesh.data x mesh.fsdp = {shards}; "
                 f"set {phase}.batch_users to {choices}",
             )
-
-
-def _require_warmup(phase: SFTConfig | RLConfig, updates: int) -> None:
-    warmup, name = phase.optimizer.warmup_steps, phase.dotted("optimizer.warmup_steps")
-    _require(
-        warmup <= updates,
-        f"{name} must be at most the number of updates, {updates}, got {warmup}; lower it, or raise "
-        f"{phase.dotted('steps')}",
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from r2rank_jax.config.checks import require
+from r2rank_jax.config.checks import require_value
 from r2rank_jax.errors import ConfigError
 
 _FACTOR = re.compile(r"(^|[+-])(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)\*")
@@ -22,7 +22,7 @@ def normal_objective(field: str, text: str) -> str:
 
     def shortest(match: re.Match[str]) -> str:
         factor = float(match[2])
-        require(math.isfinite(factor), field, "a sum with finite factors", text)
+        require_value(math.isfinite(factor), field, "a sum with finite factors", text)
         return match[1] + ("" if factor == 1 else f"{factor!r}".removesuffix(".0") + "*")
 
     return _FACTOR.sub(shortest, re.sub(r"\s+", "", text)).removeprefix("+")
@@ -39,7 +39,7 @@ def in_current_fields(rl: dict[str, object]) -> dict[str, object]:
     section = dict(rl)
     if "metric_k" in section:
         k = section.pop("metric_k")
-        require(isinstance(k, int) and not isinstance(k, bool) and k >= 1, "rl.metric_k", "at least 1", k)
+        require_value(isinstance(k, int) and not isinstance(k, bool) and k >= 1, "rl.metric_k", "at least 1", k)
         section.setdefault("reward", f"ndcg@{k}")
         if normal_objective("rl.reward", str(section["reward"])) != f"ndcg@{k}":
             raise ConfigError(

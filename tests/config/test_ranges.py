@@ -86,7 +86,8 @@ def test_a_value_out_of_range_is_refused(section, values, message):
 
 def test_values_that_are_as_good_are_converted():
     optimizer = OptimizerConfig(learning_rate=1, warmup_steps=np.int64(3), clip_norm=np.float32(0.5))
-    assert [type(x) for x in vars(optimizer).values()][:4] == [float, int, float, float]
+    values = optimizer.learning_rate, optimizer.warmup_steps, optimizer.clip_norm
+    assert values == (1.0, 3, 0.5) and [type(value) for value in values] == [float, int, float]
     assert EvaluationConfig(ks=[1, 3]).ks == (1, 3)
     config = RunConfig(name="x", sft=SFTConfig(optimizer=optimizer))
     assert from_json(to_json(config)) == config

@@ -20,6 +20,7 @@ from r2rank_jax.errors import ConfigError
 
 LARGEST_WHOLE = 2**31 - 1
 LARGEST = 3.4e38
+LONGEST_TEXT = 1000
 SHOWN = 60
 """Characters of a refused value that a message shows."""
 
@@ -130,6 +131,7 @@ def checked(name: str, value: Any, kind: Any) -> Any:
         require_value(isinstance(value, str), name, "text", value)
         is_line = len(value.strip()) >= (limits.least or 0) and value.isprintable()
         require_value(is_line, name, "text of one line that is not empty", value)
+        require_value(len(value) <= LONGEST_TEXT, name, f"text of at most {LONGEST_TEXT} characters", value)
         return value
     require_value(isinstance(value, kind), name, f"of type {kind.__name__}", value)
     return value

@@ -46,7 +46,7 @@ class DataConfig(Checked):
     """S, longest item suffix."""
     rationale_tokens: Annotated[int, Range(0, note="no reasoning")] = 18
     """T, longest rationale with its stop token. 0 turns reasoning off: the head reads each item's last token."""
-    length_buckets: Count = 1
+    length_buckets: Annotated[int, Range(1, 64)] = 1
     """Number of widths that training batches may be padded to. Above 1, lists of similar length share a batch. 1: all
     lists are padded to P, S and T. Every combination of widths is compiled as a separate program."""
 
@@ -153,7 +153,7 @@ class ComputeConfig(Checked):
     memory."""
     wave_tokens: Count = 16
     """Tokens decoded between two checks for finished rationales (docs/performance.md compares 16 and 32)."""
-    data_workers: Annotated[int, Range(0)] = 0
+    data_workers: Annotated[int, Range(0, 1024)] = 0
     """Processes on each machine that prepare training batches; 0: a thread does. The batches are the same."""
 
 

@@ -72,6 +72,7 @@ def test_there_are_numbers_in_every_section():
         (SFTConfig, {"steps": 19}, r"sft\.optimizer\.warmup_steps must be at most the number of updates, 19, got 20"),
         (SFTConfig, {"optimizer": 3e-3}, r"sft\.optimizer must be of type OptimizerConfig, got 0\.003"),
         (DataConfig, {"directory": " "}, r"data\.directory must be text of one line that is not empty, got ' '"),
+        (DataConfig, {"traces": "x" * 1001}, r"data\.traces must be text of at most 1000 characters"),
         (DataConfig, {"traces": "a\0b"}, r"data\.traces must be text of one line"),
         (RunConfig, {"name": "x", "seed": -1}, r"^seed must be at least 0 and at most 4294967294"),
         (RunConfig, {"name": "x", "seed": 2**32 - 1}, r"^seed must be at least 0 and at most 4294967294"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import math
 
+LONGEST_MESSAGE = 500
+
 
 def whole_number(text: str) -> int:
     """Parse a non-negative integer."""
@@ -38,3 +40,8 @@ def positive_number(text: str) -> float:
     if not (math.isfinite(value) and value > 0):
         raise argparse.ArgumentTypeError(f"must be a finite number above 0, got {text[:60]!r}")
     return value
+
+
+def brief(message: str) -> str:
+    """A message of argparse, which may quote an argument of any length, on one line."""
+    return " ".join(message.split())[:LONGEST_MESSAGE]

@@ -10,10 +10,10 @@ import urllib.parse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import tyro
-
 from r2rank_jax.cli.arguments import count, seed, whole_number
+from r2rank_jax.cli.overrides import dotted_fields, parsed
 from r2rank_jax.config import DataConfig
+from r2rank_jax.config.checks import checked
 from r2rank_jax.data.prepared.settings import DEFAULT_PROTOCOLS, LABELS, NEGATIVES, ON_ERROR, PROTOCOLS, Settings
 from r2rank_jax.errors import UsageError
 from r2rank_jax.files.places import require_file, require_folder
@@ -174,7 +174,13 @@ def _teacher(arguments: argparse.Namespace, overrides: list[str]) -> Teacher:
     from r2rank_jax.data.teacher.language_model.settings import TeacherSettings
     from r2rank_jax.data.teacher.language_model.teacher import LanguageModel
 
-    settings = tyro.cli(TeacherSettings, args=overrides, prog="r2rank data synthesize --teacher URL")
+    kinds = dotted_fields(TeacherSettings)
+    values = parsed(kinds, overrides, "r2rank data synthesize")
+    if "model" not in values:
+        raise UsageError("--teacher batch and --teacher URL need --model NAME, the teacher's name there; add it")
+    settings = TeacherSettings(
+        **{name: checked(f"--{name.replace('_', '-')}", value, kinds[name]) for name, value in values.items()}
+    )
     for flag, path in (("--journal", settings.journal), ("--batch-out", settings.batch_out)):
         if path is not None:
             require_file(path, flag)
@@ -189,6 +195,8 @@ def _refuse_flags(overrides: list[str]) -> None:
 
 class _TeacherHelp(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        import tyro
+
         from r2rank_jax.data.teacher.language_model.settings import TeacherSettings
 
         parser.print_help()

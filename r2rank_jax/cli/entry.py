@@ -12,10 +12,12 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from r2rank_jax.cli.arguments import brief
 from r2rank_jax.cli.data import add_data
 from r2rank_jax.cli.model import add_model
 from r2rank_jax.cli.plan_and_report import add_plan, add_report
 from r2rank_jax.cli.runs import add_runs
+from r2rank_jax.config.checks import shown
 from r2rank_jax.errors import R2RankError, UsageError
 
 CLOSED_PIPE = 141
@@ -60,7 +62,7 @@ def _carry_out(args: list[str]) -> int:
     arguments, overrides = parser.parse_known_args(args)
     # Commands with a configuration or a teacher read further flags themselves.
     if overrides and not (hasattr(arguments, "config") or hasattr(arguments, "teacher")):
-        raise UsageError(f"unknown argument {overrides[0]!r}; see `r2rank {' '.join(args[:2])} --help`")
+        raise UsageError(f"unknown argument {shown(overrides[0])}; see `r2rank {' '.join(args[:2])} --help`")
     return arguments.carry_out(arguments, overrides)
 
 
@@ -69,7 +71,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the error and end with exit code 2."""
-        self.exit(2, f"r2rank: {message}; see `{self.prog} --help`\n")
+        self.exit(2, f"r2rank: {brief(message)}; see `{self.prog} --help`\n")
 
 
 def _parser() -> argparse.ArgumentParser:

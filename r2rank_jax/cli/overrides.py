@@ -10,10 +10,13 @@ import argparse
 import dataclasses
 import difflib
 import types
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, NoReturn, Union, get_args, get_origin
 
+from r2rank_jax.cli.arguments import brief
 from r2rank_jax.config import RunConfig, with_values
-from r2rank_jax.config.checks import field_kinds
+from r2rank_jax.config.checks import field_kinds, shown
 from r2rank_jax.errors import UsageError
 
 FORMER = {"rl.metric_k": "rl.reward, as in --rl.reward ndcg@10"}
@@ -32,7 +35,23 @@ def overridden(config: RunConfig, arguments: list[str], command: str) -> RunConf
         UsageError: an argument that is no field, or a field without a value.
         ConfigError: a value that the field cannot hold.
     """
-    kinds = dotted_fields(RunConfig)
+    return with_values(config, parsed(dotted_fields(RunConfig), arguments, command))
+
+
+def parsed(kinds: Mapping[str, Any], arguments: list[str], command: str) -> dict[str, Any]:
+    """The values of the fields that the arguments set.
+
+    Args:
+        kinds: type of every field by its dotted name.
+        arguments: of the command line.
+        command: as the user wrote it, for messages.
+
+    Returns:
+        Values by dotted name. A text that does not stand for a value of the field's type is returned as it is.
+
+    Raises:
+        UsageError: an argument that is no field, or a field without a value.
+    """
     parser = _Parser(prog=command, add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     for name, kind in kinds.items():
         if kind is bool:
@@ -46,7 +65,7 @@ def overridden(config: RunConfig, arguments: list[str], command: str) -> RunConf
     given, unknown = parser.parse_known_args(arguments)
     if unknown:
         raise UsageError(_unknown(unknown[0], list(kinds), command))
-    return with_values(config, {name: _value(text, kinds[name]) for name, text in vars(given).items()})
+    return {name: _value(text, kinds[name]) for name, text in vars(given).items()}
 
 
 def dotted_fields(section: Any, prefix: str = "") -> dict[str, Any]:
@@ -76,7 +95,7 @@ def _value(text: Any, kind: Any) -> Any:
     if get_origin(kind) in (Union, types.UnionType):
         inner = next(part for part in get_args(kind) if part is not type(None))
         return None if text == "None" else _value(text, _plain(inner))
-    if kind not in (int, float):
+    if kind not in (int, float, Path):
         return text
     try:
         return kind(text)
@@ -91,9 +110,9 @@ def _unknown(argument: str, names: list[str], command: str) -> str:
         return f"{flag} is no longer a field; use {FORMER[name]}"
     nearest = [f"--{n.replace('_', '-')}" for n in difflib.get_close_matches(name, names, n=1, cutoff=0.6)]
     hint = f"did you mean {nearest[0]}?" if nearest else f"see `{command} --help`"
-    return f"unknown argument {argument!r}; {hint}"
+    return f"unknown argument {shown(argument)}; {hint}"
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see `{self.prog} --help`")
+        raise UsageError(f"{brief(message)}; see `{self.prog} --help`")

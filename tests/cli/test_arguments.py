@@ -100,6 +100,24 @@ def test_an_output_that_cannot_be_written(refusal, tmp_path, args):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "taken"]
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model", "m", "--temperature", "inf"], "--temperature must be a finite number"),
+        (["--model", "m", "--budget-usd", "nan"], "--budget-usd must be a finite number"),
+        (["--model", "m", "--draws", "x"], "--draws must be a whole number, got 'x'"),
+        (["--model", "m", "--draws", "0"], "--draws must be at least 1, got 0"),
+        (["--model", "m", "--show-label", "sometimes"], "--show-label must be one of never, retry, always"),
+        (["--model", "m", "--budgt-usd", "1"], "unknown argument '--budgt-usd'; did you mean --budget-usd?"),
+        (["--model", "m", "--journal", "/dev/null"], "--journal must be a file to write"),
+        (["--draws", "2"], "need --model NAME"),
+    ],
+)
+def test_settings_of_a_teacher(refusal, tmp_path, flags, message):
+    command = ["data", "synthesize", "--data", "x", "--out", tmp_path / "out", "--teacher", "http://localhost:1"]
+    assert message in refusal(*command, *flags)
+
+
 def test_flags_that_set_fields():
     from r2rank_jax.cli.overrides import overridden
     from r2rank_jax.config import RunConfig

@@ -10,6 +10,10 @@ class R2RankError(Exception):
     """Base class of the package's errors."""
 
 
+class UsageError(R2RankError, ValueError):
+    """A command line that the command cannot carry out."""
+
+
 class ConfigError(R2RankError, ValueError):
     """A setting that cannot work."""
 

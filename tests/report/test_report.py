@@ -223,3 +223,20 @@ def test_logs_of_one_step_are_merged_and_ordered(run_dir):
     write_lines(run_dir / "metrics.jsonl", rows)
     curve = read_run(run_dir).curve("rl", "value")
     assert (curve.steps, curve.values) == ([1, 2], [0.15, 0.2])
+
+
+@pytest.mark.parametrize(
+    ("rl", "metric", "problems"),
+    [
+        ({"metric_k": 5}, "ndcg@5", 0),
+        ({"reward": " recall@5"}, "recall@5", 0),
+        ({"metric_k": 5, "reward": "mrr"}, "mrr", 1),
+        ({"metric_k": "x"}, "ndcg@10", 1),
+        ([1], "ndcg@10", 0),
+    ],
+)
+def test_the_reward_of_an_older_configuration(tmp_path, rl, metric, problems):
+    (tmp_path / "config.json").write_text(json.dumps({"name": "x", "rl": rl}))
+    run = read_run(tmp_path)
+    assert run.metric == metric
+    assert sum("reward in config.json" in problem for problem in run.problems) == problems

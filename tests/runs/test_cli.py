@@ -50,7 +50,9 @@ def test_an_unknown_override_names_the_nearest(tiny, tmp_path, refused):
 
 
 def test_a_value_of_the_wrong_kind_names_its_field(tiny, tmp_path, refused):
-    assert "--sft.steps" in refused("sft", "--config", tiny.config, "--run-dir", tmp_path / "run", "--sft.steps", "x")
+    assert "sft.steps must be a whole number" in refused(
+        "sft", "--config", tiny.config, "--run-dir", tmp_path / "run", "--sft.steps", "x"
+    )
     assert "data.candidate_items must be at least 2 (something to rank), got 1" in refused(
         "rl", "--config", tiny.config, "--run-dir", tmp_path / "run", "--data.candidate-items", "1"
     )

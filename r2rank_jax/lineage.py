@@ -45,8 +45,8 @@ def require_same_settings(record: PhaseRecord, config: RunConfig, *, done: int, 
         diverged: the phase stopped because it diverged, so its learning rate may be lower now.
 
     Returns:
-        The permitted changes that do affect the rest of the phase (more or fewer steps, a lower learning rate), for the
-        record.
+        The permitted changes that do affect the rest of the phase, for the record: more or fewer steps; with more, the
+        schedule of the learning rate; after a divergence, a lower rate.
 
     Raises:
         CheckpointError: another field differs, or the phase has done more steps than it should.
@@ -64,10 +64,13 @@ def require_same_settings(record: PhaseRecord, config: RunConfig, *, done: int, 
     if (record.config.get("pretrained") is None) != (config.pretrained is None):  # another path may hold the same model
         changed.append(f"pretrained: {record.config.get('pretrained')} -> {config.pretrained}")
     changes = [] if steps == record.steps else [f"{section}.steps: {record.steps} -> {steps}"]
-    rate = f"{section}.optimizer.learning_rate: "
+    permitted = []
+    if steps > record.steps:
+        permitted.append(f"{section}.optimizer.schedule: ")
     if diverged and _rate(record.config, section) > getattr(config, section).optimizer.learning_rate:
-        changes += [line for line in changed if line.startswith(rate)]
-        changed = [line for line in changed if not line.startswith(rate)]
+        permitted.append(f"{section}.optimizer.learning_rate: ")
+    changes += [line for line in changed if line.startswith(tuple(permitted))]
+    changed = [line for line in changed if not line.startswith(tuple(permitted))]
     _refuse(changed, f"{record.phase} in this run directory has other settings", "run with the saved settings")
     return [f"from step {done}: {change}" for change in changes]
 

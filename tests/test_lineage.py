@@ -109,6 +109,17 @@ def test_more_steps_are_recorded_and_fewer_than_done_are_refused():
         require_same_settings(record(), changed("sft.steps", 999), done=1000)
 
 
+def test_the_schedule_is_a_choice_of_those_who_extend():
+    constant = changed("sft.optimizer.schedule", "constant")
+    with pytest.raises(CheckpointError, match=r"sft\.optimizer\.schedule: cosine -> constant"):
+        require_same_settings(record(), constant, done=500)
+    longer = dataclasses.replace(constant, sft=dataclasses.replace(constant.sft, steps=1200))
+    assert require_same_settings(record(), longer, done=1000) == [
+        "from step 1000: sft.steps: 1000 -> 1200",
+        "from step 1000: sft.optimizer.schedule: cosine -> constant",
+    ]
+
+
 def test_a_lower_learning_rate_is_accepted_only_after_a_divergence():
     lower, higher = (changed("sft.optimizer", OptimizerConfig(learning_rate=rate)) for rate in (1e-4, 1.0))
     assert require_same_settings(record(), lower, done=10, diverged=True) == [

@@ -204,7 +204,7 @@ def test_a_diverged_run_goes_on_with_a_lower_rate(tiny, tmp_path):
     rate = "--sft.optimizer.learning-rate"
     message = refusal("sft", *args, rate, "1e30")
     assert "sft diverged: " in message and "run again with a lower sft.optimizer.learning_rate" in message
-    kept = int(re.search(r"the checkpoint of step (\d+) is kept", message)[1])
+    [kept] = map(int, re.findall(r"the checkpoint of step (\d+) is kept", message))
     assert sealed_steps(run_dir / "checkpoints/sft")[0] == kept < 40
     assert "sft stopped at step" in refusal("rl", *args)
     assert "sft.head_weight" in refusal("sft", *args, rate, "1e-3", "--sft.head-weight", "0.1")

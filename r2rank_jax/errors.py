@@ -34,8 +34,8 @@ class DivergenceError(R2RankError, RuntimeError):
     """Training whose updates stopped being finite."""
 
 
-class ScoresError(R2RankError, FloatingPointError):
-    """A policy whose scores are not finite."""
+class ScoresError(R2RankError, ValueError):
+    """Scores that are not finite."""
 
 
 class ResultsError(R2RankError, ValueError):

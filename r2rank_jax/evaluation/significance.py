@@ -117,9 +117,9 @@ def compare(a: ArrayLike, b: ArrayLike, *, bootstrap_samples: int, permutation_s
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values of several tests, adjusted so that the chance of one or more false positives is at most the level.
 
-    Step-down: the smallest of m values is multiplied by m, the next by m - 1, and so on; none is adjusted below a
-    smaller one, or above 1 (S. Holm, "A Simple Sequentially Rejective Multiple Test Procedure", 1979). The tests may depend on
-    each other.
+    Step-down: the smallest of m values is multiplied by m, the next by m - 1, and so on. None is adjusted below a
+    smaller one, or above 1 (S. Holm, "A Simple Sequentially Rejective Multiple Test Procedure", 1979). The tests may
+    depend on each other.
 
     Args:
         p_values: in (0, 1].

@@ -21,15 +21,8 @@ from r2rank_jax.evaluation.results import read_results
 from r2rank_jax.files.atomic import replacing_folder
 from r2rank_jax.lineage import require_same_prompts
 from r2rank_jax.model.adapters import adapter_config, delta, without_adapters
-from r2rank_jax.model.hf_names import (
-    SCORE_HEAD,
-    Form,
-    Tensor,
-    adapter_tensors,
-    config_to_hf,
-    family_of,
-    tensors,
-)
+from r2rank_jax.model.hf_config import Form, config_to_hf, family_of
+from r2rank_jax.model.hf_names import SCORE_HEAD, Tensor, adapter_tensors, tensors
 from r2rank_jax.phases import PHASES, Phase
 from r2rank_jax.pretrained.folder import (
     BASE,

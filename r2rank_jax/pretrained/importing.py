@@ -18,15 +18,8 @@ from r2rank_jax.checkpoint import write_seal
 from r2rank_jax.config import MeshConfig, ModelConfig
 from r2rank_jax.errors import PretrainedError
 from r2rank_jax.files.atomic import replacing_folder
-from r2rank_jax.model.hf_names import (
-    LANGUAGE_HEAD,
-    SCORE_HEAD,
-    Tensor,
-    architecture_of,
-    config_from_hf,
-    ignorable,
-    tensors,
-)
+from r2rank_jax.model.hf_config import architecture_of, config_from_hf, positions_from_hf
+from r2rank_jax.model.hf_names import LANGUAGE_HEAD, SCORE_HEAD, Tensor, ignorable, tensors
 from r2rank_jax.pretrained.folder import TOKENIZER_FOLDER, ModelCard, ModelOrigin, save_params, write_model_card
 from r2rank_jax.pretrained.tokenizer_files import COPIED, copy_tokenizer, read_json, read_special_ids
 from r2rank_jax.pretrained.weights import DTYPES, INDEX, SCORE_FILE, Stored, read_header, sha256_of, stored_tensors
@@ -69,7 +62,7 @@ def import_model(source: str, out: Path) -> ModelCard:
         source=ModelOrigin(
             architecture=values["architectures"][0],
             sha256=sha256_of(stored),
-            positions=int(values.get("max_position_embeddings", 2048)),
+            positions=positions_from_hf(values),
             bos=special.bos,
             hub_id=None if Path(source).is_dir() else source,
             licence=license_of(folder),

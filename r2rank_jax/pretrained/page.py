@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from r2rank_jax.config import ModelConfig, RunConfig, to_json
 from r2rank_jax.evaluation.results import results_table
-from r2rank_jax.model.hf_names import Form
+from r2rank_jax.model.hf_config import Form
 from r2rank_jax.phases import PhaseRecord
 from r2rank_jax.pretrained.folder import ModelOrigin
 from r2rank_jax.pretrained.tokenizer_files import SpecialIds

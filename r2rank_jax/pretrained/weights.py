@@ -12,10 +12,10 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +26,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SCORE_FILE = "score_head.safetensors"
 """File next to an exported CausalLM with its scoring head, for which transformers' CausalLM has no parameter."""
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(jnp.bfloat16), "F16": np.dtype(np.float16)}
-StoredDtype = Literal["float32", "bfloat16"]
+StoredDtype = Literal["float32", "bfloat16", "float16"]
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _LONGEST_HEADER = 100_000_000  # bytes; the limit in the safetensors package
@@ -111,6 +111,12 @@ def read_header(path: Path) -> dict[str, Stored]:
             f"{'truncated' if size < end else 'too long'}: download it again"
         )
     return stored
+
+
+def dtype_of(stored: Iterable[Stored]) -> StoredDtype:
+    """The type of a checkpoint's tensors; float32, which holds every value of the others, if they have several."""
+    types = {str(DTYPES[tensor.dtype]) for tensor in stored}
+    return next((dtype for dtype in get_args(StoredDtype) if types == {dtype}), "float32")
 
 
 def sha256_of(stored: Mapping[str, Stored]) -> str:

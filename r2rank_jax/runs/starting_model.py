@@ -28,7 +28,7 @@ def adopt(directory: Path, run_dir: Path) -> None:
     card, base = read_model_card(directory), run_dir / BASE
     if base.is_dir():
         own_card = read_model_card(base)
-        if own_card.source != card.source:
+        if own_card.source.sha256 != card.source.sha256:
             raise CheckpointError(
                 f"the run in {run_dir} started from weights with SHA-256 {own_card.source.sha256[:12]}, the model in "
                 f"{directory} has {card.source.sha256[:12]}; set pretrained to that model, or choose another --run-dir"
@@ -66,4 +66,4 @@ def read_run_tokenizer(run_dir: Path) -> FastTokenizer:
     from r2rank_jax.data.prompts.chat import read_chat_tokenizer  # transformers takes seconds to import
 
     card = read_model_card(base)
-    return read_chat_tokenizer(base / TOKENIZER_FOLDER, pad=card.pad, stop=card.stop)
+    return read_chat_tokenizer(base / TOKENIZER_FOLDER, pad=card.pad, stop=card.stop, frame=card.frame)

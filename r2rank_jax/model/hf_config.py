@@ -112,7 +112,7 @@ def config_to_hf(
         stop: id of the token that ends a rationale.
         bos: id of the token that the tokenizer puts before a text, if any.
         positions: the longest supported sequence.
-        dtype: of the stored weights, "bfloat16" or "float32".
+        dtype: of the stored weights, "float32", "bfloat16" or "float16".
 
     Raises:
         ConfigError: no family computes the model, or a scorer's padding token is its stop token.

@@ -1,7 +1,7 @@
 """`r2rank model import`: convert a Hugging Face directory to our parameters.
 
-Everything is checked before anything is written, and no code in the directory is ever run, except for the chat template,
-which is rendered once, in a process with limits.
+Everything is checked before anything is written, and no code in the directory is ever run, except for the chat
+template, which is rendered once, in a process with limits.
 """
 
 from __future__ import annotations

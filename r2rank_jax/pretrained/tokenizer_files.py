@@ -164,11 +164,6 @@ def _ids(value: Any) -> list[int]:
     return [] if value is None else [int(i) for i in value] if isinstance(value, list) else [int(value)]
 
 
-def has_chat_template(folder: Path) -> bool:
-    """Whether the tokenizer in this folder has a chat template."""
-    return bool(_chat_template(folder, json.loads((folder / SETTINGS).read_text(encoding="utf-8"))))
-
-
 def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str:
     files = [folder / name for name in ("chat_template.jinja", "chat_template.json") if (folder / name).is_file()]
     return str(settings.get("chat_template") or "") + "".join(path.read_text(encoding="utf-8") for path in files)

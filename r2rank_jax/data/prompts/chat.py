@@ -1,7 +1,7 @@
 """The tokenizer of an imported model, with the frame that its chat template puts around a prompt.
 
-The frame's text before the message opens every prefix, and the text after it closes every item. Both may contain special
-tokens. The text in between comes from data and may not.
+The frame's text before the message opens every prefix, and the text after it closes every item. Both may contain
+special tokens. The text in between comes from data and may not.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def read_chat_tokenizer(folder: Path, *, pad: int, stop: int, frame: Frame | Non
         raise DataError(f"{folder} must hold a tokenizer, got no tokenizer.json; `r2rank model import` copies it there")
     if frame is None and reads_the_clock(folder):
         raise DataError(
-            f"the chat template in {folder} reads the clock, so its text must be kept with the model, but this model was "
-            "imported before that was done, and its prompts would differ from day to day; import the model again and "
-            "start a new run"
+            f"the chat template in {folder} reads the clock, so its text must be kept with the model, but this model "
+            "was imported before that was done, and its prompts would differ from day to day; import the model again "
+            "and start a new run"
         )
     frame = render_frame(folder) if frame is None else frame
     tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)

@@ -1,7 +1,7 @@
 """The frame of a prompt: the text that a chat template puts before and after a user's message.
 
-The template is rendered once, around a marker, when a model is imported, and the frame is kept with the model. A template
-may contain the date, so that rendering it again would give the prompts of a run another text every day.
+The template is rendered once, around a marker, when a model is imported, and the frame is kept with the model. A
+template may contain the date, so that rendering it again would give the prompts of a run another text every day.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def render_frame(folder: Path, original: Path | None = None) -> Frame:
         DataError: there is more than one template, it cannot be rendered, it needs too much time or memory, or it does
             not show a message once and unchanged.
     """
-    if not _template(folder):
+    if not has_template(folder):
         return Frame()
     shown = original or folder
     command = [sys.executable, "-P", rendering.__file__, str(folder), MARK, str(CPU_S), str(MEMORY_BYTES)]
@@ -65,6 +65,11 @@ def render_frame(folder: Path, original: Path | None = None) -> Frame:
         raise _refusal(shown, f"it shows it {result['text'].count(MARK)} times")
     before, after = result["text"].split(MARK)
     return Frame(before, after)
+
+
+def has_template(folder: Path) -> bool:
+    """Whether the tokenizer in this folder has a chat template."""
+    return bool(_template(folder))
 
 
 def reads_the_clock(folder: Path) -> bool:

@@ -1,9 +1,9 @@
 """The process that renders a chat template: `python rendering.py FOLDER MESSAGE SECONDS BYTES` prints one line of JSON.
 
-A template is a program from whoever made the model. Jinja's sandbox keeps it from the machine's files, but not from using
-its time and memory: three nested loops take years, and "x" * 10**11 takes all memory. A thread with a timeout could
-not stop such a template, because Python cannot interrupt one long operation such as 9**9**9. The kernel can, by the
-limits of a process. The limit of time counts CPU seconds, so it does not depend on what else the machine does.
+A template is a program from whoever made the model. Jinja's sandbox keeps it from the machine's files, but not from
+using its time and memory: three nested loops take years, and "x" * 10**11 takes all memory. A thread with a timeout
+could not stop such a template, because Python cannot interrupt one long operation such as 9**9**9. The kernel can, by
+the limits of a process. The limit of time counts CPU seconds, so it does not depend on what else the machine does.
 """
 
 from __future__ import annotations

@@ -64,5 +64,5 @@ def test_without_a_kept_frame_a_template_must_not_read_the_clock(tmp_path):
     steady = write_tokenizer(tmp_path / "steady", "<|im_start|>" + SHOW)
     assert read_chat_tokenizer(steady, pad=258, stop=257).opening == (256,)
     dated = write_tokenizer(tmp_path / "dated", "{{ strftime_now('%d %b %Y') }}" + SHOW)
-    with pytest.raises(DataError, match="reads the clock, so its text must be kept .* import the model again"):
+    with pytest.raises(DataError, match=r"reads the clock, so its text must be kept .* import the model again"):
         read_chat_tokenizer(dated, pad=258, stop=257)

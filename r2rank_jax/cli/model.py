@@ -51,8 +51,8 @@ def _add_export(export: argparse.ArgumentParser) -> None:
     export.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
-        help="type of the stored weights; what rounding changes is measured and printed (default: the type that the model "
-        "came in, or float32 if it was trained from scratch or is a trained scorer)",
+        help="type of the stored weights; what rounding changes is measured and printed (default: the type that the "
+        "model came in, or float32 if it was trained from scratch or is a trained scorer)",
     )
     export.add_argument(
         "--shard-gib",

@@ -80,16 +80,16 @@ def export(
 
     The scoring head of a CausalLM, or of adapters, is stored in a separate file, `score_head.safetensors`. Transformers
     ignores this file, and `r2rank model import` reads it. A scorer has no language head, unless the embedding serves as
-    one. In a CausalLM and a scorer, adapters are merged into the weights. What rounding to `dtype` changes is printed and
-    written on the model's page.
+    one. In a CausalLM and a scorer, adapters are merged into the weights. What rounding to `dtype` changes is printed
+    and written on the model's page.
 
     Args:
         source: a run directory, or a folder that `r2rank model import` wrote.
         out: directory to write. It must be empty or not exist, and it does not exist after a failure.
         phase: phase of a run directory: "sft", "sft_continued" or "rl".
         form: "causal-lm", "scorer", or "adapters" only, in PEFT's layout.
-        dtype: type of the stored weights. None: the type that the model came in, which is float32 if it was trained from
-            scratch; but float32 for a scorer that was trained, because its scores should equal ours to 1e-4.
+        dtype: type of the stored weights. None: the type that the model came in, or float32 if it was trained from
+            scratch; a trained scorer is float32 too, because its scores should equal ours to 1e-4.
         shard_gib: maximum size of a file of a whole model, in GiB; adapters are one file.
 
     Raises:

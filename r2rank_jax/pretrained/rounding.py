@@ -57,8 +57,8 @@ class ParameterChange:
         exact = exact.astype(np.float64)
         if np.any(np.isinf(rounded) & np.isfinite(exact)):
             raise PretrainedError(
-                f"every number must be within the range of {self.dtype}, got {np.abs(exact).max():.3g} in {name}; choose "
-                "--dtype float32"
+                f"every number must be within the range of {self.dtype}, got {np.abs(exact).max():.3g} in {name}; "
+                "choose --dtype float32"
             )
         change, size = np.abs(rounded - exact), np.abs(exact)
         self.largest = max(self.largest, float(np.max(change[size > 0] / size[size > 0], initial=0.0)))
@@ -126,6 +126,6 @@ def described(parameters: ParameterChange, outputs: list[OutputChange]) -> str:
         return f"{parameters.dtype} holds every parameter exactly"
     of_outputs = " and ".join(map(str, outputs))
     return (
-        f"rounding to {parameters.dtype} changes parameters by up to {parameters.largest:.2%} (RMS {parameters.rms:.2%}), "
-        f"and on {SEQUENCES} fixed sequences {of_outputs}"
+        f"rounding to {parameters.dtype} changes parameters by up to {parameters.largest:.2%} "
+        f"(RMS {parameters.rms:.2%}), and on {SEQUENCES} fixed sequences {of_outputs}"
     )

@@ -1,4 +1,4 @@
-"""The stored type of an export: by default the one the model came in; what another one changes is measured and shown."""
+"""The stored type of an export: by default the one the model came in; what another one changes is measured."""
 
 import dataclasses
 import json

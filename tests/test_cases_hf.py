@@ -13,6 +13,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from r2rank_jax.cli import main
+from r2rank_jax.errors import DataError
 from r2rank_jax.model.hf_config import config_from_hf
 from r2rank_jax.model.hf_names import tensors
 from r2rank_jax.pretrained.folder import read_model_card, tokenizer_hash
@@ -69,6 +70,15 @@ def the_clock_is_read_once(path, folder, capsys):
     tokenizer = read_run_tokenizer(folder / "run")
     of_text = Tokenizer.from_file(str(folder / "hf/tokenizer.json")).encode(kept.before, add_special_tokens=False)
     assert tokenizer.opening == tuple(of_text.ids) and tokenizer.closing == ()
+
+    # A model that was imported before frames were kept would give other prompts every day.
+    old = json.loads((folder / "model/model.json").read_text())
+    (folder / "model/model.json").write_text(json.dumps(old | {"frame": None}))
+    template.write_text(path.read_text())
+    (folder / "new-run").mkdir()
+    with pytest.raises(DataError, match="import the model again and start a new run"):
+        adopt(folder / "model", folder / "new-run")
+    assert not list((folder / "new-run").iterdir())
 
     card, before = folder / "run/base/model.json", tokenizer_hash(folder / "run")
     card.write_text(card.read_text().replace("Today", "Yesterday"))

@@ -9,6 +9,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from r2rank_jax.config import RunConfig
+from r2rank_jax.data.prompts.frame import require_lasting_frame
 from r2rank_jax.data.prompts.tokenizer import FastTokenizer, read_tokenizer
 from r2rank_jax.errors import CheckpointError
 from r2rank_jax.model.adapters import without_adapters
@@ -24,6 +25,7 @@ def adopt(directory: Path, run_dir: Path) -> None:
 
     Raises:
         CheckpointError: `directory` holds no imported model, or the run started from another one.
+        DataError: the prompts would differ from day to day, see `require_lasting_frame`.
     """
     card, base = read_model_card(directory), run_dir / BASE
     if base.is_dir():
@@ -34,6 +36,7 @@ def adopt(directory: Path, run_dir: Path) -> None:
                 f"{directory} has {card.source.sha256[:12]}; set pretrained to that model, or choose another --run-dir"
             )
         return
+    require_lasting_frame(directory / TOKENIZER_FOLDER, card.frame)
     partial = base.with_name(f"{base.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(directory / TOKENIZER_FOLDER, partial / TOKENIZER_FOLDER)

@@ -12,7 +12,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from r2rank_jax.data.prompts.frame import Frame, reads_the_clock, render_frame
+from r2rank_jax.data.prompts.frame import Frame, render_frame, require_lasting_frame
 from r2rank_jax.data.prompts.tokenizer import FastTokenizer
 from r2rank_jax.errors import DataError
 
@@ -33,12 +33,7 @@ def read_chat_tokenizer(folder: Path, *, pad: int, stop: int, frame: Frame | Non
     """
     if not (folder / "tokenizer.json").is_file():
         raise DataError(f"{folder} must hold a tokenizer, got no tokenizer.json; `r2rank model import` copies it there")
-    if frame is None and reads_the_clock(folder):
-        raise DataError(
-            f"the chat template in {folder} reads the clock, so its text must be kept with the model, but this model "
-            "was imported before that was done, and its prompts would differ from day to day; import the model again "
-            "and start a new run"
-        )
+    require_lasting_frame(folder, frame)
     frame = render_frame(folder) if frame is None else frame
     tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     with_special_tokens = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())

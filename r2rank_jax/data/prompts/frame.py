@@ -77,6 +77,24 @@ def reads_the_clock(folder: Path) -> bool:
     return "strftime_now" in str(_template(folder))
 
 
+def require_lasting_frame(folder: Path, frame: Frame | None) -> None:
+    """Refuse a model whose prompts would differ from day to day.
+
+    Args:
+        folder: as in `render_frame`.
+        frame: that is kept with the model; None for models that were imported before frames were kept.
+
+    Raises:
+        DataError: no frame is kept, and the template reads the clock.
+    """
+    if frame is None and reads_the_clock(folder):
+        raise DataError(
+            f"the chat template in {folder} reads the clock, so its text must be kept with the model, but this model "
+            "was imported before that was done, and its prompts would differ from day to day; import the model again "
+            "and start a new run"
+        )
+
+
 def _template(folder: Path) -> Any:
     """The template that transformers uses: the file, or else the entry in the settings."""
     if (folder / _TEMPLATE).is_file():

@@ -45,7 +45,7 @@ def run(config: RunConfig, run_dir: Path, source: Path, out: Path | None, *, pha
             f"`r2rank rank` must run as one process, got {jax.process_count()}; start it without a launcher; "
             "--mesh.data uses more devices"
         )
-    requests = _read(source)
+    requests = requests_with_history(source)
     if out is not None and out.exists() and out.samefile(source):
         raise UsageError(f"--output must be another file than --input, got {out} for both; choose another --output")
     mesh = make_mesh(config.mesh)
@@ -82,8 +82,12 @@ def run(config: RunConfig, run_dir: Path, source: Path, out: Path | None, *, pha
         say(f"{out}: {len(lines)} ranked lists")
 
 
-def _read(source: Path) -> list[RankingRequest]:
-    """The lists that can be ranked. Others are counted on stderr, since stdout may hold the answer."""
+def requests_with_history(source: Path) -> list[RankingRequest]:
+    """Read the lists that can be ranked. Others are counted on stderr, since stdout may hold the answer.
+
+    Raises:
+        DataError: the file or a line cannot be read, or no list has a history.
+    """
     requests, cold = without_history(read_requests(source))
     if cold:
         ids = ", ".join(f"{request.id!r:.80}" for request in cold[:5]) + (", ..." if len(cold) > 5 else "")

@@ -1,4 +1,5 @@
-"""Parts of model folders that went wrong: each is read, or refused in one line, as the README beside them says.
+"""Lists to rank and parts of model folders that went wrong: each is read, set aside or refused in one line, as the
+README beside the cases says.
 
 The small files are copied to `fixtures/`. If the folder of all cases lies beside the repository, its files are tried
 too.
@@ -13,17 +14,23 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from r2rank_jax.cli import main
+from r2rank_jax.data.batches.requests import read_requests
+from r2rank_jax.data.prompts.prompts import prefix_text, suffix_text
+from r2rank_jax.data.prompts.templates import FILMS_2
 from r2rank_jax.errors import DataError
 from r2rank_jax.model.hf_config import config_from_hf
 from r2rank_jax.model.hf_names import tensors
 from r2rank_jax.pretrained.folder import read_model_card, tokenizer_hash
 from r2rank_jax.pretrained.weights import write_file
+from r2rank_jax.runs.rank import requests_with_history
 from r2rank_jax.runs.starting_model import adopt, read_run_tokenizer
 
 HERE = Path(__file__).parent
-COPIES = HERE / "fixtures/cases/hf"
-BESIDE = HERE.parents[1] / "shared/cases/hf"
-CASES = sorted(path for folder in (COPIES, BESIDE) if folder.is_dir() for path in folder.iterdir())
+PLACES = (HERE / "fixtures/cases", HERE.parents[1] / "shared/cases")
+CASES = sorted(
+    path for place in PLACES for kind in ("hf", "rank") if (place / kind).is_dir() for path in (place / kind).iterdir()
+)
+COPIES = PLACES[0] / "hf"
 
 
 def write_model(folder, config=COPIES / "config_nulls.json", template="{{ messages[0]['content'] }}"):
@@ -93,14 +100,64 @@ def the_template_is_refused(path, folder, capsys):
     assert [entry.name for entry in folder.iterdir()] == ["hf"]
 
 
+def lines_of(path):
+    """The lines of the prompts of the file's only list: its history, and those of each candidate."""
+    (request,) = read_requests(path)
+    (_, *history, end) = prefix_text(request.history, FILMS_2).split("\n")
+    assert end == ""
+    candidates = (suffix_text(c.title, c.year, c.genres, c.details, template=FILMS_2) for c in request.candidates)
+    return history, [text.split("\n")[0] for text in candidates]
+
+
+def the_list_is_read(path, folder, capsys):
+    """A string is one genre."""
+    assert lines_of(path) == (["Alien (1979) 5"], ["Heat (1995); Action", "Emma"])
+
+
+def an_interaction_is_not_rated(path, folder, capsys):
+    assert lines_of(path) == (["Alien -"], ["Heat (1995); Action", "Emma"])
+
+
+def the_encoding_is_refused(path, folder, capsys):
+    with pytest.raises(
+        DataError, match=rf"{path.name}, line 1: expected text in UTF-8, got the byte 0xe9; convert"
+    ) as e:
+        read_requests(path)
+    assert "\n" not in str(e.value)
+
+
+def a_cold_user_is_set_aside(path, folder, capsys):
+    """Counted, while other lists are ranked; alone, there is nothing to rank."""
+    both = folder / "both.jsonl"
+    both.write_bytes(path.read_bytes() + (PLACES[0] / "rank/no_rating.jsonl").read_bytes())
+    assert [len(request.history) for request in requests_with_history(both)] == [1]
+    assert capsys.readouterr().err.startswith("r2rank: set aside 1 of 2 lists, of users with an empty history: 'ada';")
+    with pytest.raises(DataError, match="holds 1 of 1 lists, of users with an empty history: 'ada';") as refusal:
+        requests_with_history(path)
+    assert "\n" not in str(refusal.value)
+
+
 EXPECTED = {
     "config_nulls.json": nulls_are_the_defaults_of_the_family,
     "chat_template_with_clock.jinja": the_clock_is_read_once,
     "chat_template_raises.jinja": the_template_is_refused,
+    "genres_string.jsonl": the_list_is_read,
+    "gz.jsonl.gz": the_list_is_read,
+    "latin1.jsonl": the_encoding_is_refused,
+    "no_rating.jsonl": an_interaction_is_not_rated,
+    "empty_history.jsonl": a_cold_user_is_set_aside,
 }
 
 
-@pytest.mark.parametrize("path", CASES, ids=[f"{path.parents[2].name}-{path.name}" for path in CASES])
+@pytest.mark.parametrize(
+    "path",
+    [  # those of models render a template in a process that imports transformers
+        pytest.param(
+            path, marks=[pytest.mark.slow] * (path.parent.name == "hf"), id=f"{path.parents[2].name}-{path.name}"
+        )
+        for path in CASES
+    ],
+)
 def test_each_case_is_as_its_readme_says(tmp_path, capsys, path):
     assert path.name in EXPECTED, f"say here what should happen with {path.name}"
     EXPECTED[path.name](path, tmp_path, capsys)

@@ -1,9 +1,11 @@
 """Wrong input gives exit code 2 and a message with a remedy, before anything is written."""
 
 import dataclasses
+import io
 import json
 import re
 import shutil
+import sys
 
 import pytest
 
@@ -201,7 +203,7 @@ def test_rank_names_the_line(tiny, sft_run, tmp_path, refused_in_one_line, line,
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_rank_sets_users_without_a_history_aside(tiny, sft_run, tmp_path, refused_in_one_line, capsys):
+def test_rank_sets_users_without_a_history_aside(tiny, sft_run, tmp_path, refused_in_one_line, capsys, monkeypatch):
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     args = ("rank", "--config", tiny.config, "--run-dir", sft_run, "--phase", "sft", "--input", source, "--output", out)
     cold = GOOD | {"id": "ada", "history": []}
@@ -214,9 +216,13 @@ def test_rank_sets_users_without_a_history_aside(tiny, sft_run, tmp_path, refuse
     assert [json.loads(line)["id"] for line in answer.splitlines()] == ["2"]
     source.write_text(json.dumps(cold) + "\n")
     assert "holds 1 of 1 lists, of users with an empty history: 'ada'" in refused_in_one_line(*args)
-    source.write_text(json.dumps(GOOD) + "\n")
+    source.write_text(json.dumps(GOOD | {"id": "Zoë"}) + "\n")
     assert "--output must be another file" in refused_in_one_line(*args[:-1], source)
-    assert json.loads(source.read_text()) == GOOD
+    assert json.loads(source.read_text()) == GOOD | {"id": "Zoë"}
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="ascii"))
+    assert cli.main([*map(str, args[:-2])]) == 0
+    assert json.loads(printed.getvalue())["id"] == "Zoë", "also on a terminal that cannot show the letter"
     assert out.read_bytes() == answer, "a refusal leaves the earlier answer whole"
 
 

@@ -14,7 +14,16 @@ import tyro
 
 from r2rank_jax.cli.arguments import UsageError, require_place, whole_number
 from r2rank_jax.config import DataConfig
-from r2rank_jax.data.prepared.settings import DEFAULT_PROTOCOLS, LABELS, NEGATIVES, ON_ERROR, PROTOCOLS, Settings
+from r2rank_jax.data.prepared.settings import (
+    DEFAULT_PROTOCOLS,
+    LABELS,
+    NEGATIVES,
+    ON_ERROR,
+    PROTOCOLS,
+    QUOTES,
+    TIME_UNITS,
+    Settings,
+)
 
 if TYPE_CHECKING:
     from r2rank_jax.data.teacher.protocol import Teacher
@@ -60,6 +69,12 @@ def _add_prepare(prepare: argparse.ArgumentParser) -> None:
         default=[],
         metavar="KEY=NAME",
         help="the file's own name for a column, for plain files: user=uid",
+    )
+    prepare.add_argument(
+        "--time-unit", choices=TIME_UNITS, help="unit of the source's times; default: read off its rows"
+    )
+    prepare.add_argument(
+        "--quote", choices=QUOTES, help="none: quotation marks are text, for plain files that quote nothing"
     )
     prepare.add_argument("--seed", type=whole_number, default=0, help="seed of the negatives")
     prepare.add_argument("--candidates", type=int, default=20, help="items per list, positives included")

@@ -82,7 +82,14 @@ def prepare(
     """
     chosen = Settings(**settings)
     malformed = _Malformed()
-    opened = open_source(source, chosen.kind, chosen.columns or None, malformed)
+    opened = open_source(
+        source,
+        chosen.kind,
+        chosen.columns or None,
+        malformed,
+        time_unit=chosen.time_unit,
+        quote=chosen.quote,
+    )
     identity = _identity(source, opened, chosen)
     if out.exists() and any(out.iterdir()):
         _require_same(out, identity)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from r2rank_jax.data.sources.rows.items import MARKUP, ItemRow, clean_text
-from r2rank_jax.data.sources.rows.objects import ParsedObject
+from r2rank_jax.data.sources.rows.objects import ParsedObject, as_value
 
 ReadItem = Callable[[ParsedObject, Counter[str]], ItemRow]
 # Style sheets and scripts that the 2018 edition holds in place of text.
@@ -51,7 +51,7 @@ def _row(
     year = _YEAR.search(" ".join(released))
     genres = dict.fromkeys(_clean(kind, counts) for kind in kinds)
     return ItemRow(
-        str(item[key]),
+        str(as_value(item, key)),
         _clean(item.get("title"), counts),
         year.group() if year else "",
         tuple(genre for genre in genres if genre),

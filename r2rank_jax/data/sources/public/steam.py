@@ -17,11 +17,12 @@ from r2rank_jax.data.sources.rows.interactions import Fields, in_order, read_jso
 from r2rank_jax.data.sources.rows.items import ItemRow, clean_text, item_batches
 from r2rank_jax.data.sources.rows.objects import as_value, objects, parser_of
 from r2rank_jax.data.sources.rows.reading import required
+from r2rank_jax.data.sources.rows.times import TimeFormat
 from r2rank_jax.data.sources.schema import DAYS_ONLY, NO_RATINGS, OnError, Source
 
 REVIEWS, GAMES = "steam_reviews.json", "steam_games.json"
 DETAILS = ("developer", "publisher", "price")
-_FIELDS = Fields("username", "product_id", None, "date", "%Y-%m-%d")
+_FIELDS = Fields("username", "product_id", None, "date", TimeFormat(dates=True))
 
 
 def open_steam(folder: Path, on_error: OnError) -> Source:

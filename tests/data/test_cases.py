@@ -1,6 +1,7 @@
 """Small source folders that went wrong for somebody, each prepared as a whole.
 
-`fixtures/cases` holds copies. A folder `shared/cases` beside the repository, where there is one, holds the same and more.
+`fixtures/cases` holds copies. A folder `shared/cases` beside the repository, where there is one, holds the same cases
+and perhaps more.
 """
 
 import json
@@ -105,9 +106,14 @@ def comma_in_unquoted_title(case: Path, tmp_path: Path) -> None:
 
 
 EXPECTED = {
-    check.__name__: check
-    for check in (sparse, float_ids_items_int, absurd_time, iso_mixed_fraction, blank_last_line)
-    + (csv_missing_rating, tsv_quote, comma_in_unquoted_title)
+    "absurd_time": absurd_time,
+    "blank_last_line": blank_last_line,
+    "comma_in_unquoted_title": comma_in_unquoted_title,
+    "csv_missing_rating": csv_missing_rating,
+    "float_ids_items_int": float_ids_items_int,
+    "iso_mixed_fraction": iso_mixed_fraction,
+    "sparse": sparse,
+    "tsv_quote": tsv_quote,
 }
 
 

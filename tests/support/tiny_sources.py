@@ -43,7 +43,8 @@ def _table() -> bytes:
 
 
 def _parquet() -> bytes:
-    frame = pl.DataFrame(ROWS, schema=["user", "item", "rating", "timestamp"], orient="row")
+    rows = [(*row, f"Thing {row[1]}") for row in ROWS]
+    frame = pl.DataFrame(rows, schema=["user", "item", "rating", "timestamp", "title"], orient="row")
     buffer = io.BytesIO()
     frame.write_parquet(buffer, compression="uncompressed")
     return buffer.getvalue()

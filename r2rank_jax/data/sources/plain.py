@@ -29,7 +29,7 @@ from r2rank_jax.data.sources.plain_file import (
 from r2rank_jax.data.sources.rows.ids import canonical_id
 from r2rank_jax.data.sources.rows.interactions import Fields, in_order
 from r2rank_jax.data.sources.rows.items import ItemRow, clean_text, item_batches
-from r2rank_jax.data.sources.rows.objects import as_value
+from r2rank_jax.data.sources.rows.objects import as_list, as_value
 from r2rank_jax.data.sources.rows.times import TimeFormat, detect
 from r2rank_jax.data.sources.schema import NO_ITEMS, NO_RATINGS, NO_TIMES, OnError, Source
 from r2rank_jax.errors import DataError
@@ -193,8 +193,8 @@ def _first_rows(rows: Iterator[ItemRow]) -> Iterator[ItemRow]:
 
 def _genres(value: Any, counts: Counter[str]) -> tuple[str, ...]:
     text = _shown(value)
-    parts = value if isinstance(value, (list, tuple)) else text.split("|" if "|" in text else ",")
-    kinds = (clean_text(str(part), counts) for part in parts if part is not None)
+    parts = as_list(value) if isinstance(value, (list, tuple)) else text.split("|" if "|" in text else ",")
+    kinds = (clean_text(str(part), counts) for part in parts)
     return tuple(kind for kind in kinds if kind)
 
 

@@ -13,7 +13,7 @@ import polars as pl
 
 from r2rank_jax.data.sources.rows.delimited import LineFormat, records, split_fields
 from r2rank_jax.data.sources.rows.interactions import Fields, checked_values, read_delimited, read_json_lines
-from r2rank_jax.data.sources.rows.objects import keys_of, objects
+from r2rank_jax.data.sources.rows.objects import as_value, keys_of, objects
 from r2rank_jax.data.sources.rows.reading import first_line
 from r2rank_jax.data.sources.schema import BATCH_ROWS, OnError
 from r2rank_jax.errors import DataError
@@ -135,8 +135,10 @@ def times(table: PlainFile, name: str) -> Iterator[str | None]:
             yield from _as_text(table.path, frame[name])
         return
     for _, _, row in values(table, (name,), lambda *_: None):
-        value = row.get(name)
-        yield None if value is None else str(value)
+        try:
+            yield as_value(row, name)
+        except ValueError:
+            yield None
 
 
 def is_temporal(table: PlainFile, name: str) -> bool:

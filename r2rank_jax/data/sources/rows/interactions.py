@@ -214,10 +214,9 @@ def checked_values(
     Returns:
         user, item (String, canonical), rating (Float32; null if blank), timestamp (Int64; 0 if the source has none).
     """
-    text = pl.col("timestamp")
     typed = frame.with_columns(
         *(canonical_ids(frame[column]) for column in ("user", "item")),
-        timestamp_value=fields.time.parsed(text.str.strip_chars()),
+        timestamp_value=fields.time.parsed(frame["timestamp"]),
         rating_value=pl.col("rating").str.strip_chars().cast(pl.Float64, strict=False).cast(pl.Float32),
     )
     wrong = [faulty_id(pl.col(column)) for column in ("user", "item")]

@@ -151,6 +151,17 @@ def as_value(record: dict[str, Any], name: str) -> str | None:
     return json.dumps(value)
 
 
+def as_list(value: Any) -> list[Any]:
+    """Return the elements of a list without its nulls; a single value counts as a list of one, and null as none.
+
+    >>> as_list(["Action", None]), as_list("Action"), as_list(None), as_list(float("nan"))
+    (['Action'], ['Action'], [], [])
+    """
+    if isinstance(value, (list, tuple)):
+        return [one for one in value if one is not None]
+    return [] if value is None or value == "" or value != value else [value]
+
+
 def joined_surrogates(text: str) -> str:
     """Join surrogate pairs, as written by Python 2 and some JSON; an unpaired surrogate becomes U+FFFD."""
     if not _SURROGATE.search(text):

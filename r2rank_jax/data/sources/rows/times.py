@@ -37,21 +37,18 @@ class TimeFormat:
     dates: bool = False  # dates in UTC unless they name a zone; otherwise whole numbers, also as 881250949.0 or 8.8e8
     after: int = 0  # numbers between 0 and this one are of another unit; 0 is accepted, as for a source without times
 
-    def parsed(self, text: pl.Expr) -> pl.Expr:
+    def parsed(self, text: pl.Series) -> pl.Series:
         """Int64 in `unit`; null for anything but a time from 1970 to 2100."""
-        if self.dates:
-            value = milliseconds_of_dates(text)
-            if self.unit == "s":  # cutting fractions off would make times tie
-                value = pl.when(value % 1000 == 0).then(value // 1000)
-        else:
-            value = whole_numbers(text)
-        usual = (value >= 0) & (value < LATEST_S * UNITS[self.unit])
-        return pl.when(usual & ((value == 0) | (value >= self.after))).then(value)
+        value = milliseconds_of_dates(text) if self.dates else whole_numbers(text)
+        if self.dates and self.unit == "s":  # cutting fractions off would make times tie
+            value = (value // 1000).set(value % 1000 != 0, None)
+        usual = (value >= 0) & (value < LATEST_S * UNITS[self.unit]) & ((value == 0) | (value >= self.after))
+        return value.set(~usual, None)
 
     def fault(self, text: str | None) -> str:
         """Say what is required of a time, for one that `parsed` refuses."""
         if self.dates:
-            if text is not None and pl.select(milliseconds_of_dates(pl.lit(text)) % 1000 > 0).item():
+            if text is not None and (milliseconds_of_dates(pl.Series([text])) % 1000 > 0).any():
                 return "must have no fraction of a second where the unit is s (--time-unit ms keeps fractions)"
             return f"must be {DATE_FORMS}, from 1970 to 2100"
         try:
@@ -67,24 +64,31 @@ class TimeFormat:
 SECONDS = TimeFormat()
 
 
-def whole_numbers(text: pl.Expr) -> pl.Expr:
+def whole_numbers(text: pl.Series) -> pl.Series:
     """Parse whole numbers as Int64; null for anything else."""
+    text = text.str.strip_chars()
+    integer = text.cast(pl.Int64, strict=False)
+    if integer.null_count() == text.null_count():
+        return integer
     real = text.cast(pl.Float64, strict=False)
-    whole = pl.when(real == real.floor()).then(real).cast(pl.Int64, strict=False)
-    return pl.coalesce(text.cast(pl.Int64, strict=False), whole)
+    return integer.fill_null(real.set((real != real.floor()).fill_null(True), None).cast(pl.Int64, strict=False))
 
 
-def milliseconds_of_dates(text: pl.Expr) -> pl.Expr:
-    """Parse dates with or without a time, a fraction of a second and a zone; null for anything else."""
-    parts = text.str.extract_groups(_DATE)
-    day, clock, fraction, zone = (parts.struct.field(str(number)) for number in range(1, 5))
-    clock = pl.when(clock.str.len_chars() == 5).then(clock + ":00").otherwise(clock).fill_null("00:00:00")
-    start = (day + " " + clock).str.to_datetime("%Y-%m-%d %H:%M:%S", strict=False, time_unit="ms").dt.epoch("ms")
-    milliseconds = fraction.fill_null("0").str.pad_end(3, "0").str.slice(0, 3).cast(pl.Int64)
-    digits = zone.fill_null("").str.replace_all(r"[^0-9]", "").str.pad_end(4, "0")
-    minutes = digits.str.slice(0, 2).cast(pl.Int64) * 60 + digits.str.slice(2, 2).cast(pl.Int64)
-    east = pl.when(zone.str.starts_with("-")).then(-minutes).otherwise(minutes)
-    return start + milliseconds - east * 60_000
+def milliseconds_of_dates(text: pl.Series) -> pl.Series:
+    """Parse dates with or without a time, a fraction of a second and a zone as Int64; null for anything else."""
+    parts = text.str.strip_chars().str.extract_groups(_DATE).struct.unnest()
+    day, clock, fraction, zone = (parts[str(number)] for number in range(1, 5))
+    seconds = pl.select(pl.when(clock.str.len_chars() == 5).then(clock + ":00").otherwise(clock)).to_series()
+    moment = day + " " + seconds.fill_null("00:00:00")
+    value = moment.str.to_datetime("%Y-%m-%d %H:%M:%S", strict=False, time_unit="ms").dt.epoch("ms")
+    if fraction.null_count() < len(fraction):
+        value += fraction.fill_null("0").str.pad_end(3, "0").str.slice(0, 3).cast(pl.Int64)
+    offset = zone.str.replace_all(r"[^0-9]", "").fill_null("")
+    if (offset != "").any():
+        digits = offset.str.pad_end(4, "0")
+        minutes = digits.str.slice(0, 2).cast(pl.Int64) * 60 + digits.str.slice(2, 2).cast(pl.Int64)
+        value -= minutes * 60_000 * (1 - 2 * zone.str.starts_with("-").fill_null(False).cast(pl.Int64))
+    return value
 
 
 def detect(path: Path, name: str, texts: Iterable[str | None], unit: str | None) -> TimeFormat:
@@ -100,20 +104,17 @@ def detect(path: Path, name: str, texts: Iterable[str | None], unit: str | None)
         DataError: most times have another unit, or none of them is a time.
     """
     deciding = (text for text in texts if text and text.strip() and text.strip("0.") != "")
-    sample = pl.DataFrame({"text": list(islice(deciding, SAMPLED))}, schema={"text": pl.String})
-    sample = sample.select(
-        "text", number=whole_numbers(pl.col("text")), date=milliseconds_of_dates(pl.col("text"))
-    ).with_columns(real=pl.col("text").cast(pl.Float64, strict=False))
-    dates = sample["date"].drop_nulls()
-    numbers = sample["number"].drop_nulls().to_list()
+    sample = pl.Series(list(islice(deciding, SAMPLED)), dtype=pl.String)
+    numbers = whole_numbers(sample).drop_nulls().to_list()
+    dates = milliseconds_of_dates(sample).drop_nulls() if len(numbers) < len(sample) else sample.clear().cast(pl.Int64)
     if len(dates) > _NUMBER * (len(dates) + len(numbers)):
         return TimeFormat(unit or ("ms" if (dates % 1000 > 0).any() else "s"), dates=True)
     usual = [number for number in numbers if number > 0]
     size = median_low(usual) if usual else 0
-    wrong = unit is None and size >= MICROSECONDS_FROM
-    if sample.height and (wrong or sample["real"].is_null().all() or sample["real"].is_nan().all()):
+    real = sample.cast(pl.Float64, strict=False)
+    if (unit is None and size >= MICROSECONDS_FROM) or (len(sample) and (real.is_null() | real.is_nan()).all()):
         raise DataError(
-            f"{path}: {name} must be whole seconds, whole milliseconds or {DATE_FORMS}, got {sample['text'][0]!r} in "
+            f"{path}: {name} must be whole seconds, whole milliseconds or {DATE_FORMS}, got {sample[0]!r:.80} in "
             f"the first row with a time; convert the times"
         )
     if unit is None and size >= MILLISECONDS_FROM:

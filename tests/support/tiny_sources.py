@@ -7,11 +7,11 @@ import json
 
 import polars as pl
 
-ITEMS = 12
+ITEMS = 8
 ROWS = [
     (user, (user * 3 + k) % ITEMS, 1 + k % 5, 1_000_000_000 + 60 * (user + 7 * k))
-    for user in range(8)
-    for k in range(5)
+    for user in range(4)
+    for k in range(4)
 ]
 GENRE_FLAGS = "|".join("1" if k in (1, 5) else "0" for k in range(19))
 

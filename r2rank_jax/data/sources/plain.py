@@ -28,7 +28,7 @@ from r2rank_jax.data.sources.plain_file import (
 )
 from r2rank_jax.data.sources.rows.ids import canonical_id
 from r2rank_jax.data.sources.rows.interactions import Fields, in_order
-from r2rank_jax.data.sources.rows.items import ItemRow, clean_text, item_batches
+from r2rank_jax.data.sources.rows.items import ItemRow, clean_text, item_batches, one_line
 from r2rank_jax.data.sources.rows.objects import as_list, as_value
 from r2rank_jax.data.sources.rows.times import TimeFormat, detect
 from r2rank_jax.data.sources.schema import NO_ITEMS, NO_RATINGS, NO_TIMES, OnError, Source
@@ -165,7 +165,7 @@ def _item_rows(
             clean_text(_shown(row.get(names["title"])), counts),
             year.group() if year else "",
             _genres(row.get(names["genres"]), counts),
-            tuple((name, clean_text(value, counts)) for name, value in others if value),
+            tuple((one_line(name), clean_text(value, counts)) for name, value in others if value),
             line,
             text,
         )

@@ -128,7 +128,8 @@ def _is_of(edition: Edition, file: Path) -> bool:
             return True
         places = dict(zip(edition.columns, values))
         item, time = places.get(edition.csv_fields.item, ""), places.get("timestamp", "")
-        unit = "ms" if time.isdecimal() and int(time) >= MILLISECONDS_FROM else "s"
+        # Longer numbers are no times, and Python refuses to convert the longest.
+        unit = "ms" if time.isdecimal() and len(time) < 20 and int(time) >= MILLISECONDS_FROM else "s"
         width = len(values) == 4 or (edition.year == 2023 and len(values) == 5)
         return width and bool(_ASIN.fullmatch(item)) and time.isdecimal() and unit == edition.time_unit
     return edition.review_fields.user in head and edition.review_fields.item in head

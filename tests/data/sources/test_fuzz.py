@@ -9,9 +9,9 @@ from r2rank_jax.data.prepare.prepare import prepare
 from r2rank_jax.data.sources.schema import INTERACTION_SCHEMA, ITEM_SCHEMA
 from r2rank_jax.data.sources.source import fatal, open_source
 from r2rank_jax.errors import R2RankError
-from tests.support.mutations import mutated
+from tests.data.sources.fuzz.formats import ROWS, SOURCES
+from tests.data.sources.fuzz.mutations import mutated
 from tests.support.source_tables import write
-from tests.support.tiny_sources import ROWS, SOURCES
 
 MUTATIONS = 1000  # of each format
 PREPARED = 50

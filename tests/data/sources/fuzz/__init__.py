@@ -1,0 +1,1 @@
+"""Small valid sources, and random damage to their files."""

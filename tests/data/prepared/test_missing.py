@@ -10,7 +10,7 @@ from r2rank_jax.cli import main
 from r2rank_jax.data.audit.folder import audit
 from r2rank_jax.data.prepare.prepare import prepare
 from r2rank_jax.data.prepared.missing import count_missing, differences, missing_texts
-from tests.support.source_tables import write
+from tests.support.sources.tables import write
 
 
 def counts(positives, negatives, untitled_positives, untitled_negatives):

@@ -4,7 +4,7 @@ import pytest
 
 from r2rank_jax.data.sources.source import Quarantine, open_source
 from r2rank_jax.errors import DataError
-from tests.support.source_tables import items, rows, write
+from tests.support.sources.tables import items, rows, write
 
 META_2014 = (
     "{'asin': '0001048791', 'salesRank': {'Books': 6334800}, 'imUrl': 'http://x/1.jpg', 'categories': [['Books', "

@@ -9,9 +9,9 @@ from r2rank_jax.data.prepare.prepare import prepare
 from r2rank_jax.data.sources.schema import INTERACTION_SCHEMA, ITEM_SCHEMA
 from r2rank_jax.data.sources.source import fatal, open_source
 from r2rank_jax.errors import R2RankError
-from tests.data.sources.fuzz.formats import ROWS, SOURCES
-from tests.data.sources.fuzz.mutations import mutated
-from tests.support.source_tables import write
+from tests.support.sources.formats import ROWS, SOURCES
+from tests.support.sources.mutations import mutated
+from tests.support.sources.tables import write
 
 MUTATIONS = 1000  # of each format
 PREPARED = 50

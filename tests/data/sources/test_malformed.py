@@ -8,7 +8,7 @@ import pytest
 from r2rank_jax.data.sources.rows import reading
 from r2rank_jax.data.sources.source import Quarantine, open_source
 from r2rank_jax.errors import DataError
-from tests.support.source_tables import rows, write
+from tests.support.sources.tables import rows, write
 
 GOOD = [("u1", "B000000001", "5.0", "1444262400"), ("u2", "B000000002", "1.0", "1444262401")]
 

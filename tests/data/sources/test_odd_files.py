@@ -11,7 +11,7 @@ from r2rank_jax.data.sources.rows import times
 from r2rank_jax.data.sources.rows.ids import canonical_id, canonical_ids
 from r2rank_jax.data.sources.source import Quarantine, open_source
 from r2rank_jax.errors import DataError
-from tests.support.source_tables import items, rows, write
+from tests.support.sources.tables import items, rows, write
 
 
 def log(tmp_path, text, name="log.csv", **settings):

@@ -9,7 +9,7 @@ from r2rank_jax.data.sources.rows.items import ENTITIES, clean_text
 from r2rank_jax.data.sources.schema import NO_ITEMS, NO_RATINGS, NO_TIMES
 from r2rank_jax.data.sources.source import Quarantine, open_source
 from r2rank_jax.errors import DataError
-from tests.support.source_tables import items, rows, write
+from tests.support.sources.tables import items, rows, write
 
 LOG = "user,item,rating,timestamp\na,x,5,100\nb,y,4.5,200\n"
 WANTED = [("a", "x", 5.0, 100), ("b", "y", 4.5, 200)]

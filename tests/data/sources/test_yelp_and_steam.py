@@ -4,7 +4,7 @@ import pytest
 
 from r2rank_jax.data.sources.source import Quarantine, open_source
 from r2rank_jax.errors import DataError
-from tests.support.source_tables import items, rows, write
+from tests.support.sources.tables import items, rows, write
 
 REVIEWS, BUSINESSES = "yelp_academic_dataset_review.json", "yelp_academic_dataset_business.json"
 REVIEW = (

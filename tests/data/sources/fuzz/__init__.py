@@ -1,1 +1,0 @@
-"""Small valid sources, and random damage to their files."""

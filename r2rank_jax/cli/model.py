@@ -53,9 +53,9 @@ def _add_export(export: argparse.ArgumentParser) -> None:
     )
     export.add_argument(
         "--dtype",
-        default="bfloat16",
-        choices=("bfloat16", "float32"),
-        help="type of the stored weights (default: bfloat16)",
+        choices=("float32", "bfloat16", "float16"),
+        help="type of the stored weights; what rounding changes is measured and printed (default: the type that the "
+        "model came in, or float32 if it was trained from scratch or is a trained scorer)",
     )
     export.add_argument(
         "--shard-gib",

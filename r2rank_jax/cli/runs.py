@@ -37,7 +37,10 @@ def add_runs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     )
     rank = add_configured(commands, "rank", "rank your own candidates, each with a rationale")
     rank.add_argument(
-        "--input", type=Path, metavar="FILE", help="JSONL file of histories and candidates, see README; required"
+        "--input",
+        type=Path,
+        metavar="FILE",
+        help="JSONL file of histories and candidates, gzipped or not, see README; required",
     )
     rank.add_argument("--output", type=Path, metavar="FILE", help="JSONL file to write (default: print)")
     rank.add_argument("--phase", default="rl", choices=PHASES, help="phase whose policy ranks (default: rl)")

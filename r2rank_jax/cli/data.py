@@ -14,7 +14,16 @@ from r2rank_jax.cli.arguments import count, seed, whole_number
 from r2rank_jax.cli.overrides import dotted_fields, parsed
 from r2rank_jax.config import DataConfig
 from r2rank_jax.config.checks import checked
-from r2rank_jax.data.prepared.settings import DEFAULT_PROTOCOLS, LABELS, NEGATIVES, ON_ERROR, PROTOCOLS, Settings
+from r2rank_jax.data.prepared.settings import (
+    DEFAULT_PROTOCOLS,
+    LABELS,
+    NEGATIVES,
+    ON_ERROR,
+    PROTOCOLS,
+    QUOTES,
+    TIME_UNITS,
+    Settings,
+)
 from r2rank_jax.errors import UsageError
 from r2rank_jax.files.places import require_file, require_folder
 
@@ -62,6 +71,12 @@ def _add_prepare(prepare: argparse.ArgumentParser) -> None:
         default=[],
         metavar="KEY=NAME",
         help="the file's own name for a column, for plain files: user=uid",
+    )
+    prepare.add_argument(
+        "--time-unit", choices=TIME_UNITS, help="unit of the source's times; default: read off its rows"
+    )
+    prepare.add_argument(
+        "--quote", choices=QUOTES, help="none: quotation marks are text, for plain files that quote nothing"
     )
     prepare.add_argument("--seed", type=seed, default=0, help="seed of the negatives")
     prepare.add_argument("--candidates", type=count, default=20, help="items per list, positives included")

@@ -106,8 +106,9 @@ def some_lists():
     np.put_along_axis(tokens, length[..., None] - 1, STOP, axis=-1)
     ones = np.ones((2, 2), bool)
     batch = ListBatch(
-        user=np.arange(2), items=np.zeros((2, 2), np.int32), prefix=prefix, prefix_length=prefix_length, suffix=suffix,
-        suffix_length=suffix_length, labels=np.zeros((2, 2), np.float32), mask=ones,
+        user=np.arange(2), position=np.zeros(2, np.int32), items=np.zeros((2, 2), np.int32), prefix=prefix,
+        prefix_length=prefix_length, suffix=suffix, suffix_length=suffix_length,
+        labels=np.zeros((2, 2), np.float32), mask=ones,
     )  # fmt: skip
     return jax.tree.map(jnp.asarray, (batch, Rationales(tokens=tokens, length=length, stopped=ones[..., None])))
 

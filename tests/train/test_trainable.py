@@ -9,7 +9,7 @@ import pytest
 from r2rank_jax.config import MeshConfig, RunConfig
 from r2rank_jax.errors import ConfigError
 from r2rank_jax.model.adapters import is_adapter, merged, without_adapters
-from r2rank_jax.model.forward import judge
+from r2rank_jax.model.forward import judge, real_tokens
 from r2rank_jax.rollout.generate import Generator
 from r2rank_jax.sharding import make_mesh
 from r2rank_jax.train.sft_step import sft_gradients
@@ -63,13 +63,24 @@ def plain_part(params):
     return params | {"layers": layers}
 
 
+def gap_of_logp(sampler, trainer, batch):
+    """Root mean square of the log-probabilities of sampled tokens: the sampler's minus the trainer's."""
+    settings = {"rationales": 4, "max_tokens": 8, "stop_token": 3, "wave_tokens": 2}
+    found = Generator(make_mesh(MeshConfig()), sampler[0], **settings)(sampler[1], batch, jax.random.key(0))
+    seen = jax.jit(lambda p: judge(trainer[0], p, batch, found.rationales))(trainer[1])
+    return float(np.sqrt(np.mean((found.logp - seen.logp)[real_tokens(batch, found.rationales)] ** 2)))
+
+
 @pytest.mark.slow
-def test_the_rollout_writes_with_merged_adapters_what_the_trainer_reads_with_loose_ones():
-    params, (batch, _) = make_params(ADAPTED), make_batch(ADAPTED)
-    settings = {"rationales": 2, "max_tokens": 4, "stop_token": 3, "wave_tokens": 2}
-    found = Generator(make_mesh(MeshConfig()), ADAPTED, **settings)(params, batch, jax.random.key(0))
-    seen = jax.jit(lambda p: judge(ADAPTED, p, batch, found.rationales))(params)
-    np.testing.assert_allclose(found.logp, seen.logp, atol=1e-5)
+def test_sampler_and_trainer_compute_adapters_alike():
+    """In float32, and in bfloat16, where merging the adapters for decoding more than doubles the gap (see docs)."""
+    policy, (batch, _) = (ADAPTED, make_params(ADAPTED)), make_batch(ADAPTED)
+    assert gap_of_logp(policy, policy, batch) < 1e-5
+    model = dataclasses.replace(ADAPTED, vocabulary=200, width=128, layers=4, lora_rank=4, dtype="bfloat16")
+    policy, (batch, _) = (model, make_params(model)), make_batch(model, users=4, items=6)
+    ours = gap_of_logp(policy, policy, batch)
+    if_merged = gap_of_logp((without_adapters(model), merged(*policy)), policy, batch)
+    assert ours < 0.7 * if_merged and if_merged > 1e-3, (ours, if_merged)
 
 
 @pytest.mark.slow

@@ -103,18 +103,20 @@ def request_batches(
         batch_users: U; the last batch is filled with rows whose user is -1.
 
     Yields:
-        ListBatch of NumPy arrays with all labels 0. An item's id is its rank in the sorted order of the candidates'
-        suffixes, so that ids do not depend on the order of the candidates.
+        ListBatch of NumPy arrays with all labels 0. A user's id is the number of the request, from 0. An item's id is
+        its rank in the sorted order of the candidates' suffixes, so that ids do not depend on the order of the
+        candidates.
     """
     width = max(len(request.candidates) for request in requests)
     for start in range(0, len(requests), batch_users):
         rows = requests[start : start + batch_users]
-        encoded = [_encode(tokenizer, config, request, width) for request in rows]
+        encoded = [{"user": start + i, **_encode(tokenizer, config, request, width)} for i, request in enumerate(rows)]
         encoded += [{**encoded[-1], "user": -1}] * (batch_users - len(rows))
         arrays: dict[str, Any] = {
             name: np.stack([np.asarray(row[name]) for row in encoded]).astype(kind)
             for name, kind in (
-                ("user", np.int32), ("items", np.int32), ("prefix", np.int32), ("prefix_length", np.int32),
+                ("user", np.int32), ("position", np.int32), ("items", np.int32),
+                ("prefix", np.int32), ("prefix_length", np.int32),
                 ("suffix", np.int32), ("suffix_length", np.int32), ("labels", np.float32), ("mask", bool),
             )
         }  # fmt: skip
@@ -146,7 +148,7 @@ def _encode(tokenizer: TextTokenizer, config: DataConfig, request: RankingReques
     order = np.argsort(np.array([repr(ids) for ids in suffixes]), kind="stable")
     items = np.concatenate([np.argsort(order), np.arange(len(suffixes), width)])
     return {
-        "user": 0,
+        "position": 0,
         "items": items,
         "prefix": prefix[0],
         "prefix_length": prefix_length[0],

@@ -43,7 +43,7 @@ class SkippedUpdates:
         self._run_dir, self._phase, self._checkpoints, self._mesh = run_dir, phase, checkpoints, mesh
         self._in_a_row = 0
         self._last_applied = done
-        self._lists: list[int] = []
+        self._lists: list[str] = []  # each as user@position
 
     @property
     def suspicious(self) -> bool:
@@ -66,7 +66,9 @@ class SkippedUpdates:
             return
         self.total += 1
         self._in_a_row += 1
-        self._lists += [user for user in gather(self._mesh, batch.user).tolist() if user not in self._lists]
+        users, positions = gather(self._mesh, (batch.user, batch.position))
+        names = [f"{user}@{position}" for user, position in zip(users.tolist(), positions.tolist())]
+        self._lists += [name for name in dict.fromkeys(names) if name not in self._lists]
         if self._in_a_row >= MOST_IN_A_ROW:
             self._stop(self._last_applied, f"{self._in_a_row} updates in a row, up to step {step}, were not finite")
 
@@ -104,12 +106,12 @@ class SkippedUpdates:
         good = self._checkpoints.latest()
         if jax.process_index() == 0:
             with replacing_file(_marker(self._run_dir, self._phase)) as partial:
-                partial.write_text(json.dumps({"what": what, "users": self._lists}) + "\n", encoding="utf-8")
+                partial.write_text(json.dumps({"what": what, "lists": self._lists}) + "\n", encoding="utf-8")
         section = "rl" if self._phase == "rl" else "sft"
-        named = ", ".join(map(str, self._lists[:_LISTS_NAMED])) + (", ..." if len(self._lists) > _LISTS_NAMED else "")
+        named = ", ".join(self._lists[:_LISTS_NAMED]) + (", ..." if len(self._lists) > _LISTS_NAMED else "")
         raise DivergenceError(
             f"{self._phase} diverged: {what}"
-            + (f" (lists of users {named})" if named else "")
+            + (f" (lists, as user@position: {named})" if named else "")
             + (f"; the checkpoint of step {good} is kept" if good else "; there is no checkpoint from before that")
             + f"; run again with a lower {section}.optimizer.learning_rate"
         )

@@ -12,10 +12,11 @@ from r2rank_jax.sharding import make_mesh
 
 
 class Batch:
-    """The only field that is read."""
+    """The only fields that are read."""
 
     def __init__(self, *users):
         self.user = np.array(users)
+        self.position = self.user + 1
 
 
 class FakeCheckpoints:
@@ -54,10 +55,13 @@ def test_many_in_a_row_end_the_phase_before_the_damaging_update(tmp_path):
             skipped.count(step, True, Batch(step, 7))
     assert checkpoints.steps == [10], "the update of step 20 may have caused it"
     message = str(error.value)
-    assert "sft diverged: 10 updates in a row, up to step 30, were not finite (lists of users 21, 7, 22, 23" in message
+    assert (
+        "sft diverged: 10 updates in a row, up to step 30, were not finite (lists, as user@position: 21@22" in message
+    )
+    assert "21@22, 7@8, 22@23" in message
     assert "the checkpoint of step 10 is kept; run again with a lower sft.optimizer.learning_rate" in message
     assert has_diverged(tmp_path, "sft") and not has_diverged(tmp_path, "rl")
-    assert json.loads((tmp_path / "diverged.sft.json").read_text())["users"][:3] == [21, 7, 22]
+    assert json.loads((tmp_path / "diverged.sft.json").read_text())["lists"][:3] == ["21@22", "7@8", "22@23"]
 
 
 def test_nine_in_a_row_do_not(tmp_path):

@@ -154,7 +154,7 @@ def swapped_expected_ndcg(
     """Expected NDCG@k, or another reward, of a list in which one item's score is replaced, for every item.
 
     Credit rules use these values. The quadrature methods compute all N·A of them for about the cost of 2 + A values.
-    The other methods, and terms that count only the first relevant item, evaluate N·A lists.
+    The other methods evaluate N·A lists.
 
     Args:
       scores: [..., N] scores.
@@ -200,17 +200,52 @@ def _swapped(
     """`swapped_expected_ndcg` of one term for prepared arguments: [..., A, N]."""
     num_items = scores.shape[-1]
     num_places = term.num_places(num_items)
-    if method in MAX_ITEMS or term.counts == "first":
+    if method in MAX_ITEMS:
         identity = jnp.eye(num_items, dtype=bool)
         variants = jnp.where(identity, alternatives[..., None, :], scores[..., None, None, :])  # [..., A, i, N]
         wide_gains, wide_real = (jnp.broadcast_to(x[..., None, None, :], variants.shape) for x in (gains, real))
         return value(variants, wide_gains, wide_real, num_places, method, term=term)
     weights = term.weights(num_places, scores.dtype)
+    if term.counts == "first":
+        return _swapped_first(scores, gains, real, alternatives, weights)
 
     def weight(focal: jax.Array) -> jax.Array:
         return quadrature.swapped_expected_weight(scores, real, focal, alternatives, weights)
 
     return sum_over_relevant(weight, gains, method)
+
+
+def _swapped_first(
+    scores: jax.Array, gains: jax.Array, real: jax.Array, alternatives: jax.Array, weights: np.ndarray
+) -> jax.Array:
+    """`_swapped` where only the first relevant item counts: the relevant items are merged into one.
+
+    Another item is replaced in the merged list. A relevant item moves the score of the merged one: one value for each
+    relevant item and alternative, with the relevant items one at a time.
+    """
+    merged_scores, merged_gains, merged_real = _merged(scores, gains, real)
+    items = jnp.arange(scores.shape[-1])
+    place = jnp.argmax(merged_gains, axis=-1)[..., None]  # [..., 1]
+
+    def of_others(focal: jax.Array) -> jax.Array:
+        return quadrature.swapped_expected_weight(merged_scores, merged_real, focal, alternatives, weights)
+
+    def of_relevant(focal: jax.Array) -> jax.Array:
+        moved = items == focal[..., None]  # [..., N]
+        peak, excess = log_sum(scores, (gains > 0) & real & ~moved)
+        own = jnp.take_along_axis(alternatives, focal[..., None, None], axis=-1)  # [..., A, 1]
+        score = jnp.logaddexp((peak + excess)[..., None, :], own)
+        lists = jnp.where((items == place)[..., None, :], score, merged_scores[..., None, :])
+        values = quadrature.expected_weight(
+            lists,
+            jnp.broadcast_to(merged_real[..., None, :], lists.shape),
+            jnp.broadcast_to(place, lists.shape[:-1]),
+            weights,
+        )
+        return jnp.where(moved[..., None, :], values[..., None], 0.0)
+
+    others = sum_over_relevant(of_others, merged_gains, "quadrature_one_positive")
+    return jnp.where((gains > 0)[..., None, :], sum_over_relevant(of_relevant, gains, "quadrature"), others)
 
 
 def prepare(

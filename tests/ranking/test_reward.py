@@ -291,7 +291,7 @@ def test_metrics_are_rewards_of_a_ranking():
 @pytest.mark.slow
 def test_ndcg_is_the_default_reward():
     labels, mask = jnp.asarray(LABELS), jnp.asarray(MASK)
-    scores, two = jnp.asarray(SCORES), jnp.asarray(np.stack([SCORES, SCORES[::-1]]))
+    scores, two = jnp.asarray(SCORES), jnp.asarray(np.stack([SCORES, -0.5 * SCORES]))
     assert expected_reward(scores, labels, mask, reward=r.ndcg(3)) == expected_ndcg(scores, labels, mask, k=3)
     for rule in ("counterfactual", "swap"):
         plain = item_advantages(two, labels, mask, rule=rule, k=3)
@@ -300,6 +300,17 @@ def test_ndcg_is_the_default_reward():
         item_advantages(two, labels, mask, rule="swap", k=3, reward=r.ndcg(3))
     with pytest.raises(ValueError, match="leave k out"):
         swapped_expected_ndcg(scores, labels, two, mask, k=3, reward=r.ndcg(3))
+
+
+def test_credit_for_the_first_relevant_item_needs_no_more_memory_than_for_all():
+    """Lists were once copied for every item and alternative, which took six times as much here."""
+    scores, labels = jnp.zeros((8, 4, 20)), jnp.zeros((8, 20)).at[:, :3].set(1.0)
+
+    def size(reward):
+        credit = jax.jit(lambda s: item_advantages(s, labels, rule="counterfactual", reward=reward))
+        return credit.lower(scores).compile().memory_analysis().temp_size_in_bytes
+
+    assert size(r.reciprocal_rank(10)) < 2 * size(r.ndcg(10))
 
 
 @pytest.mark.slow

@@ -55,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has seen enough, as in `r2rank --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
         return CLOSED_PIPE
+    except OSError as error:  # a full disk, a folder without permission, a lost mount
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"r2rank: {where}{error.strerror or error}; mend this and run the command again", file=sys.stderr)
+        return 2
 
 
 def _carry_out(args: list[str]) -> int:

@@ -66,8 +66,7 @@ class Run:
     def metric(self) -> str:
         """The headline metric: the reward if it was evaluated, else NDCG@10, else NDCG at the largest k."""
         names = {metric for cells in self.systems.values() for metric in cells}
-        rl = self.config.get("rl")
-        reward = rl.get("reward") if isinstance(rl, dict) else None
+        reward = self.config.get("rl", {}).get("reward")
         if isinstance(reward, str) and (reward in names or not names):
             return reward
         cutoffs = [int(m.removeprefix("ndcg@")) for m in names if m.removeprefix("ndcg@").isdigit()]
@@ -108,7 +107,11 @@ def read_run(directory: Path) -> Run:
         raise FileNotFoundError(f"no run directory at {directory}; `r2rank sft --run-dir {directory}` creates one")
     problems: list[str] = []
     config = _object(directory / "config.json", "There is no configuration yet", problems)
-    if isinstance(config.get("rl"), dict):
+    for section in ("data", "rl"):
+        if not isinstance(config.get(section, {}), dict):
+            problems.append(f"config.json holds no settings for {section}: it must be an object.")
+            del config[section]
+    if "rl" in config:
         try:
             config["rl"] = in_current_fields(config["rl"])
         except ConfigError as error:

@@ -1,11 +1,12 @@
 """Wrong arguments of every command give one line and exit code 2 before any work, and nothing is written."""
 
+import errno
 import os
 import subprocess
 
 import pytest
 
-from r2rank_jax.cli import main
+from r2rank_jax.cli import entry, main
 from tests.support.command_line import COMMAND, environment
 
 CONFIG = "configs/quickstart.py"
@@ -134,6 +135,17 @@ def test_a_launcher_that_sets_half_of_its_variables(refusal, tmp_path, monkeypat
     monkeypatch.setenv("R2RANK_PROCESS", process)
     message = refusal("sft", "--config", CONFIG, "--run-dir", tmp_path / "run")
     assert "R2RANK_COORDINATOR needs R2RANK_PROCESSES" in message
+
+
+def test_what_the_system_refuses_is_one_line(capsys, monkeypatch, tmp_path):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "model"))
+
+    monkeypatch.setattr(entry, "_carry_out", full)
+    assert main(["eval"]) == 2
+    assert capsys.readouterr().err == (
+        f"r2rank: {tmp_path / 'model'}: No space left on device; mend this and run the command again\n"
+    )
 
 
 def test_a_reader_that_closes_the_pipe_sees_no_traceback():

@@ -302,17 +302,6 @@ def test_ndcg_is_the_default_reward():
         swapped_expected_ndcg(scores, labels, two, mask, k=3, reward=r.ndcg(3))
 
 
-def test_credit_for_the_first_relevant_item_needs_no_more_memory_than_for_all():
-    """Lists were once copied for every item and alternative, which took six times as much here."""
-    scores, labels = jnp.zeros((8, 4, 20)), jnp.zeros((8, 20)).at[:, :3].set(1.0)
-
-    def size(reward):
-        credit = jax.jit(lambda s: item_advantages(s, labels, rule="counterfactual", reward=reward))
-        return credit.lower(scores).compile().memory_analysis().temp_size_in_bytes
-
-    assert size(r.reciprocal_rank(10)) < 2 * size(r.ndcg(10))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("num_items", "k", "name"), [(20, 10, "mrr"), (200, 50, "recall"), (1000, 20, "hr")])
 def test_long_uniform_lists(num_items, k, name):

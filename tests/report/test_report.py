@@ -169,7 +169,10 @@ def test_damaged_files_are_reported_not_fatal(run_dir):
     with (run_dir / "metrics.jsonl").open("a") as file:
         file.write('{"phase": "rl", "step": 410, "loss": NaN, "value": NaN}\n{"phase": "rl", "st')
     (run_dir / "results.json").write_text("{")
+    config = json.loads((run_dir / "config.json").read_text())
+    (run_dir / "config.json").write_text(json.dumps(config | {"data": [1], "rl": None}))
     page = parse(run_dir)
+    assert "config.json holds no settings for data" in page.text and "no settings for rl" in page.text
     assert "1 unreadable line of metrics.jsonl" in page.text
     assert "results.json could not be read" in page.text
 

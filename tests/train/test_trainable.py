@@ -63,23 +63,20 @@ def plain_part(params):
     return params | {"layers": layers}
 
 
-def gap_of_logp(sampler, trainer, batch):
-    """Root mean square of the log-probabilities of sampled tokens: the sampler's minus the trainer's."""
-    settings = {"rationales": 4, "max_tokens": 8, "stop_token": 3, "wave_tokens": 2}
-    found = Generator(make_mesh(MeshConfig()), sampler[0], **settings)(sampler[1], batch, jax.random.key(0))
-    seen = jax.jit(lambda p: judge(trainer[0], p, batch, found.rationales))(trainer[1])
-    return float(np.sqrt(np.mean((found.logp - seen.logp)[real_tokens(batch, found.rationales)] ** 2)))
-
-
 @pytest.mark.slow
-def test_sampler_and_trainer_compute_adapters_alike():
-    """In float32, and in bfloat16, where merging the adapters for decoding more than doubles the gap (see docs)."""
-    policy, (batch, _) = (ADAPTED, make_params(ADAPTED)), make_batch(ADAPTED)
-    assert gap_of_logp(policy, policy, batch) < 1e-5
-    model = dataclasses.replace(ADAPTED, vocabulary=200, width=128, layers=4, lora_rank=4, dtype="bfloat16")
-    policy, (batch, _) = (model, make_params(model)), make_batch(model, users=4, items=6)
-    ours = gap_of_logp(policy, policy, batch)
-    if_merged = gap_of_logp((without_adapters(model), merged(*policy)), policy, batch)
+def test_sampler_and_trainer_compute_adapters_alike_in_bfloat16():
+    """If decoding merged the adapters into their matrices, as it once did, the sums would round differently."""
+    model = dataclasses.replace(ADAPTED, vocabulary=200, width=64, lora_rank=4, dtype="bfloat16")
+    params, (batch, _) = make_params(model), make_batch(model, users=8, items=4)
+    trainer = jax.jit(lambda rationales: judge(model, params, batch, rationales).logp)
+
+    def gap(sampler, weights):
+        settings = {"rationales": 4, "max_tokens": 8, "stop_token": 3, "wave_tokens": 8}
+        found = Generator(make_mesh(MeshConfig()), sampler, **settings)(weights, batch, jax.random.key(0))
+        difference = (found.logp - trainer(found.rationales))[real_tokens(batch, found.rationales)]
+        return float(np.sqrt(np.mean(difference**2)))
+
+    ours, if_merged = gap(model, params), gap(without_adapters(model), merged(model, params))
     assert ours < 0.7 * if_merged and if_merged > 1e-3, (ours, if_merged)
 
 

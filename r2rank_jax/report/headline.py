@@ -93,8 +93,8 @@ def _against(run: Run, last: str, rival: str) -> dict[str, str]:
         )
     low, high = row["ci95"]
     p = row.get("p_holm", row["p"])  # results from before the correction have p only
-    corrected = " after correction for all comparisons" if "p_holm" in row else ""
-    numbers = f"{signed(row['difference'])}, 95% interval {signed(low)} to {signed(high)}, {p_text(p)}{corrected}"
+    corrected = "corrected " if "p_holm" in row else ""
+    numbers = f"{signed(row['difference'])}, 95% interval {signed(low)} to {signed(high)}, {corrected}{p_text(p)}"
     if p < LEVEL and row["difference"] > 0:
         return _verdict("good", f"{name} beat {other} ({numbers}).")
     if p < LEVEL:

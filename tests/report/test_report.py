@@ -193,7 +193,7 @@ def test_no_directory_is_an_error(tmp_path):
 def test_verdicts_follow_the_numbers(run_dir, shift, tone, phrase):
     evaluation_results.write_results(run_dir / "results.json", final_results(rl_shift=shift))
     verdict = verdicts(read_run(run_dir))[0]
-    assert verdict["tone"] == tone and phrase in verdict["text"]
+    assert verdict["tone"] == tone and phrase in verdict["text"] and ", corrected p" in verdict["text"]
     assert f"{final_results(rl_shift=shift)['systems']['rl']['ndcg@10']['mean']:.3f}" in headline(read_run(run_dir))
 
 

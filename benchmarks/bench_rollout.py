@@ -89,7 +89,7 @@ def logp_gaps(shape: Shape, params: Params, batch: ListBatch, rollout: Rollout) 
 def main() -> None:
     shape, rounds, with_peers = parse(__doc__)
     params, batch, rationales = make(shape)
-    keys = row_keys(jax.random.key(0), batch.user, batch.items, shape.rationales)
+    keys = row_keys(jax.random.key(0), batch.user, batch.position, batch.items, shape.rationales)
 
     write, write_alone = generator(shape, shape.rationales), generator(shape, 1)
     alone, _ = independent(batch, rationales)

@@ -96,6 +96,7 @@ def make(shape: Shape, seed: int = 0) -> tuple[Params, ListBatch, Rationales]:
     labels[:, 0] = 1.0
     batch = ListBatch(
         user=jnp.arange(u, dtype=jnp.int32),
+        position=jnp.zeros(u, jnp.int32),
         items=jnp.asarray(np.stack([rng.permutation(10_000)[:n] for _ in range(u)]), jnp.int32),
         prefix=tokens(u, shape.prefix),
         prefix_length=jnp.full((u,), shape.prefix, jnp.int32),
@@ -193,7 +194,7 @@ def prefill_and_decode_seconds(shape: Shape, rounds: int) -> tuple[float, float]
     """Median seconds of prefill (prefixes, items and forking), and of the rest of a rollout."""
     params, batch, _ = make(shape)
     write = generator(shape, shape.rationales)
-    keys = row_keys(jax.random.key(0), batch.user, batch.items, shape.rationales)
+    keys = row_keys(jax.random.key(0), batch.user, batch.position, batch.items, shape.rationales)
     whole = median(seconds(lambda: write(params, batch, None, keys), rounds))
     prefill = median(seconds(lambda: write._run(write._begin, write._weights(params), batch, keys), rounds))
     return prefill, whole - prefill

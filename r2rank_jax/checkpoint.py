@@ -14,8 +14,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from r2rank_jax.config import RunConfig, differences, in_current_fields, to_json
+from r2rank_jax.config import RunConfig
 from r2rank_jax.errors import CheckpointError
+from r2rank_jax.lineage import require_same_model
 from r2rank_jax.phases import PhaseRecord
 from r2rank_jax.types import Params
 
@@ -35,7 +36,7 @@ class Checkpoints:
     """The commits of one phase of a run."""
 
     def __init__(self, directory: Path, *, keep: int = 2, read_only: bool = False):
-        """Open `directory` and delete the remains of interrupted saves.
+        """Open `directory`, seal a save that only lacks its seal, and delete the remains of interrupted saves.
 
         Args:
             directory: `<run>/checkpoints/<phase>`.
@@ -50,7 +51,9 @@ class Checkpoints:
             self.directory.mkdir(parents=True, exist_ok=True)
             for folder in self.directory.iterdir():
                 if folder.is_dir() and not (folder / SEAL).exists():
-                    shutil.rmtree(folder)
+                    _seal_or_delete(folder)
+        if not read_only:
+            _wait_for_everyone(f"opened {directory.name}")  # all processes must see the same commits
         self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         self._sealer = ThreadPoolExecutor(max_workers=1)
         self._sealing: Future[None] | None = None
@@ -79,10 +82,22 @@ class Checkpoints:
             print(f"checkpoint {self.directory.name}/{step} is damaged ({problem}); using the one before it")
             if self._read_only:
                 continue
-            _wait_for_everyone(f"damaged {step}")  # all processes must have read the folder before it is moved
-            if jax.process_index() == 0:
-                shutil.move(self.directory / str(step), self.directory.parent / f"{self.directory.name}.damaged.{step}")
+            self._move_away(step, "damaged")
         return None
+
+    def set_aside(self, first: int, reason: str) -> None:
+        """Move the commits of step `first` and later out of the way, to `<phase>.<reason>.<step>`."""
+        self.wait()
+        for step in sealed_steps(self.directory):
+            if step >= first:
+                self._move_away(step, reason)
+
+    def _move_away(self, step: int, reason: str) -> None:
+        _wait_for_everyone(f"{reason} {step}")  # all processes must have read the folder before it is moved
+        if jax.process_index() == 0:
+            aside = self.directory.parent / f"{self.directory.name}.{reason}.{step}"
+            shutil.rmtree(aside, ignore_errors=True)  # of an earlier time
+            shutil.move(self.directory / str(step), aside)
 
     def restore(self, step: int, like: Any) -> tuple[Any, PhaseRecord]:
         """Restore state and record of one commit.
@@ -153,72 +168,55 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-def require_same_configuration(saved: Mapping[str, Any], config: Mapping[str, Any], parts: tuple[str, ...]) -> None:
-    """Refuse to resume from a checkpoint of another configuration.
+@dataclass(frozen=True)
+class LoadedPolicy:
+    """The policy of a phase, and the commit that it comes from."""
 
-    Args:
-        saved: the commit's configuration as JSON.
-        config: the current configuration as JSON.
-        parts: top-level sections that the phase depends on.
-
-    Raises:
-        CheckpointError: a field differs. The message names all fields that do.
-    """
-    old, new = ({p: without_machine_settings(_with_defaults(c.get(p), p)) for p in parts} for c in (saved, config))
-    changed = differences(old, new)
-    if changed:
-        raise CheckpointError(
-            "the checkpoint in this run directory belongs to another configuration; differing (saved -> now): "
-            + "; ".join(changed)
-            + ". Run with the saved settings, or choose another --run-dir"
-        )
+    params: Params
+    record: PhaseRecord
+    identity: str
+    step: int
 
 
-def _with_defaults(section: Any, name: str) -> Any:
-    """Add fields that are newer than the saved section. When it was saved, the code behaved as with their defaults."""
-    if not isinstance(section, dict):
-        return section
-    return to_json(RunConfig(name="any"))[name] | in_current_fields(section)
-
-
-def without_machine_settings(section: Any) -> Any:
-    """A section of a configuration without the settings that may differ between machines."""
-    return (
-        {k: v for k, v in section.items() if k not in ("attention", "remat")} if isinstance(section, dict) else section
-    )
-
-
-def load_policy(directory: Path, like: Params, config: Mapping[str, Any]) -> tuple[Params, PhaseRecord, str]:
-    """Load the policy of a finished phase: its parameter average if it has one.
+def load_policy(
+    directory: Path, like: Params, config: RunConfig, *, step: int | None = None, unfinished: bool = False
+) -> LoadedPolicy:
+    """Load the policy of a phase: its parameter average if it has one.
 
     Args:
         directory: `<run>/checkpoints/<phase>`.
         like: abstract parameters with shapes, dtypes and shardings.
-        config: the current configuration as JSON; its model must be the checkpoint's.
-
-    Returns:
-        The parameters, the commit's record and its identity.
+        config: the current configuration; its model must be the checkpoint's.
+        step: a commit's step; None: the latest.
+        unfinished: accept a phase that has not finished.
 
     Raises:
-        CheckpointError: there is no checkpoint, the phase did not finish, or it trained another model.
+        CheckpointError: there is no such checkpoint, the phase did not finish, or it trained another model.
     """
-    if not sealed_steps(directory):
+    steps = sealed_steps(directory)
+    if not steps:
         raise CheckpointError(f"no checkpoint in {directory}; run `r2rank {directory.name.split('_')[0]}` first")
+    if step is not None and step not in steps:
+        raise CheckpointError(
+            f"--step must be one of the checkpoints of {directory.name}, {', '.join(map(str, steps))}, got {step}"
+        )
     checkpoints = Checkpoints(directory, read_only=True)
-    step = checkpoints.latest()
     if step is None:
-        raise CheckpointError(f"every checkpoint in {directory} is damaged; run that phase again")
+        step = checkpoints.latest()
+        if step is None:
+            raise CheckpointError(f"every checkpoint in {directory} is damaged; run that phase again")
+    elif problem := damage(directory / str(step)):
+        raise CheckpointError(f"checkpoint {directory.name}/{step} is damaged ({problem}); choose another --step")
     record = checkpoints.record(step)
-    if not record.finished:
+    if not record.finished and not unfinished:
         raise CheckpointError(
             f"{directory.name} stopped at step {step} of {record.steps}; run the same command again to finish it"
         )
-    require_same_configuration(record.config, config, ("model",))  # a model with equal shapes would load without error
+    require_same_model(record, config)
     field = "average" if record.has_average else "params"
-    folder = directory.absolute() / str(step) / "state"
     with ocp.PyTreeCheckpointer() as reader:
         restored = reader.restore(
-            folder,
+            directory.absolute() / str(step) / "state",
             args=ocp.args.PyTreeRestore(
                 item={field: like},
                 restore_args={field: ocp.checkpoint_utils.construct_restore_args(like)},
@@ -227,7 +225,27 @@ def load_policy(directory: Path, like: Params, config: Mapping[str, Any]) -> tup
         )
     identity = checkpoints.identity(step)
     checkpoints.close()
-    return restored[field], record, identity
+    return LoadedPolicy(restored[field], record, identity, step)
+
+
+def _seal_or_delete(folder: Path) -> None:
+    """Seal a save that was complete when its process was killed; delete any other."""
+    if _is_complete(folder):
+        write_seal(folder)
+        print(f"checkpoint {folder.parent.name}/{folder.name} was complete and is sealed now")
+    else:
+        shutil.rmtree(folder)
+
+
+def _is_complete(folder: Path) -> bool:
+    """Whether Orbax finished this save: it is named after its step, and its time of commit and both parts are there."""
+    if not folder.name.isdigit():
+        return False
+    try:
+        committed = json.loads((folder / "_CHECKPOINT_METADATA").read_bytes())["commit_timestamp_nsecs"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return bool(committed) and all((folder / part).is_file() for part in ("state/_METADATA", "extras/metadata"))
 
 
 def _wait_for_everyone(name: str) -> None:

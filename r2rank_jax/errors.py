@@ -10,6 +10,10 @@ class R2RankError(Exception):
     """Base class of the package's errors."""
 
 
+class UsageError(R2RankError, ValueError):
+    """A command line that the command cannot carry out."""
+
+
 class ConfigError(R2RankError, ValueError):
     """A setting that cannot work."""
 
@@ -24,6 +28,14 @@ class PretrainedError(R2RankError, ValueError):
 
 class CheckpointError(R2RankError, RuntimeError):
     """A checkpoint that cannot be used."""
+
+
+class DivergenceError(R2RankError, RuntimeError):
+    """Training whose updates stopped being finite."""
+
+
+class ScoresError(R2RankError, ValueError):
+    """Scores that are not finite."""
 
 
 class ResultsError(R2RankError, ValueError):

@@ -10,9 +10,20 @@ from typing import Any, Literal, get_args
 from r2rank_jax.errors import CheckpointError
 
 Phase = Literal["sft", "sft_continued", "rl"]
-"""SFT; SFT continued for RL's wall time, which is RL's control; and RL. The last two both start from the first."""
+"""SFT; SFT continued with as much work as RL, which is RL's control; and RL. The last two start from the first."""
 
 PHASES: tuple[Phase, ...] = get_args(Phase)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputHashes:
+    """SHA-256 of what a phase reads. Equal hashes mean equal contents, wherever the files are."""
+
+    interactions: str
+    items: str
+    candidates: str
+    """Of the held-out lists of the split."""
+    tokenizer: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +38,13 @@ class PhaseRecord:
     traces: str | None = None
     """SHA-256 of the traces; of SFT only."""
     reference: str | None = None
-    """Identity of the SFT checkpoint that the phase started from; of RL only."""
+    """Identity of the SFT checkpoint that the phase started from; of RL and of SFT continued."""
+    inputs: Mapping[str, str] | None = None
+    """`InputHashes` as a dictionary; None in checkpoints that are older than this field."""
+    changes: tuple[str, ...] = ()
+    """Settings that were changed on purpose when the phase was resumed, such as more steps."""
+    skipped: int = 0
+    """Updates that were skipped so far because their gradient was not finite."""
     steps: int
     """Of the whole phase."""
     wall_s: float
@@ -39,9 +56,11 @@ class PhaseRecord:
     """Whether the state holds an average of the parameters, which then is the policy."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, without the fields that the phase does not have."""
+        """Plain values, without the optional fields that have their default."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: value for name, value in values.items() if value is not None}
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        plain = {name: value for name, value in values.items() if value != defaults[name]}
+        return plain | ({"changes": list(self.changes)} if self.changes else {})
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> PhaseRecord:
@@ -54,4 +73,5 @@ class PhaseRecord:
         missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in values]
         if missing:
             raise CheckpointError(f"a checkpoint's record must hold {missing[0]!r}, got {sorted(values)}; train again")
-        return cls(**{f.name: values[f.name] for f in fields if f.name in values})
+        known = {f.name: values[f.name] for f in fields if f.name in values}
+        return cls(**known | {"changes": tuple(known.get("changes", ()))})

@@ -23,7 +23,6 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from r2rank_jax.config import MeshConfig, ModelConfig, RunConfig
 from r2rank_jax.errors import ConfigError
-from r2rank_jax.model.adapters import merged, without_adapters
 from r2rank_jax.model.transformer import by_layer, initial_params
 from r2rank_jax.types import ListBatch, Params
 
@@ -157,6 +156,7 @@ def abstract_lists(mesh: Mesh, config: RunConfig, batch_users: int) -> ListBatch
 
     return ListBatch(
         user=leaf(jnp.int32, batch_users),
+        position=leaf(jnp.int32, batch_users),
         items=leaf(jnp.int32, *per_item),
         prefix=leaf(jnp.int32, batch_users, data.prefix_tokens),
         prefix_length=leaf(jnp.int32, batch_users),
@@ -260,20 +260,19 @@ def on_lanes(mesh: Mesh, abstract: Any) -> Any:
 def weights_for_decoding(mesh: Mesh, config: ModelConfig) -> Callable[[Params], Params]:
     """Make the copy of the parameters that a rollout uses for all its tokens.
 
-    The copy is split by layer and gathered along fsdp, with adapters merged and matrices in the compute dtype. Matrices
-    are used in that dtype anyway, so without adapters no bit of the result changes. Norms and the scoring head stay
-    float32.
+    The copy is split by layer and gathered along fsdp, with matrices in the compute dtype. Matrices are used in that
+    dtype anyway, so no bit of the result changes. Norms and the scoring head stay float32. Adapters are not merged into
+    their matrices: bfloat16 would round the sum, and the policy that samples would not be the one that is trained.
     """
 
     def copy(params: Params) -> Params:
-        params = merged(config, params)
         layers = by_layer(params["layers"])  # before the cast, because a stacked norm has two axes
         return jax.tree.map(lambda x: x.astype(config.dtype) if x.ndim > 1 else x, params | {"layers": layers})
 
     def gathered(spec: PartitionSpec) -> NamedSharding:
         return NamedSharding(mesh, PartitionSpec(*(None if axis == "fsdp" else axis for axis in spec)))
 
-    whole = jax.tree.map(lambda leaf: leaf.sharding.spec, abstract_params(mesh, without_adapters(config)))
+    whole = jax.tree.map(lambda leaf: leaf.sharding.spec, abstract_params(mesh, config))
     is_spec = lambda x: isinstance(x, PartitionSpec)  # noqa: E731
     of_layer = jax.tree.map(lambda spec: gathered(PartitionSpec(*spec[1:])), whole["layers"], is_leaf=is_spec)
     shardings = jax.tree.map(gathered, whole, is_leaf=is_spec) | {"layers": (of_layer,) * config.layers}

@@ -31,7 +31,8 @@ Params = Any  # a plain pytree of arrays
 class ListBatch:
     """Prompts of one batch of users: a shared prefix per user, one suffix per candidate item."""
 
-    user: Array  # int32 [U]        dense user ids, which seed the sampling of rationales
+    user: Array  # int32 [U]        dense user ids; -1 = padding
+    position: Array  # int32 [U]        the history is what comes before it; user and position name a list
     items: Array  # int32 [U, N]     dense item ids
     prefix: Array  # int32 [U, P]     instructions and history
     prefix_length: Array  # int32 [U]        real tokens, >= 1
@@ -41,7 +42,7 @@ class ListBatch:
     mask: Array  # bool [U, N]      True = real item
 
 
-OF_USERS = ("user", "prefix", "prefix_length")  # fields of a `ListBatch` [U, ...]
+OF_USERS = ("user", "position", "prefix", "prefix_length")  # fields of a `ListBatch` [U, ...]
 OF_ITEMS = ("items", "suffix", "suffix_length", "labels", "mask")  # [U, N, ...]
 
 

@@ -16,6 +16,7 @@ ORDER = [
     "types",
     "config",
     "phases",
+    "lineage",
     "ranking",
     "model",
     "sharding",

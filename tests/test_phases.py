@@ -40,3 +40,9 @@ def test_a_missing_field_is_named():
 
 def test_names_of_the_phases():
     assert PHASES == ("sft", "sft_continued", "rl")
+
+
+def test_lists_survive_json():
+    record = PhaseRecord.from_json(SFT | {"changes": ["from step 4: sft.steps: 4 -> 10"], "skipped": 2})
+    assert PhaseRecord.from_json(json.loads(json.dumps(record.to_json()))) == record
+    assert record.changes == ("from step 4: sft.steps: 4 -> 10",)

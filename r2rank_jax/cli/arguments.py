@@ -1,34 +1,47 @@
-"""Checks of argument values that the command groups share. They run before any work begins."""
+"""Values of arguments that the command groups share. They are checked before any work begins."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+import math
 
-from r2rank_jax.errors import R2RankError
-
-
-class UsageError(R2RankError, ValueError):
-    """A command line that the command cannot carry out."""
+LONGEST_MESSAGE = 500
 
 
 def whole_number(text: str) -> int:
     """Parse a non-negative integer."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a non-negative integer, got {text!r}")
+    if not text.isdecimal() or len(text) > 18:
+        raise argparse.ArgumentTypeError(f"must be a non-negative integer, got {text[:60]!r}")
     return int(text)
 
 
-def require_place(out: Path, *, is_folder: bool) -> None:
-    """Refuse an --out that cannot be written.
+def seed(text: str) -> int:
+    """Parse a seed, an integer of 32 bits."""
+    value = whole_number(text)
+    if value >= 2**32:
+        raise argparse.ArgumentTypeError(f"must be below 2^32, got {value}")
+    return value
 
-    Raises:
-        UsageError: a file is where a folder is needed, or a folder where a file is needed.
-    """
-    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if nearest.is_dir() != (is_folder or nearest != out):
-        required = "folder" if is_folder else "file"
-        raise UsageError(
-            f"--out must be a {required} to write, got {out}, but {nearest} is a "
-            f"{'folder' if nearest.is_dir() else 'file'}; choose another --out"
-        )
+
+def count(text: str) -> int:
+    """Parse an integer of at least 1."""
+    value = whole_number(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1, got 0")
+    return value
+
+
+def positive_number(text: str) -> float:
+    """Parse a finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"must be a finite number above 0, got {text[:60]!r}")
+    return value
+
+
+def brief(message: str) -> str:
+    """A message of argparse, which may quote an argument of any length, on one line."""
+    return " ".join(message.split())[:LONGEST_MESSAGE]

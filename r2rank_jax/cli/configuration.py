@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
+import traceback
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
-import tyro
-
-from r2rank_jax.cli.arguments import UsageError
+from r2rank_jax.cli.overrides import FORMER, overridden
 from r2rank_jax.config import RunConfig, read
+from r2rank_jax.errors import R2RankError, UsageError
 
 
 def add_configured(
@@ -48,25 +48,37 @@ def configuration(arguments: argparse.Namespace, overrides: list[str]) -> RunCon
     """The configuration in the file, or that of an existing run, with the fields that the command line overrides."""
     path: Path | None = arguments.config
     run_dir: Path | None = getattr(arguments, "run_dir", None)
-    if path is None and run_dir is not None and (run_dir / "config.json").is_file():
+    if path is None and run_dir is not None and (run_dir / "config.json").exists():
         path = run_dir / "config.json"
     if arguments.help:
-        arguments.parser.print_help()
-        print()
-        overrides = [*overrides, "--help"]
-    elif path is None:
+        _print_help(arguments, path)
+    if path is None:
         raise UsageError(
             f"`r2rank {arguments.command}` needs --config FILE, for example configs/quickstart.py, or the --run-dir of "
             f"a run that has a config.json, got {f'--run-dir {run_dir}' if run_dir else 'neither'}"
         )
-    return tyro.cli(
+    return overridden(load_config(path), overrides, f"r2rank {arguments.command}")
+
+
+def _print_help(arguments: argparse.Namespace, path: Path | None) -> NoReturn:
+    """Print the options and all fields with the file's values, or with the defaults if there is no readable file."""
+    import tyro
+
+    try:
+        default = load_config(path) if path else RunConfig(name="any")
+    except R2RankError:
+        default = RunConfig(name="any")
+    arguments.parser.print_help()
+    print()
+    tyro.cli(
         RunConfig,
-        default=load_config(path) if path else RunConfig(name="any"),
-        args=overrides,
+        default=default,
+        args=["--help"],
         prog=f"r2rank {arguments.command} --config {path or 'FILE'}",
         description="Fields of the configuration.",
         config=(tyro.conf.AvoidSubcommands,),
     )
+    raise SystemExit(0)
 
 
 def load_config(path: Path) -> RunConfig:
@@ -74,8 +86,10 @@ def load_config(path: Path) -> RunConfig:
 
     Raises:
         UsageError: there is no such file, or it does not hold a configuration.
-        ConfigError: a field of the JSON file that this version does not know.
+        ConfigError: a field of the JSON file that this version does not know, or a value that it cannot hold.
     """
+    if path.is_dir():
+        raise UsageError(f"--config must name a Python or JSON file, got {path}, which is a folder; name a file in it")
     if not path.is_file():
         nearby = ", ".join(sorted(str(p) for p in path.parent.glob("*.py"))) or "none"
         raise UsageError(
@@ -83,25 +97,42 @@ def load_config(path: Path) -> RunConfig:
             f"Python files in that folder: {nearby}"
         )
     if path.suffix == ".json":
-        try:
-            # A run records the attention and the memory budget of its machine; this one chooses for itself.
-            config = read(path)
-            return replace(
-                config,
-                model=replace(config.model, attention="auto"),
-                compute=replace(config.compute, update_gib=None),
-            )
-        except (json.JSONDecodeError, TypeError) as error:
-            raise UsageError(f"{path} must be the config.json of a run, but is not: {error}") from error
+        # A run records the attention and the memory budget of its machine; this one chooses for itself.
+        config = read(path)
+        return replace(
+            config,
+            model=replace(config.model, attention="auto"),
+            compute=replace(config.compute, update_gib=None),
+        )
     if path.suffix != ".py":
         raise UsageError(f"--config must name a .py or .json file, got {path}; rename it")
+    try:
+        returned = _returned(path)
+    except R2RankError as error:
+        raise UsageError(f"{path}: {error}") from error
+    except Exception as error:  # of the user's code: any exception is possible
+        raise UsageError(_raised(path, error)) from error
+    if not isinstance(returned, RunConfig):
+        raise UsageError(f"config() in {path} must return a RunConfig, got {type(returned).__name__}")
+    return returned
+
+
+def _returned(path: Path) -> object:
+    """What `config()` of a Python file returns."""
     spec = importlib.util.spec_from_file_location("r2rank_config", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    if not hasattr(module, "config"):
-        raise UsageError(f"{path} must define `config() -> RunConfig`, but does not")
-    config = module.config()
-    if not isinstance(config, RunConfig):
-        raise UsageError(f"config() in {path} must return a RunConfig, got {type(config).__name__}")
-    return config
+    if not callable(getattr(module, "config", None)):
+        raise UsageError("it must define `config() -> RunConfig`, but does not")
+    return module.config()
+
+
+def _raised(path: Path, error: Exception) -> str:
+    """The exception of a configuration file with its last line there, and what replaced a former field."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    line = getattr(error, "lineno", None) or (lines[-1] if lines else None)
+    place = f"{path}, line {line}" if line else str(path)
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    former = next((f"; use {new}" for name, new in FORMER.items() if f"'{name.rpartition('.')[2]}'" in reason), "")
+    return f"{place} must return a RunConfig from config(), but raised {reason}{former}"

@@ -10,11 +10,22 @@ import urllib.parse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import tyro
-
-from r2rank_jax.cli.arguments import UsageError, require_place, whole_number
+from r2rank_jax.cli.arguments import count, seed, whole_number
+from r2rank_jax.cli.overrides import dotted_fields, parsed
 from r2rank_jax.config import DataConfig
-from r2rank_jax.data.prepared.settings import DEFAULT_PROTOCOLS, LABELS, NEGATIVES, ON_ERROR, PROTOCOLS, Settings
+from r2rank_jax.config.checks import checked
+from r2rank_jax.data.prepared.settings import (
+    DEFAULT_PROTOCOLS,
+    LABELS,
+    NEGATIVES,
+    ON_ERROR,
+    PROTOCOLS,
+    QUOTES,
+    TIME_UNITS,
+    Settings,
+)
+from r2rank_jax.errors import UsageError
+from r2rank_jax.files.places import require_file, require_folder
 
 if TYPE_CHECKING:
     from r2rank_jax.data.teacher.protocol import Teacher
@@ -61,19 +72,25 @@ def _add_prepare(prepare: argparse.ArgumentParser) -> None:
         metavar="KEY=NAME",
         help="the file's own name for a column, for plain files: user=uid",
     )
-    prepare.add_argument("--seed", type=whole_number, default=0, help="seed of the negatives")
-    prepare.add_argument("--candidates", type=int, default=20, help="items per list, positives included")
+    prepare.add_argument(
+        "--time-unit", choices=TIME_UNITS, help="unit of the source's times; default: read off its rows"
+    )
+    prepare.add_argument(
+        "--quote", choices=QUOTES, help="none: quotation marks are text, for plain files that quote nothing"
+    )
+    prepare.add_argument("--seed", type=seed, default=0, help="seed of the negatives")
+    prepare.add_argument("--candidates", type=count, default=20, help="items per list, positives included")
     prepare.add_argument("--protocols", nargs="+", default=DEFAULT_PROTOCOLS, choices=PROTOCOLS, help="splits to make")
-    prepare.add_argument("--k-core", type=int, default=0, help="minimum interactions of every user and item; 0: off")
+    prepare.add_argument("--k-core", type=whole_number, default=0, help="least interactions of a user or item; 0: off")
     prepare.add_argument("--positive-rating", type=float, help="minimum rating of a positive; default: none")
     prepare.add_argument("--labels", default="binary", choices=LABELS, help="graded: 1 + floor(rating - threshold)")
     prepare.add_argument("--negatives", default="uniform", choices=NEGATIVES, help="how negatives are drawn")
     prepare.add_argument("--run", help="a retriever's run for --negatives run: TREC or JSONL")
-    prepare.add_argument("--last-n", type=int, default=3, help="positives per list in protocol last_n")
+    prepare.add_argument("--last-n", type=count, default=3, help="positives per list in protocol last_n")
     prepare.add_argument("--cold-fraction", type=float, default=0.1, help="share of test users in cold_users")
-    prepare.add_argument("--bucket-rows", type=int, default=1_000_000, help="interactions per bucket; bounds memory")
+    prepare.add_argument("--bucket-rows", type=count, default=1_000_000, help="interactions per bucket; bounds memory")
     prepare.add_argument("--on-error", default="fatal", choices=ON_ERROR, help="how malformed rows are handled")
-    prepare.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="number of processes")
+    prepare.add_argument("--workers", type=count, default=os.cpu_count() or 1, help="number of processes")
     prepare.add_argument("--ray", action="store_true", help="use Ray Data (needs the extra data-ray)")
 
 
@@ -88,7 +105,7 @@ def _column(text: str) -> tuple[str, str]:
 def _data(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Exit code 1 if an audit finds faults, or a teacher left lists unfinished."""
     if hasattr(arguments, "out"):
-        require_place(arguments.out, is_folder=arguments.action != "synthesize")
+        (require_file if arguments.action == "synthesize" else require_folder)(arguments.out, "--out")
     if arguments.action == "synthesize":
         return _synthesize(arguments, overrides)
     if arguments.action == "fetch":
@@ -134,10 +151,10 @@ def _add_synthesize(synthesize: argparse.ArgumentParser) -> None:
     synthesize.add_argument("--data", type=Path, required=True, help="folder that `data prepare` wrote")
     synthesize.add_argument("--out", type=Path, required=True, help="JSONL file to write")
     synthesize.add_argument("--split", default="leave_one_out", choices=PROTOCOLS)
-    synthesize.add_argument("--lists", type=int, default=4000, help="number of lists to write rationales for")
-    synthesize.add_argument("--positives", type=int, default=1, help="relevant items per list")
-    synthesize.add_argument("--seed", type=whole_number, default=0, help="seed of the choice of lists")
-    synthesize.add_argument("--history-items", type=int, default=10, help="as data.history_items")
+    synthesize.add_argument("--lists", type=count, default=4000, help="number of lists to write rationales for")
+    synthesize.add_argument("--positives", type=count, default=1, help="relevant items per list")
+    synthesize.add_argument("--seed", type=seed, default=0, help="seed of the choice of lists")
+    synthesize.add_argument("--history-items", type=count, default=10, help="as data.history_items")
     synthesize.add_argument("--template", default=DataConfig.template, help="must be the data.template of SFT")
     synthesize.add_argument(
         "--teacher",
@@ -172,7 +189,16 @@ def _teacher(arguments: argparse.Namespace, overrides: list[str]) -> Teacher:
     from r2rank_jax.data.teacher.language_model.settings import TeacherSettings
     from r2rank_jax.data.teacher.language_model.teacher import LanguageModel
 
-    settings = tyro.cli(TeacherSettings, args=overrides, prog="r2rank data synthesize --teacher URL")
+    kinds = dotted_fields(TeacherSettings)
+    values = parsed(kinds, overrides, "r2rank data synthesize")
+    if "model" not in values:
+        raise UsageError("--teacher batch and --teacher URL need --model NAME, the teacher's name there; add it")
+    settings = TeacherSettings(
+        **{name: checked(f"--{name.replace('_', '-')}", value, kinds[name]) for name, value in values.items()}
+    )
+    for flag, path in (("--journal", settings.journal), ("--batch-out", settings.batch_out)):
+        if path is not None:
+            require_file(path, flag)
     return LanguageModel(settings, address=arguments.teacher, out=arguments.out, key=_teacher_key(arguments.teacher))
 
 
@@ -184,6 +210,8 @@ def _refuse_flags(overrides: list[str]) -> None:
 
 class _TeacherHelp(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        import tyro
+
         from r2rank_jax.data.teacher.language_model.settings import TeacherSettings
 
         parser.print_help()

@@ -7,14 +7,21 @@ child process.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
+from r2rank_jax.cli.arguments import brief
 from r2rank_jax.cli.data import add_data
 from r2rank_jax.cli.model import add_model
 from r2rank_jax.cli.plan_and_report import add_plan, add_report
 from r2rank_jax.cli.runs import add_runs
-from r2rank_jax.errors import R2RankError
+from r2rank_jax.config.checks import shown
+from r2rank_jax.errors import R2RankError, UsageError
+
+CLOSED_PIPE = 141
+"""Exit code of a command whose output nobody reads any more; shells give it to one that SIGPIPE ended."""
 
 ABOUT = """Reasoning to Rank: train a language model to reason about candidates and to rank them.
 
@@ -37,21 +44,42 @@ r2rank report --run-dir DIR
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Expected failures print one line on stderr and return exit code 2, without a traceback."""
-    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        try:
+            return _carry_out(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()
+    except (R2RankError, FloatingPointError) as error:
+        print(f"r2rank: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader has seen enough, as in `r2rank --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
+        return CLOSED_PIPE
+    except OSError as error:  # a full disk, a folder without permission, a lost mount
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"r2rank: {where}{error.strerror or error}; mend this and run the command again", file=sys.stderr)
+        return 2
+
+
+def _carry_out(args: list[str]) -> int:
     parser = _parser()
     arguments, overrides = parser.parse_known_args(args)
     # Commands with a configuration or a teacher read further flags themselves.
     if overrides and not (hasattr(arguments, "config") or hasattr(arguments, "teacher")):
-        parser.error(f"unknown argument {overrides[0]!r}; see `r2rank {' '.join(args[:2])} --help`")
-    try:
-        return arguments.carry_out(arguments, overrides)
-    except (R2RankError, FloatingPointError) as error:
-        print(f"r2rank: {error}", file=sys.stderr)
-        return 2
+        raise UsageError(f"unknown argument {shown(overrides[0])}; see `r2rank {' '.join(args[:2])} --help`")
+    return arguments.carry_out(arguments, overrides)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, and those of its subcommands."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error and end with exit code 2."""
+        self.exit(2, f"r2rank: {brief(message)}; see `{self.prog} --help`\n")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = Parser(
         prog="r2rank", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")

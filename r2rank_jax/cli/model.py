@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from r2rank_jax.cli.arguments import positive_number
+from r2rank_jax.files.places import require_folder
 from r2rank_jax.phases import PHASES
 
 
@@ -23,6 +25,7 @@ def add_model(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _model(arguments: argparse.Namespace, _: list[str]) -> int:
+    require_folder(arguments.out, "--out")
     if arguments.action == "fetch":
         from r2rank_jax.pretrained.fetching import fetch
 
@@ -50,13 +53,13 @@ def _add_export(export: argparse.ArgumentParser) -> None:
     )
     export.add_argument(
         "--dtype",
-        default="bfloat16",
-        choices=("bfloat16", "float32"),
-        help="type of the stored weights (default: bfloat16)",
+        choices=("float32", "bfloat16", "float16"),
+        help="type of the stored weights; what rounding changes is measured and printed (default: the type that the "
+        "model came in, or float32 if it was trained from scratch or is a trained scorer)",
     )
     export.add_argument(
         "--shard-gib",
-        type=float,
+        type=positive_number,
         default=4.0,
         metavar="GIB",
         help="largest size of one file of a whole model, in GiB (default: 4)",
@@ -64,6 +67,7 @@ def _add_export(export: argparse.ArgumentParser) -> None:
 
 
 def _export(arguments: argparse.Namespace, _: list[str]) -> int:
+    require_folder(arguments.out, "--out")
     from r2rank_jax.pretrained.exporting import export
 
     options = {name: getattr(arguments, name) for name in ("phase", "form", "dtype", "shard_gib")}

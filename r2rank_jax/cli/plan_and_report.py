@@ -6,8 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from r2rank_jax.cli.arguments import UsageError
 from r2rank_jax.cli.configuration import add_configured, configuration
+from r2rank_jax.errors import UsageError
+from r2rank_jax.files.places import require_file
 
 
 def add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -55,7 +56,9 @@ def _plan(arguments: argparse.Namespace, overrides: list[str]) -> int:
 def _report(arguments: argparse.Namespace, _: list[str]) -> int:
     from r2rank_jax.report.build import build
 
-    print(build(_existing_run(arguments.run_dir)))
+    run_dir = _existing_run(arguments.run_dir)
+    require_file(run_dir / "report.html", "--run-dir")
+    print(build(run_dir))
     return 0
 
 

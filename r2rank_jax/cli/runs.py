@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
-from r2rank_jax.cli.arguments import UsageError
 from r2rank_jax.cli.configuration import add_configured, configuration
+from r2rank_jax.config import RunConfig
+from r2rank_jax.errors import UsageError
+from r2rank_jax.files.places import require_file, require_folder
 from r2rank_jax.phases import PHASES
 
 
@@ -17,13 +20,27 @@ def add_runs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     sft.add_argument(
         "--continued",
         action="store_true",
-        help="train the finished SFT policy further for RL's wall time, as RL's control",
+        help="train the finished SFT policy further with as much work as RL, as RL's control",
     )
     rl = add_configured(commands, "rl", "train on the reward of rankings (reinforcement learning)")
-    evaluation = add_configured(commands, "eval", "evaluate baselines and all finished phases on the test lists")
+    evaluation = add_configured(commands, "eval", "evaluate baselines and all phases on the test lists")
+    evaluation.add_argument(
+        "--step",
+        type=int,
+        metavar="N",
+        help="evaluate the checkpoint of this step (default: the latest of every phase)",
+    )
+    evaluation.add_argument(
+        "--other-data",
+        action="store_true",
+        help="evaluate on purpose on data or a split that the policies were not trained with; the results say so",
+    )
     rank = add_configured(commands, "rank", "rank your own candidates, each with a rationale")
     rank.add_argument(
-        "--input", type=Path, metavar="FILE", help="JSONL file of histories and candidates, see README; required"
+        "--input",
+        type=Path,
+        metavar="FILE",
+        help="JSONL file of histories and candidates, gzipped or not, see README; required",
     )
     rank.add_argument("--output", type=Path, metavar="FILE", help="JSONL file to write (default: print)")
     rank.add_argument("--phase", default="rl", choices=PHASES, help="phase whose policy ranks (default: rl)")
@@ -34,12 +51,20 @@ def add_runs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     config = configuration(arguments, overrides)
     run_dir = arguments.run_dir or Path("runs") / config.name
+    _require_outputs(arguments, run_dir)
     join_processes()
     keep_compiled_programs()
     from r2rank_jax.runs.attention_choice import choose_attention
     from r2rank_jax.runs.memory_budget import choose_budget
+    from r2rank_jax.runs.session.one_writer import one_writer
 
-    config = choose_budget(choose_attention(config, run_dir))
+    with one_writer(run_dir) if arguments.command in ("sft", "rl") else nullcontext():
+        config = choose_budget(choose_attention(config, run_dir))
+        _carry_out(arguments, config, run_dir)
+    return 0
+
+
+def _carry_out(arguments: argparse.Namespace, config: RunConfig, run_dir: Path) -> None:
     if arguments.command == "sft":
         from r2rank_jax.runs import sft
 
@@ -51,28 +76,51 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     elif arguments.command == "eval":
         from r2rank_jax.runs import eval as evaluation
 
-        evaluation.run(config, run_dir)
+        evaluation.run(config, run_dir, step=arguments.step, other_data=arguments.other_data)
     else:
         from r2rank_jax.runs import rank
 
+        rank.run(config, run_dir, arguments.input, arguments.output, phase=arguments.phase)
+
+
+def _require_outputs(arguments: argparse.Namespace, run_dir: Path) -> None:
+    """Try the places that the command will write, and those arguments of `rank` that have no default."""
+    if arguments.command == "rank":
         if arguments.input is None:
             raise UsageError("`r2rank rank` needs --input FILE, a JSONL file of lists; the README shows one")
-        rank.run(config, run_dir, arguments.input, arguments.output, phase=arguments.phase)
-    return 0
+        if arguments.output is not None:
+            require_file(arguments.output, "--output")
+        return
+    require_folder(run_dir, "--run-dir")
+    files = ("results.json", "rationales.jsonl") if arguments.command == "eval" else ("config.json", "metrics.jsonl")
+    for name in files:
+        require_file(run_dir / name, "--run-dir")
+    if arguments.command != "eval":
+        require_folder(run_dir / "checkpoints", "--run-dir")
 
 
 def join_processes() -> None:
-    """Join the other processes of the job if a launcher has set the variables of launch/README.md."""
+    """Join the other processes of the job if a launcher has set the variables of launch/README.md.
+
+    Raises:
+        UsageError: one of these variables is missing or is no number.
+    """
     address = os.environ.get("R2RANK_COORDINATOR")
     if address is None:
         return
+    processes, process = (os.environ.get(name, "") for name in ("R2RANK_PROCESSES", "R2RANK_PROCESS"))
+    if not (processes.isdecimal() and process.isdecimal() and int(process) < int(processes)):
+        raise UsageError(
+            "R2RANK_COORDINATOR needs R2RANK_PROCESSES, a number, and R2RANK_PROCESS below it, got "
+            f"{processes!r} and {process!r}; see launch/README.md"
+        )
     import jax
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(
         coordinator_address=address,
-        num_processes=int(os.environ["R2RANK_PROCESSES"]),
-        process_id=int(os.environ["R2RANK_PROCESS"]),
+        num_processes=int(processes),
+        process_id=int(process),
     )
 
 

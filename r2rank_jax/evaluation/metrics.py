@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from r2rank_jax.errors import ScoresError
 from r2rank_jax.ranking.metrics import EVALUATED
 from r2rank_jax.ranking.reward import named, ranking_reward
 
@@ -65,7 +66,8 @@ def rank_items(scores: ArrayLike, mask: ArrayLike | None = None, *, seed: int) -
         int64 [U, N], a permutation of 0..N-1 per row.
 
     Raises:
-        ValueError: the shapes differ, or a score of a real item is not finite.
+        ValueError: the shapes differ.
+        ScoresError: a score of a real item is not finite.
     """
     values, real = _scores_and_mask(scores, mask)
     tie_keys = np.random.default_rng(seed).random(values.shape)
@@ -97,8 +99,9 @@ def per_user_metrics(
         gets 0 in all of them.
 
     Raises:
-        ValueError: the shapes differ, cut-offs are missing or bad, the reward is unknown, or a real item has a score or
-            label that is not valid.
+        ValueError: the shapes differ, cut-offs are missing or bad, the reward is unknown, or a real item's label is not
+            valid.
+        ScoresError: a score of a real item is not finite.
     """
     values, real = _scores_and_mask(scores, mask)
     metrics = evaluated_metrics(ks, reward)
@@ -127,7 +130,7 @@ def _scores_and_mask(scores: ArrayLike, mask: ArrayLike | None) -> tuple[FloatAr
     bad = real & ~np.isfinite(values)
     if bad.any():
         user, item = np.argwhere(bad)[0]
-        raise ValueError(
+        raise ScoresError(
             f"scores of real items must be finite: {int(bad.sum())} are not, the first is "
             f"{values[user, item]} at user row {user}, item {item}; check whether the model has "
             "diverged, or mask the item"

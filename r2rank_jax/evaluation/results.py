@@ -1,9 +1,10 @@
 """`results.json`: the results of a run, with everything needed to judge and repeat it.
 
 systems         name -> metric -> {mean, ci95: [low, high], n}
-comparisons     [{a, b, metric, difference, ci95, p}], difference = mean of a - b over the same users
+comparisons     [{a, b, metric, difference, ci95, p, p_holm}], difference = mean of a - b over the same users;
+                p of this comparison alone, p_holm corrected for all comparisons of the file
 analytic_random metric -> expected value of a random ranking
-data_hash, candidate_hash, commit, command, teacher, training, machine, notes
+data_hash, candidate_hash, commit, command, teacher, training, inputs, configuration, seed, machine, notes
 """
 
 from __future__ import annotations
@@ -49,6 +50,12 @@ class Provenance:
     """Teacher that wrote the traces of SFT."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """Phase -> {steps, wall_s, ...}."""
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """Hashes of the interactions, items, candidates and tokenizer of the evaluation."""
+    configuration: Mapping[str, Any] = field(default_factory=dict)
+    """Configuration of the evaluation, as JSON."""
+    seed: int | None = None
+    """Seed of the run."""
     notes: Sequence[str] = ()
     """Anything that a reader must know before trusting a number."""
 
@@ -92,6 +99,8 @@ def build_results(
         for name, per_user in systems.items()
     }
     comparisons = [_comparison(a, b, metric, systems, config=config, seed=seed) for a, b in pairs for metric in metrics]
+    for row, corrected in zip(comparisons, significance.holm([row["p"] for row in comparisons])):
+        row["p_holm"] = corrected
     return {
         "schema": SCHEMA,
         "systems": summary,
@@ -105,6 +114,9 @@ def build_results(
         "command": provenance.command,
         "teacher": provenance.teacher,
         "training": dict(provenance.training),
+        "inputs": dict(provenance.inputs),
+        "configuration": dict(provenance.configuration),
+        "seed": provenance.seed,
         "machine": machine_info(),
         "notes": list(provenance.notes),
     }
@@ -117,7 +129,7 @@ def machine_info() -> dict[str, Any]:
         "processor": platform.processor() or platform.machine(),
         "cpus": os.cpu_count() or 1,
         "python": platform.python_version(),
-        "jax": _version("jax"),
+        **{package: _version(package) for package in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")},
         "r2rank_jax": _version("r2rank-jax"),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -174,7 +186,9 @@ def check_results(results: Any) -> None:
         for side in ("a", "b"):
             _require(row[side] in results["systems"], f"{where}.{side} names no system: {row[side]!r}")
         _check_interval(row["difference"], row["ci95"], where)
-        _require(0 < row["p"] <= 1, f"{where}.p must lie in (0, 1], got {row['p']!r}")
+        for name in ("p", "p_holm"):
+            value = row.get(name, 1)  # results from before the correction have none
+            _require(0 < value <= 1, f"{where}.{name} must lie in (0, 1], got {value!r}")
 
 
 def results_table(results: Mapping[str, Any], metrics: Sequence[str] | None = None) -> str:
@@ -196,7 +210,7 @@ def results_table(results: Mapping[str, Any], metrics: Sequence[str] | None = No
     counts = ", ".join(str(n) for n in users) or "no"
     text = f"mean [95% interval over users], {counts} users\n{_aligned(rows)}"
     if results["comparisons"]:
-        header = ["comparison", "metric", "difference", "95% interval", "p"]
+        header = ["comparison", "metric", "difference", "95% interval", "p", "p (Holm)"]
         body = [
             [
                 f"{row['a']} - {row['b']}",
@@ -204,10 +218,12 @@ def results_table(results: Mapping[str, Any], metrics: Sequence[str] | None = No
                 f"{row['difference']:+.3f}",
                 f"{row['ci95'][0]:+.3f} to {row['ci95'][1]:+.3f}",
                 f"{row['p']:.2g}",
+                f"{row['p_holm']:.2g}" if "p_holm" in row else "-",
             ]
             for row in results["comparisons"]
         ]
-        text += f"\n\npaired over users, sign-flip permutation test\n{_aligned([header, *body])}"
+        text += f"\n\npaired over users, sign-flip permutation test; Holm: corrected for all {len(body)} comparisons\n"
+        text += _aligned([header, *body])
     return text
 
 

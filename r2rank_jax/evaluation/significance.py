@@ -6,7 +6,7 @@ of users only. They do not cover the training seed or the sampling of negatives.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -112,6 +112,29 @@ def compare(a: ArrayLike, b: ArrayLike, *, bootstrap_samples: int, permutation_s
     """
     mean, low, high = bootstrap_interval(_differences(a, b), bootstrap_samples, seed)
     return Comparison(mean, low, high, paired_test(a, b, permutation_samples, seed))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values of several tests, adjusted so that the chance of one or more false positives is at most the level.
+
+    Step-down: the smallest of m values is multiplied by m, the next by m - 1, and so on. None is adjusted below a
+    smaller one, or above 1 (S. Holm, "A Simple Sequentially Rejective Multiple Test Procedure", 1979). The tests may
+    depend on each other.
+
+    Args:
+        p_values: in (0, 1].
+
+    Returns:
+        The adjusted values, in the same order.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
 
 
 def _sampled(users: int, samples: int, seed: int) -> Iterator[NDArray[np.uint8]]:

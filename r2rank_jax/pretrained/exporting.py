@@ -14,30 +14,33 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from r2rank_jax.checkpoint import load_policy, sealed_steps
-from r2rank_jax.config import MeshConfig, ModelConfig, RunConfig, read, to_json
+from r2rank_jax.config import MeshConfig, ModelConfig, RunConfig, read
+from r2rank_jax.data.prompts.frame import Frame, has_template
 from r2rank_jax.data.prompts.tokenizer import read_tokenizer
 from r2rank_jax.errors import ConfigError, PretrainedError
 from r2rank_jax.evaluation.results import read_results
 from r2rank_jax.files.atomic import replacing_folder
-from r2rank_jax.model.adapters import adapter_config, delta, without_adapters
-from r2rank_jax.model.hf_names import (
-    SCORE_HEAD,
-    Form,
-    Tensor,
-    adapter_tensors,
-    config_to_hf,
-    family_of,
-    tensors,
-)
+from r2rank_jax.lineage import require_same_prompts
+from r2rank_jax.model.adapters import adapter_config, delta, merged, without_adapters
+from r2rank_jax.model.hf_config import Form, config_to_hf, family_of
+from r2rank_jax.model.hf_names import SCORE_HEAD, Tensor, adapter_tensors, tensors
 from r2rank_jax.phases import PHASES, Phase
-from r2rank_jax.pretrained.folder import BASE, CARD, TOKENIZER_FOLDER, ModelOrigin, load_pretrained, read_model_card
+from r2rank_jax.pretrained.folder import (
+    BASE,
+    CARD,
+    TOKENIZER_FOLDER,
+    ModelOrigin,
+    load_pretrained,
+    read_model_card,
+    tokenizer_hash,
+)
 from r2rank_jax.pretrained.importing import copy_license, require_free
 from r2rank_jax.pretrained.page import ExportForm, Training, model_page
+from r2rank_jax.pretrained.rounding import OutputChange, ParameterChange, described, output_changes
 from r2rank_jax.pretrained.tokenizer_files import (
     TOKENIZER,
     SpecialIds,
     copy_tokenizer,
-    has_chat_template,
     set_padding,
     write_settings,
 )
@@ -60,6 +63,8 @@ class Policy:
     base: ModelOrigin | None
     """The imported model, or the one that training started from; None if the policy was trained from scratch."""
     training: Training | None
+    frame: Frame | None
+    """Text around a prompt; None if the model was imported before frames were kept."""
 
 
 def export(
@@ -68,21 +73,23 @@ def export(
     *,
     phase: Phase = "rl",
     form: ExportForm = "causal-lm",
-    dtype: StoredDtype = "bfloat16",
+    dtype: StoredDtype | None = None,
     shard_gib: float = 4.0,
 ) -> None:
     """Write a Hugging Face directory.
 
     The scoring head of a CausalLM, or of adapters, is stored in a separate file, `score_head.safetensors`. Transformers
     ignores this file, and `r2rank model import` reads it. A scorer has no language head, unless the embedding serves as
-    one. In a CausalLM and a scorer, adapters are merged into the weights.
+    one. In a CausalLM and a scorer, adapters are merged into the weights. What rounding to `dtype` changes is printed
+    and written on the model's page.
 
     Args:
         source: a run directory, or a folder that `r2rank model import` wrote.
         out: directory to write. It must be empty or not exist, and it does not exist after a failure.
         phase: phase of a run directory: "sft", "sft_continued" or "rl".
         form: "causal-lm", "scorer", or "adapters" only, in PEFT's layout.
-        dtype: type of the stored weights.
+        dtype: type of the stored weights. None: the type that the model came in, or float32 if it was trained from
+            scratch; a trained scorer is float32 too, because its scores should equal ours to 1e-4.
         shard_gib: maximum size of a file of a whole model, in GiB; adapters are one file.
 
     Raises:
@@ -95,15 +102,18 @@ def export(
         raise ConfigError(f"--shard-gib must be positive, got {shard_gib}; the default is 4")
     policy = _imported(source) if (source / CARD).is_file() and not (source / "checkpoints").is_dir() else None
     policy = policy or _trained(source, phase)
+    dtype = dtype or _default_dtype(policy, form)
+    change = ParameterChange(dtype)
     head = _score_head(policy.config)
     with replacing_folder(out) as partial:
         if form == "adapters":
-            _write_adapters(policy, partial, dtype)
+            _write_adapters(policy, partial, change)
         else:
-            _write_model(policy, partial, form, dtype, int(shard_gib * 2**30))
+            _write_model(policy, partial, form, change, int(shard_gib * 2**30))
         if form != "scorer":
             write_file(partial / SCORE_FILE, {head.name: head.shape}, _reader(policy, [head]), "float32")
         _write_tokenizer(policy, partial, form)
+        rounding = described(change, _output_changes(policy, form, dtype) if change.largest else [])
         page = model_page(
             name=out.name,
             config=policy.config,
@@ -111,14 +121,28 @@ def export(
             ids=policy.ids,
             base=policy.base,
             training=policy.training,
-            chat=has_chat_template(partial),
+            frame=policy.frame or (None if has_template(partial) else Frame()),
+            rounding=rounding,
         )
         (partial / "README.md").write_text(page, encoding="utf-8")
         copy_license(policy.directory, partial)
-    print(f"{out}: {family_of(without_adapters(policy.config))}, {form}, {dtype}")
+    print(f"{out}: {family_of(without_adapters(policy.config))}, {form}, {dtype}; {rounding}")
 
 
-def _write_model(policy: Policy, folder: Path, form: Form, dtype: StoredDtype, shard_bytes: int) -> None:
+def _default_dtype(policy: Policy, form: ExportForm) -> StoredDtype:
+    trained_scorer = form == "scorer" and policy.training is not None
+    return "float32" if policy.base is None or trained_scorer else policy.base.dtype or "float32"
+
+
+def _output_changes(policy: Policy, form: ExportForm, dtype: StoredDtype) -> list[OutputChange]:
+    only_adapters, config, params = form == "adapters", policy.config, policy.params
+    if config.lora_rank and not only_adapters:
+        config, params = without_adapters(config), jax.jit(lambda params: merged(config, params))(params)
+    scorer = form == "scorer"
+    return output_changes(config, params, dtype, policy.positions, head=scorer, only_adapters=only_adapters)
+
+
+def _write_model(policy: Policy, folder: Path, form: Form, change: ParameterChange, shard_bytes: int) -> None:
     config = without_adapters(policy.config)
     wanted = tensors(config, language_head=form == "causal-lm", score_head=form == "scorer")
     description = config_to_hf(
@@ -128,14 +152,14 @@ def _write_model(policy: Policy, folder: Path, form: Form, dtype: StoredDtype, s
         stop=policy.ids.stop,
         bos=policy.ids.bos,
         positions=policy.positions,
-        dtype=dtype,
+        dtype=change.dtype,
     )
     (folder / "config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     shapes = {tensor.name: tensor.shape for tensor in wanted}
-    write_sharded(folder, shapes, _reader(policy, wanted), dtype, shard_bytes)
+    write_sharded(folder, shapes, change.watch(_reader(policy, wanted)), change.dtype, shard_bytes)
 
 
-def _write_adapters(policy: Policy, folder: Path, dtype: StoredDtype) -> None:
+def _write_adapters(policy: Policy, folder: Path, change: ParameterChange) -> None:
     if not policy.config.lora_rank:
         raise ConfigError(
             "--form adapters needs a policy that was trained with trained=adapters, got one with model.lora_rank=0; "
@@ -150,14 +174,14 @@ def _write_adapters(policy: Policy, folder: Path, dtype: StoredDtype) -> None:
     description = adapter_config(policy.config, policy.base.hub_id or "")
     (folder / "adapter_config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     shapes = {tensor.name: tensor.shape for tensor in wanted}
-    write_file(folder / "adapter_model.safetensors", shapes, _reader(policy, wanted), dtype)
+    write_file(folder / "adapter_model.safetensors", shapes, change.watch(_reader(policy, wanted)), change.dtype)
 
 
 def _imported(directory: Path) -> Policy:
     card = read_model_card(directory)
     params = load_pretrained(directory, abstract_params(_all_devices(), card.config))
     ids = SpecialIds(card.pad, card.stop, card.source.bos)
-    return Policy(directory, card.config, params, ids, card.source.positions, card.source, None)
+    return Policy(directory, card.config, params, ids, card.source.positions, card.source, None, card.frame)
 
 
 def _trained(run_dir: Path, phase: Phase) -> Policy:
@@ -172,17 +196,19 @@ def _trained(run_dir: Path, phase: Phase) -> Policy:
         raise PretrainedError(f"--phase must be one that {run_dir} has trained ({', '.join(trained)}), got {phase}")
     config = read(run_dir / "config.json")
     like = abstract_params(_all_devices(), config.model)
-    params, record, identity = load_policy(run_dir / "checkpoints" / phase, like, to_json(config))
+    policy = load_policy(run_dir / "checkpoints" / phase, like, config)
+    params, record = policy.params, policy.record
+    require_same_prompts(record, config, tokenizer_hash(run_dir))
     results = read_results(run_dir / "results.json") if (run_dir / "results.json").is_file() else None
-    training = Training(config=config, record=record, identity=identity, results=results)
+    training = Training(config=config, record=record, identity=policy.identity, results=results)
     if config.pretrained is not None:
         base = run_dir / BASE  # the folder in config.pretrained may have been deleted
         card = read_model_card(base)
         ids = SpecialIds(card.pad, card.stop, card.source.bos)
-        return Policy(base, config.model, params, ids, card.source.positions, card.source, training)
+        return Policy(base, config.model, params, ids, card.source.positions, card.source, training, card.frame)
     tokenizer = read_tokenizer(run_dir / TOKENIZER)
     ids = SpecialIds(tokenizer.pad, tokenizer.stop, None)
-    return Policy(run_dir, config.model, params, ids, _prompt_tokens(config), None, training)
+    return Policy(run_dir, config.model, params, ids, _prompt_tokens(config), None, training, Frame())
 
 
 def _prompt_tokens(config: RunConfig) -> int:

@@ -1,6 +1,6 @@
 """The folder of an imported model: its description, parameters, tokenizer, and a seal over all files.
 
-model.json   `ModelCard`
+model.json   `ModelCard`, with the frame that the chat template gave at import
 params/      Orbax, float32
 tokenizer/   the files of `tokenizer_files.COPIED`
 LICENSE*     the base model's license, if it has one
@@ -10,6 +10,7 @@ seal.json    SHA-256 of every file, written last
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 from dataclasses import dataclass
@@ -19,11 +20,14 @@ import jax
 import orbax.checkpoint as ocp
 from flax.core import meta
 
-from r2rank_jax.checkpoint import damage, without_machine_settings
+from r2rank_jax.checkpoint import damage
 from r2rank_jax.config import ModelConfig, differences, from_json
+from r2rank_jax.data.prompts.frame import Frame
 from r2rank_jax.errors import ConfigError, PretrainedError
+from r2rank_jax.lineage import without_machine_settings
 from r2rank_jax.model.transformer import initial_params
-from r2rank_jax.pretrained.tokenizer_files import read_json
+from r2rank_jax.pretrained.tokenizer_files import TOKENIZER, read_json
+from r2rank_jax.pretrained.weights import StoredDtype
 from r2rank_jax.types import Params
 
 CARD, PARAMS, TOKENIZER_FOLDER = "model.json", "params", "tokenizer"
@@ -45,6 +49,8 @@ class ModelOrigin:
     hub_id: str | None
     licence: str | None
     """The license, as named in its README."""
+    dtype: StoredDtype | None = None
+    """Type of its weights, float32 if they have several; None if it was imported before this was recorded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +62,8 @@ class ModelCard:
     pad: int
     stop: int
     source: ModelOrigin
+    frame: Frame | None = None
+    """What its chat template puts around a prompt, rendered at import; None if it was imported before this was kept."""
 
 
 def write_model_card(directory: Path, card: ModelCard) -> None:
@@ -78,9 +86,22 @@ def read_model_card(directory: Path) -> ModelCard:
     values = read_json(directory / CARD)
     try:
         model = from_json({"name": "imported", "model": values["config"]}).model
-        return ModelCard(config=model, pad=values["pad"], stop=values["stop"], source=ModelOrigin(**values["source"]))
+        frame = None if values.get("frame") is None else Frame(**values["frame"])
+        source = ModelOrigin(**values["source"])
+        return ModelCard(config=model, pad=values["pad"], stop=values["stop"], source=source, frame=frame)
     except (KeyError, TypeError, AttributeError) as error:
         raise PretrainedError(f"{directory / CARD} is not complete ({error!r}); import the model again") from error
+
+
+def tokenizer_hash(run_dir: Path) -> str:
+    """SHA-256 of a run's tokenizer: of its files, special ids and frame if the run started from an imported model."""
+    base = run_dir / BASE
+    if not base.is_dir():
+        return hashlib.sha256((run_dir / TOKENIZER).read_bytes()).hexdigest()
+    card, folder = read_model_card(base), base / TOKENIZER_FOLDER
+    files = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())}
+    identity = [files, card.pad, card.stop] + ([] if card.frame is None else [dataclasses.asdict(card.frame)])
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def save_params(directory: Path, params: Params) -> None:

@@ -1,12 +1,15 @@
 """`r2rank model import`: convert a Hugging Face directory to our parameters.
 
-Everything is checked before anything is written, and no code in the directory is ever run.
+Everything is checked before anything is written, and no code in the directory is ever run, except for the chat
+template, which is rendered once, in a process with limits.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,20 +19,23 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from r2rank_jax.checkpoint import write_seal
 from r2rank_jax.config import MeshConfig, ModelConfig
+from r2rank_jax.data.prompts.frame import Frame, reads_the_clock, render_frame
 from r2rank_jax.errors import PretrainedError
 from r2rank_jax.files.atomic import replacing_folder
-from r2rank_jax.model.hf_names import (
-    LANGUAGE_HEAD,
-    SCORE_HEAD,
-    Tensor,
-    architecture_of,
-    config_from_hf,
-    ignorable,
-    tensors,
-)
+from r2rank_jax.model.hf_config import architecture_of, config_from_hf, positions_from_hf
+from r2rank_jax.model.hf_names import LANGUAGE_HEAD, SCORE_HEAD, Tensor, ignorable, tensors
 from r2rank_jax.pretrained.folder import TOKENIZER_FOLDER, ModelCard, ModelOrigin, save_params, write_model_card
 from r2rank_jax.pretrained.tokenizer_files import COPIED, copy_tokenizer, read_json, read_special_ids
-from r2rank_jax.pretrained.weights import DTYPES, INDEX, SCORE_FILE, Stored, read_header, sha256_of, stored_tensors
+from r2rank_jax.pretrained.weights import (
+    DTYPES,
+    INDEX,
+    SCORE_FILE,
+    Stored,
+    dtype_of,
+    read_header,
+    sha256_of,
+    stored_tensors,
+)
 from r2rank_jax.sharding import abstract_params, make_mesh
 from r2rank_jax.types import Array, Params
 
@@ -49,6 +55,7 @@ def import_model(source: str, out: Path) -> ModelCard:
 
     Raises:
         ConfigError: the model is not supported, or the tokenizer does not belong to the model.
+        DataError: the chat template gives no frame, see `render_frame`.
         PretrainedError: files are missing, damaged or pickled, or the tensors are not those of the architecture.
     """
     require_free(out)
@@ -57,11 +64,13 @@ def import_model(source: str, out: Path) -> ModelCard:
     config = config_from_hf(values)
     family, form = architecture_of(values)
     stored = stored_tensors(folder)
+    weights = dict(stored)
     if form == "causal-lm" and (folder / SCORE_FILE).is_file():
         stored |= read_header(folder / SCORE_FILE)
     wanted = tensors(config, language_head=True, score_head=SCORE_HEAD in stored or form == "scorer")
     require_tensors(wanted, stored, config)
     special = read_special_ids(folder, values, config.vocabulary)
+    dtype = dtype_of(weights[tensor.name] for tensor in wanted if tensor.name in weights)
     card = ModelCard(
         config=config,
         pad=special.pad,
@@ -69,11 +78,13 @@ def import_model(source: str, out: Path) -> ModelCard:
         source=ModelOrigin(
             architecture=values["architectures"][0],
             sha256=sha256_of(stored),
-            positions=int(values.get("max_position_embeddings", 2048)),
+            positions=positions_from_hf(values),
             bos=special.bos,
             hub_id=None if Path(source).is_dir() else source,
             licence=license_of(folder),
+            dtype=dtype,
         ),
+        frame=_frame(folder),
     )
     mesh = make_mesh(MeshConfig(fsdp=jax.device_count()))
     params = read_params(wanted, stored, abstract_params(mesh, config))
@@ -84,8 +95,19 @@ def import_model(source: str, out: Path) -> ModelCard:
         save_params(partial, params)
         write_seal(partial)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    print(f"{out}: {card.source.architecture}, {size:,} parameters, {family} family")
+    print(f"{out}: {card.source.architecture}, {size:,} parameters, {family} family, weights in {dtype}")
     return card
+
+
+def _frame(folder: Path) -> Frame:
+    """Render the chat template of the files that are copied, because a run reads no others."""
+    with tempfile.TemporaryDirectory() as scratch:
+        copy_tokenizer(folder, Path(scratch))
+        frame = render_frame(Path(scratch), folder)
+        if reads_the_clock(Path(scratch)):
+            kept = json.dumps(frame.before, ensure_ascii=False)
+            print(f"r2rank: the chat template reads the clock; prompts keep the text of this import: {kept}")
+        return frame
 
 
 def locate(source: str) -> Path:

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from r2rank_jax.config import ModelConfig, RunConfig, to_json
+from r2rank_jax.data.prompts.frame import Frame
 from r2rank_jax.evaluation.results import results_table
-from r2rank_jax.model.hf_names import Form
+from r2rank_jax.model.hf_config import Form
 from r2rank_jax.phases import PhaseRecord
 from r2rank_jax.pretrained.folder import ModelOrigin
 from r2rank_jax.pretrained.tokenizer_files import SpecialIds
@@ -17,9 +18,9 @@ from r2rank_jax.pretrained.tokenizer_files import SpecialIds
 ExportForm = Literal[Form, "adapters"]
 """A whole model of either form, or only the adapters to apply to its base model."""
 
-# The text that the chat template puts around a user's message: it opens every prefix and closes every item.
-_FRAME = """before, after = tokenizer.apply_chat_template(
-    [{{"role": "user", "content": "⟪⟫"}}], tokenize=False, add_generation_prompt=True, enable_thinking=False
+# Models that were imported before frames were kept. Their template does not read the clock.
+_RENDERED = """before, after = tokenizer.apply_chat_template(
+    [{"role": "user", "content": "⟪⟫"}], tokenize=False, add_generation_prompt=True, enable_thinking=False
 ).split("⟪⟫")
 """
 _USE: dict[ExportForm, str] = {
@@ -56,7 +57,8 @@ def model_page(
     ids: SpecialIds,
     base: ModelOrigin | None,
     training: Training | None,
-    chat: bool,
+    frame: Frame | None,
+    rounding: str,
 ) -> str:
     """The page as Markdown, with the YAML header that the hub reads.
 
@@ -67,7 +69,9 @@ def model_page(
         ids: ids of the special tokens.
         base: the imported model, or the one that training started from.
         training: how the model was trained; None if it was only imported.
-        chat: whether the tokenizer has a chat template, which then frames every prompt.
+        frame: text around every prompt, which opens the prefix and closes the item. None: what the tokenizer's chat
+            template renders.
+        rounding: what the type of the stored weights changes.
     """
     about = "scores one candidate's rationale" if form == "scorer" else "writes a rationale for one candidate item"
     parts = [
@@ -76,8 +80,8 @@ def model_page(
         f"A language model that {about}, trained with r2rank_jax (Reasoning to Rank, after arXiv 2602.12530).\n"
         if training
         else "A pretrained model that r2rank_jax imported and exported without training it.\n",
-        _facts(config, base, training),
-        _usage(form, ids, training, chat),
+        _facts(config, base, training, rounding),
+        _usage(form, ids, training, frame),
     ]
     if training is not None:
         if training.results is not None:
@@ -99,8 +103,9 @@ def _head(form: ExportForm, base: ModelOrigin | None) -> str:
     return "\n".join(["---", *lines, "---\n"])
 
 
-def _facts(config: ModelConfig, base: ModelOrigin | None, training: Training | None) -> str:
+def _facts(config: ModelConfig, base: ModelOrigin | None, training: Training | None, rounding: str) -> str:
     rows = [("layers, width, vocabulary", f"{config.layers}, {config.width}, {config.vocabulary}")]
+    rows.append(("stored type", rounding))
     if base is not None:
         rows.append(("base model", f"{base.hub_id or base.architecture}, weights with SHA-256 {base.sha256}"))
         rows.append(("license of the base model", base.licence or "unknown; see the source of the model"))
@@ -116,11 +121,13 @@ def _facts(config: ModelConfig, base: ModelOrigin | None, training: Training | N
     return "\n".join(["| | |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows), ""])
 
 
-def _usage(form: ExportForm, ids: SpecialIds, training: Training | None, chat: bool) -> str:
+def _usage(form: ExportForm, ids: SpecialIds, training: Training | None, frame: Frame | None) -> str:
     tokens = training.config.data.rationale_tokens if training else 128
+    chat = frame != Frame()
     parts = "before, prefix, item, after" if chat else "prefix, item"
-    frame = _FRAME.format() if chat else ""
-    code = _USE[form].format(stop=ids.stop, pad=ids.pad, tokens=tokens, parts=parts, frame=frame)
+    kept = "" if frame is None or not chat else f"before, after = {frame.before!r}, {frame.after!r}\n"
+    texts = _RENDERED if frame is None else kept
+    code = _USE[form].format(stop=ids.stop, pad=ids.pad, tokens=tokens, parts=parts, frame=texts)
     framed = " The frame of the chat template is put around prefix and item." if chat else ""
     return (
         "## Use\n\nThe user's history, the candidate and the rationale (see `r2rank_jax.data.prompts` for their text) "

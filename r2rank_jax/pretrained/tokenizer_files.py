@@ -86,19 +86,19 @@ def read_special_ids(folder: Path, config: Mapping[str, Any], vocabulary: int) -
             f"{TOKENIZER} is the whole tokenizer, remove auto_map from {SETTINGS}"
         )
     declared = {name: ids.get(_text(settings.get(f"{name}_token"))) for name in ("pad", "eos", "bos", "unk")}
-    ends = _ids(config.get("eos_token_id"))
+    ends = _ids(config, "eos_token_id")
     stop = declared["eos"] if declared["eos"] is not None else next(iter(ends), -1)
     if not 0 <= stop < vocabulary:
         raise ConfigError(
             f"{SETTINGS} or config.json must name an end-of-text token below {vocabulary}, got "
             f"{settings.get('eos_token')!r} and {ends}; add eos_token"
         )
-    taken = {stop, *ends, *_ids(config.get("bos_token_id")), declared["bos"]}
+    taken = {stop, *ends, *_ids(config, "bos_token_id"), declared["bos"]}
     special = {i: token.content for i, token in backend.get_added_tokens_decoder().items() if token.special}
     template = _chat_template(folder, settings)
     padding = [
         declared["pad"],
-        *_ids(config.get("pad_token_id")),
+        *_ids(config, "pad_token_id"),
         *(i for i in sorted(special) if "pad" in special[i]),
         declared["unk"],
         *(i for i in sorted(special) if special[i] not in template),
@@ -157,16 +157,15 @@ def _read_tokenizer(folder: Path) -> Tokenizer:
 
 def _text(token: Any) -> str:
     """The text of a token in tokenizer_config.json, where it is a string or an object that holds one."""
-    return str(token.get("content", "")) if isinstance(token, dict) else token or ""
+    return str(token.get("content", "")) if isinstance(token, dict) else str(token or "")
 
 
-def _ids(value: Any) -> list[int]:
-    return [] if value is None else [int(i) for i in value] if isinstance(value, list) else [int(value)]
-
-
-def has_chat_template(folder: Path) -> bool:
-    """Whether the tokenizer in this folder has a chat template."""
-    return bool(_chat_template(folder, json.loads((folder / SETTINGS).read_text(encoding="utf-8"))))
+def _ids(config: Mapping[str, Any], name: str) -> list[int]:
+    value = config.get(name)
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    if any(not isinstance(i, int) for i in ids):
+        raise ConfigError(f"config.json must give {name} as an id or a list of ids, got {value!r}; restore it")
+    return ids
 
 
 def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str:

@@ -11,10 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +26,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SCORE_FILE = "score_head.safetensors"
 """File next to an exported CausalLM with its scoring head, for which transformers' CausalLM has no parameter."""
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(jnp.bfloat16), "F16": np.dtype(np.float16)}
-StoredDtype = Literal["float32", "bfloat16"]
+StoredDtype = Literal["float32", "bfloat16", "float16"]
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _LONGEST_HEADER = 100_000_000  # bytes; the limit in the safetensors package
@@ -51,22 +52,28 @@ class Stored:
 def stored_tensors(folder: Path) -> dict[str, Stored]:
     """Locate every tensor of a checkpoint by reading only the files' headers.
 
+    If there is an index, it decides which files are read. A warning names the other files of weights, which a merged or
+    an older copy of the model may have left in the folder.
+
     Args:
-        folder: folder with `model.safetensors`, or with `model.safetensors.index.json` and the files that it names.
+        folder: folder with `model.safetensors.index.json` and the files that it names, or with `model.safetensors`.
 
     Raises:
         PretrainedError: there are no such files, or pickles instead, or a file is truncated or inconsistent.
     """
-    if (folder / SINGLE).is_file():
-        return read_header(folder / SINGLE)
     if not (folder / INDEX).is_file():
-        raise PretrainedError(_nothing_to_read(folder))
+        if not (folder / SINGLE).is_file():
+            raise PretrainedError(_nothing_to_read(folder))
+        _warn_of_other_weights(folder, {SINGLE}, f"there is no {INDEX}")
+        return read_header(folder / SINGLE)
     index = _weight_map(folder / INDEX)
     stored: dict[str, Stored] = {}
     for file in sorted(set(index.values())):
         if Path(file).name != file or not (folder / file).is_file():
-            raise PretrainedError(f"{INDEX} names {file}, which is not in {folder}; download the model again")
+            whole = f", or delete {INDEX} to read {SINGLE}" if (folder / SINGLE).is_file() else ""
+            raise PretrainedError(f"{INDEX} names {file}, which is not in {folder}; download the model again{whole}")
         stored |= read_header(folder / file)
+    _warn_of_other_weights(folder, set(index.values()), f"{INDEX} does not name it")
     misplaced = sorted(name for name, file in index.items() if name not in stored or stored[name].file.name != file)
     misplaced += sorted(set(stored) - set(index))
     if misplaced:
@@ -104,6 +111,12 @@ def read_header(path: Path) -> dict[str, Stored]:
             f"{'truncated' if size < end else 'too long'}: download it again"
         )
     return stored
+
+
+def dtype_of(stored: Iterable[Stored]) -> StoredDtype:
+    """The type of a checkpoint's tensors; float32, which holds every value of the others, if they have several."""
+    types = {str(DTYPES[tensor.dtype]) for tensor in stored}
+    return next((dtype for dtype in get_args(StoredDtype) if types == {dtype}), "float32")
 
 
 def sha256_of(stored: Mapping[str, Stored]) -> str:
@@ -176,6 +189,12 @@ def write_file(
             if array.shape != shape:
                 raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
             array.tofile(file)
+
+
+def _warn_of_other_weights(folder: Path, read: set[str], reason: str) -> None:
+    for path in sorted(folder.glob("model*.safetensors")):
+        if path.name not in read:
+            print(f"r2rank: {path.name} in {folder} is ignored, because {reason}", file=sys.stderr)
 
 
 def _stored(path: Path, data: int, entry: dict[str, Any]) -> Stored:

@@ -2,7 +2,8 @@
 
 from r2rank_jax.ranking.credit import item_advantages, leave_item_out, swap
 from r2rank_jax.ranking.estimators import surrogate
-from r2rank_jax.ranking.expectation import expected_ndcg, expected_reward, swapped_expected_ndcg
+from r2rank_jax.ranking.exact.replacement import swapped_expected_ndcg
+from r2rank_jax.ranking.expectation import expected_ndcg, expected_reward
 from r2rank_jax.ranking.losses import (
     Loss,
     approx_ndcg,

@@ -1,9 +1,11 @@
 """Checks and conversions that every function of this package applies to its arguments.
 
-Shapes and options are always checked. Values (an index out of range, a negative label) can only be checked on arrays
-that are not traced, so they are not checked under `jit`; to check a jitted program, run it once
-`with jax.disable_jit():`. (We tried checks inside the program, with `checkify.debug_check`. Even when they are switched
-off they cost every call of a jitted function 100 µs, because JAX dispatches programs with effects in Python.)
+Shapes and options are always checked. Values (an index out of range or twice, a negative label, a NaN score of a real
+item) can only be checked on arrays that are not traced, so they are not checked under `jit`. There a NaN score of a
+real item ranks last, and every other value that depends on it is NaN; a repeated item counts at its first place only.
+To check a jitted program, run it once `with jax.disable_jit():`. (We tried checks inside the program, with
+`checkify.debug_check`. Even when they are switched off they cost every call of a jitted function 100 µs, because JAX
+dispatches programs with effects in Python.)
 """
 
 from __future__ import annotations
@@ -13,10 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from r2rank_jax.ranking.order import ALL_PAIRS_ITEMS
+
 # A finite substitute for −inf: with infinities, (−inf) − (−inf) appears in logaddexp and in its gradient.
 # Scores are clipped to a much smaller range, so that a real item can never be taken for a masked one.
 LOWEST = -3.0e38
 SCORE_LIMIT = 1.0e30
+# Stands for a NaN where scores are put in order: below every score, above masked items.
+_OF_NAN = LOWEST / 2
 
 
 def real_scores(scores: ArrayLike, mask: ArrayLike | None) -> tuple[jax.Array, jax.Array]:
@@ -30,8 +36,10 @@ def real_scores(scores: ArrayLike, mask: ArrayLike | None) -> tuple[jax.Array, j
       Scores [..., N] in float32 with 0 at masked items, and the mask [..., N], broadcast to the shape of the scores.
 
     Raises:
-      ValueError: if `scores` has no item axis or `mask` does not fit it.
+      ValueError: if `scores` has no item axis, `mask` does not fit it, or a real item's score is NaN. The values of
+        traced scores are not checked; a NaN stays one.
     """
+    score_values, mask_values = contents(scores), True if mask is None else contents(mask)
     scores = jnp.asarray(scores, jnp.float32)
     if scores.ndim == 0 or scores.shape[-1] == 0:
         raise ValueError(
@@ -39,8 +47,21 @@ def real_scores(scores: ArrayLike, mask: ArrayLike | None) -> tuple[jax.Array, j
             "last axis"
         )
     real = broadcast_mask(mask, scores.shape, "scores")
+    if score_values is not None and mask_values is not None:
+        given, counted = np.broadcast_arrays(np.asarray(score_values, np.float32), np.asarray(mask_values, bool))
+        unknown = int(np.count_nonzero(np.isnan(given) & counted))
+        if unknown:
+            raise ValueError(
+                f"scores of real items must not be NaN; got {unknown} that are, of {int(np.count_nonzero(counted))}; "
+                "check whether the model has diverged, or mark the items as False in mask"
+            )
     # Replace before clipping: then the gradient with respect to a masked NaN is exactly zero.
     return jnp.clip(jnp.where(real, scores, 0.0), -SCORE_LIMIT, SCORE_LIMIT), real
+
+
+def nan_last(scores: jax.Array) -> jax.Array:
+    """Scores [..., N] to put in order: a NaN is below every number and above masked items."""
+    return jnp.where(jnp.isnan(scores), _OF_NAN, scores)
 
 
 def real_labels(labels: ArrayLike, mask: ArrayLike | None = None) -> jax.Array:
@@ -75,7 +96,7 @@ def item_indices(ranking: ArrayLike, num_items: int) -> jax.Array:
 
     Raises:
       ValueError: if its dtype is not an integer, it has more places than there are items, or (if it is not traced) it
-        holds an index outside 0..N−1.
+        holds an index outside 0..N−1 or an item twice.
     """
     indices, ranking = contents(ranking), jnp.asarray(ranking)
     if not jnp.issubdtype(ranking.dtype, jnp.integer) or ranking.ndim == 0:
@@ -92,7 +113,28 @@ def item_indices(ranking: ArrayLike, num_items: int) -> jax.Array:
             f"ranking must hold item indices from 0 to {num_items - 1}; got indices from {indices.min()} to "
             f"{indices.max()}; rank the items of this list, with `sample` or `mode`"
         )
+    if indices is not None and indices.shape[-1] > 1:
+        ascending = np.sort(indices, axis=-1)
+        twice = ascending[..., 1:][ascending[..., 1:] == ascending[..., :-1]]
+        if twice.size:
+            raise ValueError(
+                f"ranking must hold every item at most once; got item {twice[0]} at two places; keep its first place"
+            )
     return ranking
+
+
+def first_places(ranking: jax.Array) -> jax.Array:
+    """Whether each place of a ranking [..., K] is the first one of its item: bool [..., K]."""
+    places = ranking.shape[-1]
+    if places <= ALL_PAIRS_ITEMS:
+        earlier = jnp.tri(places, k=-1, dtype=bool)  # [r, s]: place s comes before place r
+        return ~jnp.any((ranking[..., :, None] == ranking[..., None, :]) & earlier, axis=-1)
+    order = jnp.argsort(ranking, axis=-1, stable=True)
+    ascending = jnp.take_along_axis(ranking, order, axis=-1)
+    first = jnp.concatenate(
+        [jnp.ones_like(ascending[..., :1], bool), ascending[..., 1:] != ascending[..., :-1]], axis=-1
+    )
+    return jnp.put_along_axis(jnp.zeros_like(first), order, first, axis=-1, inplace=False)
 
 
 def broadcast_mask(mask: ArrayLike | None, shape: tuple[int, ...], name: str) -> jax.Array:

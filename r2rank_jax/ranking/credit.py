@@ -49,7 +49,8 @@ from jax.typing import ArrayLike
 
 from r2rank_jax.ranking import reward as rewards
 from r2rank_jax.ranking.arguments import broadcast_mask, item_indices, leading, real_scores, same_items
-from r2rank_jax.ranking.expectation import Method, add_terms, expected_reward, swapped_expected_ndcg
+from r2rank_jax.ranking.exact.replacement import swapped_expected_ndcg
+from r2rank_jax.ranking.expectation import Method, add_terms, expected_reward
 from r2rank_jax.ranking.plackett_luce import mode
 from r2rank_jax.ranking.reward import Reward, Term
 

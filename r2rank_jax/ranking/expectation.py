@@ -132,83 +132,11 @@ def value(
 
         return subsets.expected_total(scores, real, num_places, payment)
     if term.counts == "first":
-        scores, gains, real = _merged(scores, gains, real)
+        scores, gains, real = merged_relevant(scores, gains, real)
         method = "quadrature_one_positive"
 
     def weight(focal: jax.Array) -> jax.Array:
         return quadrature.expected_weight(scores, real, focal, weights)
-
-    return sum_over_relevant(weight, gains, method)
-
-
-def swapped_expected_ndcg(
-    scores: ArrayLike,
-    labels: ArrayLike,
-    alternatives: ArrayLike,
-    mask: ArrayLike | None = None,
-    *,
-    k: int | None = None,
-    reward: Reward | None = None,
-    method: Method = "auto",
-) -> jax.Array:
-    """Expected NDCG@k, or another reward, of a list in which one item's score is replaced, for every item.
-
-    Credit rules use these values. The quadrature methods compute all N·A of them for about the cost of 2 + A values.
-    The other methods, and terms that count only the first relevant item, evaluate N·A lists.
-
-    Args:
-      scores: [..., N] scores.
-      labels: [..., N] graded relevance; leading axes broadcast with those of `scores`.
-      alternatives: [..., A, N] alternative scores; leading axes broadcast with those of `scores`.
-      mask: [..., N] True for a real item.
-      k: cut-off of the NDCG; None takes all N places.
-      reward: used instead of NDCG@k.
-      method: see the table at the top of this module.
-
-    Returns:
-      [..., A, N]: entry (a, i) is the value of the list with scores[i] replaced by alternatives[a, i]. At a
-      masked item, the unchanged value.
-
-    Raises:
-      ValueError: as `expected_ndcg`.
-    """
-    reward = rewards.chosen(reward, k)
-    scores, gains, real = prepare_terms(scores, labels, mask, reward)
-    num_items = scores.shape[-1]
-    check_method(method, num_items)
-    alternatives = jnp.asarray(alternatives, jnp.float32)
-    if alternatives.ndim < 2 or alternatives.shape[-1] != num_items:
-        raise ValueError(
-            f"alternatives must have shape [..., A, N={num_items}]; got {alternatives.shape}; give A scores per item"
-        )
-    lead = leading(scores=scores.shape, alternatives=(*alternatives.shape[:-2], num_items))
-    scores, real = (jnp.broadcast_to(x, (*lead, num_items)) for x in (scores, real))
-    alternatives = jnp.broadcast_to(alternatives, (*lead, *alternatives.shape[-2:]))
-    alternatives, _ = real_scores(alternatives, real[..., None, :])
-    return add_terms(
-        reward,
-        [
-            _swapped(scores, jnp.broadcast_to(gain, scores.shape), real, alternatives, method, term)
-            for term, gain in zip(reward.terms, gains)
-        ],
-    )
-
-
-def _swapped(
-    scores: jax.Array, gains: jax.Array, real: jax.Array, alternatives: jax.Array, method: Method, term: Term
-) -> jax.Array:
-    """`swapped_expected_ndcg` of one term for prepared arguments: [..., A, N]."""
-    num_items = scores.shape[-1]
-    num_places = term.num_places(num_items)
-    if method in MAX_ITEMS or term.counts == "first":
-        identity = jnp.eye(num_items, dtype=bool)
-        variants = jnp.where(identity, alternatives[..., None, :], scores[..., None, None, :])  # [..., A, i, N]
-        wide_gains, wide_real = (jnp.broadcast_to(x[..., None, None, :], variants.shape) for x in (gains, real))
-        return value(variants, wide_gains, wide_real, num_places, method, term=term)
-    weights = term.weights(num_places, scores.dtype)
-
-    def weight(focal: jax.Array) -> jax.Array:
-        return quadrature.swapped_expected_weight(scores, real, focal, alternatives, weights)
 
     return sum_over_relevant(weight, gains, method)
 
@@ -300,7 +228,7 @@ def sum_over_relevant(weight: Callable[[jax.Array], jax.Array], gains: jax.Array
     return one(None) if bool(at_most_one) else every(None)
 
 
-def _merged(scores: jax.Array, gains: jax.Array, real: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def merged_relevant(scores: jax.Array, gains: jax.Array, real: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Lists [..., N] whose relevant items are merged into the first of them, with the score logsumexp(their scores)."""
     relevant = (gains > 0) & real
     peak, excess = log_sum(scores, relevant)

@@ -5,6 +5,9 @@ item is relevant when its label is above 0), computes in float32 and returns one
 without a relevant item is 0; exclude such lists from a mean with `has_relevant`, or they count as failures. All metrics
 except average precision call `reward.ranking_reward`, so training and evaluation use the same code.
 
+A ranking holds every item at most once. A repeated item is refused, or under `jit`, where values cannot be seen, counts
+at its first place only, so that no metric exceeds its bound.
+
 Metrics take rankings, not scores, because equal scores need an order. Breaking ties by position in the list can favor
 or penalize a constant scorer; `plackett_luce.mode(scores, mask, key=key)` breaks ties at random. Making the ranking
 takes one sort by score; only NDCG sorts again, by gain, for the best possible ranking.
@@ -85,8 +88,9 @@ def dcg(
       [...] DCG; 0 where no item is relevant.
 
     Raises:
-      ValueError: if the ranking holds anything but item indices or has fewer than min(k, N) places, labels of real
-        items are negative (both if not traced, see `arguments`), shapes do not broadcast, or `gain` is unknown.
+      ValueError: if the ranking holds anything but item indices, an item twice, or fewer than min(k, N) places, labels
+        of real items are negative (values only if not traced, see `arguments`), shapes do not broadcast, or `gain` is
+        unknown.
     """
     return ranking_reward(ranking, labels, mask, reward=rewards.dcg(_cutoff(ranking, k), gain))
 

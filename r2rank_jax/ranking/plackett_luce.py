@@ -11,6 +11,8 @@ Them" (2019).
 
 All functions compute in float32. `mask` is True for a real item; a masked item's score may be anything,
 NaN included, and changes neither a value nor a gradient. Masked items fill the last places, in index order.
+A NaN score of a real item is refused where values can be seen. Under `jit` that item comes last of the real ones,
+behind −inf, in `mode` and `sample`, and every probability that depends on it is NaN.
 
 >>> import jax, jax.numpy as jnp
 >>> scores = jnp.array([0.0, 1.0, 2.0])
@@ -30,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from r2rank_jax.ranking.arguments import item_indices, leading, places, real_scores, same_items
+from r2rank_jax.ranking.arguments import item_indices, leading, nan_last, places, real_scores, same_items
 from r2rank_jax.ranking.draws import sampling
 from r2rank_jax.ranking.draws.choices import choices, divergence
 from r2rank_jax.ranking.exact import quadrature, subsets
@@ -64,7 +66,7 @@ def log_prob(scores: ArrayLike, ranking: ArrayLike, mask: ArrayLike | None = Non
     Args:
       scores: [..., N] scores.
       ranking: [..., K] distinct item indices, best first, K <= N. Leading axes broadcast with those of
-        `scores`. Distinctness is not checked.
+        `scores`.
       mask: [..., N] True for a real item. Places held by masked items are skipped.
 
     Returns:
@@ -72,7 +74,7 @@ def log_prob(scores: ArrayLike, ranking: ArrayLike, mask: ArrayLike | None = Non
 
     Raises:
       ValueError: if the ranking's dtype is not an integer, it has more places than there are items, it holds an index
-        out of range (checked if it is not traced, see `arguments`), or leading axes do not broadcast.
+        out of range or an item twice (checked if it is not traced, see `arguments`), or leading axes do not broadcast.
 
     >>> print(f"{log_prob([0.0, 1.0, 2.0], jnp.array([2, 1, 0])):.6f}")
     -0.720868
@@ -103,7 +105,8 @@ def sample(
       about 1e6 or more below the best lose their noise to float32 rounding and keep their input order.
 
     Raises:
-      ValueError: if `num_samples` or `k` is below 1 or the mask does not fit.
+      ValueError: if `num_samples` or `k` is below 1, the mask does not fit, or a real item's score is NaN (if it is not
+        traced).
     """
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1; got {num_samples}; ask for one ranking or more")
@@ -127,11 +130,11 @@ def mode(
       int32 [..., K] item indices, best first. (`expectation.expected_ndcg` needs no tie-breaking.)
 
     Raises:
-      ValueError: if `k` is below 1 or the mask does not fit.
+      ValueError: if `k` is below 1, the mask does not fit, or a real item's score is NaN (if it is not traced).
     """
     scores, real = real_scores(jax.lax.stop_gradient(scores), mask)
     num_places = places(k, scores.shape[-1])
-    best = jnp.where(real, scores, -jnp.inf)
+    best = jnp.where(real, nan_last(scores), -jnp.inf)
     if key is None:
         return top(best, num_places)
     # One sort by two keys. The random bits are drawn with the item axis first, as in `draws.sampling`.

@@ -50,7 +50,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from r2rank_jax.ranking.arguments import item_indices, leading, places, real_labels
+from r2rank_jax.ranking.arguments import first_places, item_indices, leading, places, real_labels
 from r2rank_jax.ranking.names import function_named, weighted_names
 from r2rank_jax.ranking.order import weighted_descending
 
@@ -283,8 +283,8 @@ def ranking_reward(
       float32 [...]; 0 where no item is relevant.
 
     Raises:
-      ValueError: if the ranking holds anything but item indices or has fewer than min(k, N) places, labels of real
-        items are negative (both if not traced, see `arguments`), or shapes do not broadcast.
+      ValueError: if the ranking holds anything but item indices, an item twice, or fewer than min(k, N) places, labels
+        of real items are negative (values only if not traced, see `arguments`), or shapes do not broadcast.
     """
     total = None
     for term in reward.terms:
@@ -298,7 +298,10 @@ def ranking_reward(
 
 
 def placed(ranking: ArrayLike, values: jax.Array, k: int | None) -> jax.Array:
-    """The values [..., N] in the order of the ranking, cut to the first min(k, N) places."""
+    """The values [..., N] in the order of the ranking, cut to the first min(k, N) places.
+
+    A repeated item, which only a traced ranking can hold, has its value at its first place and 0 at the others.
+    """
     num_items = values.shape[-1]
     ranking = item_indices(ranking, num_items)
     cutoff = ranking.shape[-1] if k is None else places(k, num_items)
@@ -307,12 +310,12 @@ def placed(ranking: ArrayLike, values: jax.Array, k: int | None) -> jax.Array:
             f"a metric at k={k} over N={num_items} items needs a ranking of at least {cutoff} places; got "
             f"{ranking.shape[-1]}; rank more places or lower k"
         )
+    ranking = ranking[..., :cutoff]
     lead = leading(ranking=ranking.shape, labels=values.shape)
-    return jnp.take_along_axis(
-        jnp.broadcast_to(values, (*lead, num_items)),
-        jnp.broadcast_to(ranking[..., :cutoff], (*lead, cutoff)),
-        axis=-1,
+    in_order = jnp.take_along_axis(
+        jnp.broadcast_to(values, (*lead, num_items)), jnp.broadcast_to(ranking, (*lead, cutoff)), axis=-1
     )
+    return jnp.where(first_places(ranking), in_order, 0.0)
 
 
 def _known_gain(gain: str) -> str:

@@ -66,7 +66,7 @@ def _environment() -> Environment:
 
 def _context(run: Run) -> dict[str, Any]:
     systems, results = run.systems, run.results
-    candidates = (run.config.get("data") or {}).get("candidate_items")
+    candidates = run.config.get("data", {}).get("candidate_items")
     shown_users = [_user(user) for user in run.users]
     return {
         "name": run.config.get("name") or run.directory.resolve().name,
@@ -198,7 +198,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     """Facts about the run as (name, value), without those that were not recorded."""
     results, config = run.results, run.config
     machine = results.get("machine") or {}
-    data = config.get("data") or {}
+    data = config.get("data", {})
     facts = [
         ("Command", results.get("command")),
         ("Commit", results.get("commit")),

@@ -92,10 +92,12 @@ def _against(run: Run, last: str, rival: str) -> dict[str, str]:
             f"{name} is {abs(gap):.3f} {side} {other}; no paired test was recorded.",
         )
     low, high = row["ci95"]
-    numbers = f"{signed(row['difference'])}, 95% interval {signed(low)} to {signed(high)}, {p_text(row['p'])}"
-    if row["p"] < LEVEL and row["difference"] > 0:
+    p = row.get("p_holm", row["p"])  # results from before the correction have p only
+    corrected = "corrected " if "p_holm" in row else ""
+    numbers = f"{signed(row['difference'])}, 95% interval {signed(low)} to {signed(high)}, {corrected}{p_text(p)}"
+    if p < LEVEL and row["difference"] > 0:
         return _verdict("good", f"{name} beat {other} ({numbers}).")
-    if row["p"] < LEVEL:
+    if p < LEVEL:
         return _verdict("bad", f"{name} did worse than {other} ({numbers}).")
     return _verdict("unclear", f"{name} and {other} did not differ significantly ({numbers}).")
 

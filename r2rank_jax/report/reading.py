@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from r2rank_jax.config import in_current_fields
+from r2rank_jax.errors import ConfigError
 from r2rank_jax.ranking.metrics import EVALUATED
 from r2rank_jax.report.records import LoggedStep
 
@@ -64,7 +66,7 @@ class Run:
     def metric(self) -> str:
         """The headline metric: the reward if it was evaluated, else NDCG@10, else NDCG at the largest k."""
         names = {metric for cells in self.systems.values() for metric in cells}
-        reward = (self.config.get("rl") or {}).get("reward")
+        reward = self.config.get("rl", {}).get("reward")
         if isinstance(reward, str) and (reward in names or not names):
             return reward
         cutoffs = [int(m.removeprefix("ndcg@")) for m in names if m.removeprefix("ndcg@").isdigit()]
@@ -105,6 +107,15 @@ def read_run(directory: Path) -> Run:
         raise FileNotFoundError(f"no run directory at {directory}; `r2rank sft --run-dir {directory}` creates one")
     problems: list[str] = []
     config = _object(directory / "config.json", "There is no configuration yet", problems)
+    for section in ("data", "rl"):
+        if not isinstance(config.get(section, {}), dict):
+            problems.append(f"config.json holds no settings for {section}: it must be an object.")
+            del config[section]
+    if "rl" in config:
+        try:
+            config["rl"] = in_current_fields(config["rl"])
+        except ConfigError as error:
+            problems.append(f"The reward in config.json could not be read: {error}.")
     results = _object(
         directory / "results.json",
         "There are no final results yet; run `r2rank eval` on this directory",

@@ -1,4 +1,4 @@
-"""One line of `metrics.jsonl`, as `runs.log` writes it and `report.reading` reads it.
+"""One line of `metrics.jsonl`, as `runs.session.log` writes it and `report.reading` reads it.
 
 A line is a JSON object with `phase`, `step`, `wall_s`, and one number for each metric name. The code that measures a
 number documents it: `train` for the metrics of a step, `evaluation.metrics` for those of validation, which are named

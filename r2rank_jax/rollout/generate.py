@@ -18,7 +18,6 @@ import jax
 from jax.sharding import Mesh
 
 from r2rank_jax.config import ModelConfig, RunConfig
-from r2rank_jax.model.adapters import without_adapters
 from r2rank_jax.rollout.decoding import Lanes, PromptCache, Rollout, compact, decode, finish, merge, most_alive, start
 from r2rank_jax.rollout.sampling import row_keys
 from r2rank_jax.sharding import on_lanes, users, weights_for_decoding
@@ -52,7 +51,7 @@ def generate(
         stop_token: ends a rationale. Its log-probability counts; tokens after it do not.
         temperature: of the sampling and of the returned log-probabilities.
     """
-    keys = None if key is None else row_keys(key, batch.user, batch.items, rationales)
+    keys = None if key is None else row_keys(key, batch.user, batch.position, batch.items, rationales)
     sizes = {"rationales": rationales, "max_tokens": max_tokens, "wave_tokens": max_tokens}
     prompts, lanes = start(config, params, batch, keys, **sizes)
     if max_tokens:
@@ -106,7 +105,6 @@ class Generator:
         self._max_tokens = max_tokens
         self._pasts = past_sizes(max_tokens, self._wave_tokens)
         self._weights = weights_for_decoding(mesh, config)
-        config = without_adapters(config)  # adapters are merged into the weights for decoding
         self._programs: dict[Any, jax.stages.Compiled] = {}
         self._results: dict[Any, Any] = {}
 
@@ -123,7 +121,8 @@ class Generator:
 
         self._begin, self._wave = begin, wave
         self._row_keys = jax.jit(
-            lambda key, batch: row_keys(key, batch.user, batch.items, rationales), out_shardings=users(mesh)
+            lambda key, batch: row_keys(key, batch.user, batch.position, batch.items, rationales),
+            out_shardings=users(mesh),
         )
 
     def __call__(self, params: Params, batch: ListBatch, key: Array | None, keys: Array | None = None) -> Rollout:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
@@ -10,24 +11,28 @@ import jax.numpy as jnp
 from r2rank_jax.types import Array
 
 
-def row_keys(key: Array, user: Array, items: Array, groups: int) -> Array:
-    """One key per rationale, folded from `key` (seed and step), the user id, the item id, and g.
+def row_keys(key: Array, user: Array, position: Array, items: Array, groups: int) -> Array:
+    """One key per rationale, folded from `key` (seed and step), the list, the item, and g.
 
     The item's id is used, not its slot, so that permuting the candidates permutes the rationales and changes nothing
-    else.
+    else. A list is named by its user and position, because a batch may hold several lists of one user. If it holds the
+    very same list several times, as at the border of two epochs, they are numbered.
 
     Args:
         key: a PRNG key of this run and step.
-        user: int32 [U].
-        items: int32 [U, N].
+        user: int32 [U] ids.
+        position: int32 [U], of each list in its user's history.
+        items: int32 [U, N] ids.
         groups: G.
 
     Returns:
         Keys [U, N, G].
     """
     fold = jax.random.fold_in
-    by_user = jax.vmap(fold, (None, 0))(key, user)
-    by_item = jax.vmap(jax.vmap(fold, (None, 0)))(by_user, items)
+    same = (user[:, None] == user) & (position[:, None] == position)
+    copy = jnp.sum(jnp.tril(same, -1), axis=1)
+    by_list = jax.vmap(lambda *ids: functools.reduce(fold, ids, key))(user, position, copy)
+    by_item = jax.vmap(jax.vmap(fold, (None, 0)))(by_list, items)
     return jax.vmap(jax.vmap(jax.vmap(fold, (None, 0)), (0, None)), (0, None))(by_item, jnp.arange(groups))
 
 

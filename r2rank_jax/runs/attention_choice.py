@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from r2rank_jax.config import RunConfig
 from r2rank_jax.errors import ConfigError
 from r2rank_jax.model.attention import Segment, attend, unsupported
-from r2rank_jax.runs.log import say
+from r2rank_jax.runs.session.log import say
 from r2rank_jax.sharding import make_mesh, sum_over_users, users
 from r2rank_jax.types import Array
 

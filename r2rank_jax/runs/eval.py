@@ -10,25 +10,28 @@ import json
 import shlex
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from r2rank_jax.checkpoint import load_policy, sealed_steps
+from r2rank_jax.checkpoint import LoadedPolicy, load_policy, sealed_steps
 from r2rank_jax.config import RunConfig, to_json
 from r2rank_jax.data.prepared.dataset import CandidateLists
 from r2rank_jax.data.prompts.templates import find_template
+from r2rank_jax.errors import CheckpointError
 from r2rank_jax.evaluation.baselines import item_knn_scores, popularity_scores, random_scores
 from r2rank_jax.evaluation.metrics import per_user_metrics
 from r2rank_jax.evaluation.results import Provenance, build_results, results_table, write_results
 from r2rank_jax.files.atomic import replacing_file
-from r2rank_jax.phases import PHASES
+from r2rank_jax.lineage import require_same_inputs
+from r2rank_jax.phases import PHASES, Phase
 from r2rank_jax.rollout.scoring import make_scorer
 from r2rank_jax.runs.inputs import Inputs, held_out_metrics, open_inputs
-from r2rank_jax.runs.log import say
-from r2rank_jax.runs.starting_model import read_run_tokenizer
+from r2rank_jax.runs.notes import leaked_positives, notes_on, notes_on_references
+from r2rank_jax.runs.session.log import say
 from r2rank_jax.sharding import abstract_params, make_mesh
 from r2rank_jax.train.objectives import check
 
@@ -42,11 +45,19 @@ PAIRS = (
 )
 
 
-def run(config: RunConfig, run_dir: Path) -> None:
-    """Evaluate the baselines and every finished phase of `run_dir` on the test lists."""
+def run(config: RunConfig, run_dir: Path, *, step: int | None = None, other_data: bool = False) -> None:
+    """Evaluate the baselines and every phase of `run_dir` on the test lists.
+
+    Args:
+        config: of the run.
+        run_dir: the run directory.
+        step: evaluate this checkpoint of every phase that has it, and no other; None: the latest of every phase.
+        other_data: accept data or a split that the policies were not trained with, and say so in the results.
+    """
     check(config)
     mesh = make_mesh(config.mesh)
-    inputs = open_inputs(config, read_run_tokenizer(run_dir))
+    phases = _phases(run_dir, step)
+    inputs = open_inputs(config, run_dir)
     lists = inputs.dataset.candidate_lists("test")
 
     # -- baselines: from training interactions and histories, without labels ----------------------------------------
@@ -62,15 +73,29 @@ def run(config: RunConfig, run_dir: Path) -> None:
     scorer = make_scorer(mesh, config, inputs.tokenizer.stop)
     training: dict[str, Any] = {}
     outputs: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # phase -> scores, rationale tokens
-    for phase in PHASES:
-        folder = run_dir / "checkpoints" / phase
-        if not sealed_steps(folder):
-            continue
-        params, record, identity = load_policy(folder, abstract_params(mesh, config.model), to_json(config))
-        systems[phase], scores, tokens = held_out_metrics(inputs, scorer, mesh, params, "test")
+    policies: dict[Phase, LoadedPolicy] = {}
+    notes: list[str] = []
+    for phase in phases:
+        policy = load_policy(
+            run_dir / "checkpoints" / phase, abstract_params(mesh, config.model), config, step=step, unfinished=True
+        )
+        differences = require_same_inputs(policy.record, config, inputs.hashes, other_data=other_data)
+        policies[phase] = policy
+        notes += notes_on(phase, policy, differences, leaked_positives(policy.record, inputs))
+        systems[phase], scores, tokens = held_out_metrics(inputs, scorer, mesh, policy.params, "test")
         outputs[phase] = (scores, tokens)
-        training[phase] = {"steps": record.steps, "wall_s": round(record.wall_s, 1), "checkpoint": identity}
+        record = policy.record
+        training[phase] = {
+            "steps": record.steps,
+            "step": policy.step,
+            "wall_s": round(record.wall_s, 1),
+            "skipped": record.skipped,
+            "checkpoint": policy.identity,
+        }
         say(f"eval: {phase} done")
+    notes += notes_on_references(policies)
+    for note in notes:
+        say(f"eval: note: {note}")
 
     # -- results ----------------------------------------------------------------------------------------------------
     if jax.process_index() != 0:
@@ -90,11 +115,25 @@ def run(config: RunConfig, run_dir: Path) -> None:
             command=shlex.join(["r2rank", *sys.argv[1:]]),
             teacher=_teacher(Path(config.data.traces)),
             training=training,
+            inputs=asdict(inputs.hashes),
+            configuration=to_json(config),
+            seed=config.seed,
+            notes=notes,
         ),
     )
     write_results(run_dir / "results.json", results)
     _write_rationales(run_dir / "rationales.jsonl", inputs, lists, outputs)
     print(results_table(results))
+
+
+def _phases(run_dir: Path, step: int | None) -> list[Phase]:
+    """The phases to evaluate."""
+    steps = {phase: sealed_steps(run_dir / "checkpoints" / phase) for phase in PHASES}
+    phases = [phase for phase in PHASES if steps[phase] and step in (None, *steps[phase])]
+    if step is not None and not phases:
+        checkpoints = "; ".join(f"{phase}: {', '.join(map(str, s))}" for phase, s in steps.items() if s) or "none"
+        raise CheckpointError(f"--step must be a checkpoint of a phase in {run_dir} ({checkpoints}), got {step}")
+    return phases
 
 
 def commit() -> str:

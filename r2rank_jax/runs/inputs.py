@@ -18,10 +18,13 @@ from r2rank_jax.data.batches.encoder import Encoder
 from r2rank_jax.data.batches.pipeline import evaluation_batches
 from r2rank_jax.data.prepared.dataset import Dataset, load
 from r2rank_jax.data.prompts.tokenizer import FastTokenizer
-from r2rank_jax.errors import ConfigError
+from r2rank_jax.errors import ConfigError, ScoresError
 from r2rank_jax.evaluation.metrics import per_user_metrics
 from r2rank_jax.files.atomic import replacing_file
+from r2rank_jax.phases import InputHashes
+from r2rank_jax.pretrained.folder import tokenizer_hash
 from r2rank_jax.rollout.scoring import Scorer, score_lists
+from r2rank_jax.runs.starting_model import read_run_tokenizer
 from r2rank_jax.sharding import part_of_batch
 from r2rank_jax.types import Params
 
@@ -30,21 +33,29 @@ from r2rank_jax.types import Params
 class Inputs:
     """Data and their encoding, the same on every process."""
 
+    hashes: InputHashes
     config: RunConfig
     dataset: Dataset
     tokenizer: FastTokenizer
     encoder: Encoder
 
 
-def open_inputs(config: RunConfig, tokenizer: FastTokenizer) -> Inputs:
-    """Load and check the data that the configuration names."""
+def open_inputs(config: RunConfig, run_dir: Path) -> Inputs:
+    """Load and check the data that the configuration names, with the tokenizer of the run directory."""
+    tokenizer = read_run_tokenizer(run_dir)
     if tokenizer.vocabulary > config.model.vocabulary:  # an id past the embedding would read another token's row
         raise ConfigError(
             f"model.vocabulary={config.model.vocabulary} must hold the run directory's tokenizer of "
             f"{tokenizer.vocabulary} tokens; raise it, or choose another --run-dir"
         )
     dataset = load(Path(config.data.directory), config.data.split)
-    return Inputs(config, dataset, tokenizer, Encoder(tokenizer, dataset, config.data))
+    hashes = InputHashes(
+        interactions=dataset.data_hash,
+        items=dataset.items_hash,
+        candidates=dataset.candidate_hash,
+        tokenizer=tokenizer_hash(run_dir),
+    )
+    return Inputs(hashes, config, dataset, tokenizer, Encoder(tokenizer, dataset, config.data))
 
 
 def record_config(run_dir: Path, config: RunConfig) -> None:
@@ -68,6 +79,9 @@ def held_out_metrics(
 
     Returns:
         Metric name -> value per list; scores [lists, N]; greedy rationales [lists, N, T].
+
+    Raises:
+        ScoresError: a score is not finite.
     """
     config = inputs.config
     lists, part = inputs.dataset.candidate_lists(name), part_of_batch(mesh)
@@ -80,6 +94,11 @@ def held_out_metrics(
         process_count=part.parts,
     )
     scores, tokens = score_lists(scorer, mesh, params, batches)
+    if not np.isfinite(scores).all():
+        raise ScoresError(
+            f"scores of the {name} lists must be finite, got {np.count_nonzero(~np.isfinite(scores))} of {scores.size} "
+            "that are not; the policy's training diverged: train again with a lower learning rate"
+        )
     metrics = per_user_metrics(
         scores, lists.labels, None, config.evaluation.ks, seed=config.seed, reward=config.rl.reward
     )

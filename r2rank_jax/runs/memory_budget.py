@@ -9,7 +9,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from r2rank_jax.config import RunConfig
-from r2rank_jax.runs.log import say
+from r2rank_jax.runs.session.log import say
 from r2rank_jax.train.memory.chunk_choice import GIB, update_budget
 from r2rank_jax.train.memory.gradients import held_bytes
 

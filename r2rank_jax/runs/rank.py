@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from r2rank_jax.checkpoint import load_policy
-from r2rank_jax.config import RunConfig, to_json
-from r2rank_jax.data.batches.requests import read_requests, request_batches
+from r2rank_jax.config import RunConfig
+from r2rank_jax.data.batches.requests import RankingRequest, read_requests, request_batches, without_history
 from r2rank_jax.data.prompts.tokenizer import FastTokenizer
-from r2rank_jax.errors import ConfigError
+from r2rank_jax.errors import ConfigError, DataError, ScoresError, UsageError
 from r2rank_jax.files.atomic import replacing_file
+from r2rank_jax.lineage import require_same_prompts
 from r2rank_jax.phases import Phase
+from r2rank_jax.pretrained.folder import tokenizer_hash
 from r2rank_jax.rollout.scoring import make_scorer, score_lists
-from r2rank_jax.runs.log import say
+from r2rank_jax.runs.session.log import say
 from r2rank_jax.runs.starting_model import read_run_tokenizer
 from r2rank_jax.sharding import abstract_params, make_mesh
 
@@ -30,22 +34,33 @@ def run(config: RunConfig, run_dir: Path, source: Path, out: Path | None, *, pha
         source: JSONL of requests, see `r2rank_jax.data.batches.requests`.
         out: JSONL to write, one object per list with its candidates best first; None: print it.
         phase: the phase whose policy ranks.
+
+    Raises:
+        DataError: a request cannot be read, or no request has a history.
+        UsageError: `out` is `source`.
+        ScoresError: a score is not finite.
     """
     if jax.process_count() > 1:
         raise ConfigError(
             f"`r2rank rank` must run as one process, got {jax.process_count()}; start it without a launcher; "
             "--mesh.data uses more devices"
         )
-    requests = read_requests(source)
+    requests = requests_with_history(source)
+    if out is not None and out.exists() and out.samefile(source):
+        raise UsageError(f"--output must be another file than --input, got {out} for both; choose another --output")
     mesh = make_mesh(config.mesh)
     tokenizer = read_run_tokenizer(run_dir)
-    params, _, _ = load_policy(run_dir / "checkpoints" / phase, abstract_params(mesh, config.model), to_json(config))
+    policy = load_policy(run_dir / "checkpoints" / phase, abstract_params(mesh, config.model), config)
+    require_same_prompts(policy.record, config, tokenizer_hash(run_dir))
 
     users = min(config.evaluation.batch_users, -(-len(requests) // config.mesh.batch_shards) * config.mesh.batch_shards)
     scorer = make_scorer(mesh, config, tokenizer.stop)
     batches = request_batches(tokenizer, config.data, requests, users)
-    scores, rationales = score_lists(scorer, mesh, params, batches)
+    scores, rationales = score_lists(scorer, mesh, policy.params, batches)
+    _require_finite(requests, scores)
 
+    # A terminal may be unable to show a title; JSON can escape it.
+    escaped = out is None and codecs.lookup(sys.stdout.encoding or "ascii").name != "utf-8"
     lines = []
     for request, row, tokens in zip(requests, scores, rationales):
         order = np.argsort(-row[: len(request.candidates)], kind="stable")
@@ -58,13 +73,40 @@ def run(config: RunConfig, run_dir: Path, source: Path, out: Path | None, *, pha
             }
             for n in order
         ]
-        lines.append(json.dumps({"id": request.id, "ranking": ranking}, ensure_ascii=False))
+        lines.append(json.dumps({"id": request.id, "ranking": ranking}, ensure_ascii=escaped))
     if out is None:
         print("\n".join(lines))
     else:
         with replacing_file(out) as partial:
             partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
         say(f"{out}: {len(lines)} ranked lists")
+
+
+def requests_with_history(source: Path) -> list[RankingRequest]:
+    """Read the lists that can be ranked. Others are counted on stderr, since stdout may hold the answer.
+
+    Raises:
+        DataError: the file or a line cannot be read, or no list has a history.
+    """
+    requests, cold = without_history(read_requests(source))
+    if cold:
+        ids = ", ".join(f"{request.id!r:.80}" for request in cold[:5]) + (", ..." if len(cold) > 5 else "")
+        lists = f"{len(cold)} of {len(cold) + len(requests)} lists, of users with an empty history: {ids}"
+        if not requests:
+            raise DataError(
+                f"{source} must hold a list with at least 1 interaction, but it holds {lists}; rank these by popularity"
+            )
+        print(f"r2rank: set aside {lists}; rank these by popularity", file=sys.stderr, flush=True)
+    return requests
+
+
+def _require_finite(requests: list[RankingRequest], scores: np.ndarray) -> None:
+    for request, row in zip(requests, scores):
+        if not np.isfinite(row[: len(request.candidates)]).all():
+            raise ScoresError(
+                f"scores must be finite, got others for the list {request.id!r:.80}; the policy's training diverged: "
+                "train again with a lower learning rate"
+            )
 
 
 def _text(tokenizer: FastTokenizer, tokens: np.ndarray) -> str:

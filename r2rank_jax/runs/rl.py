@@ -10,23 +10,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from r2rank_jax.checkpoint import Checkpoints, load_policy, require_same_configuration
+from r2rank_jax.checkpoint import Checkpoints, load_policy
 from r2rank_jax.config import RunConfig, to_json
 from r2rank_jax.data.batches.pipeline import list_batches
-from r2rank_jax.errors import CheckpointError
+from r2rank_jax.errors import ScoresError
+from r2rank_jax.lineage import require_same_inputs
 from r2rank_jax.phases import PhaseRecord
 from r2rank_jax.rollout.decoding import Rollout
 from r2rank_jax.rollout.generate import make_rollout
 from r2rank_jax.rollout.scoring import make_scorer
 from r2rank_jax.runs.inputs import held_out_metrics, open_inputs, record_config
-from r2rank_jax.runs.log import RunLog, say
-from r2rank_jax.runs.starting_model import read_run_tokenizer
+from r2rank_jax.runs.session.divergence import SkippedUpdates
+from r2rank_jax.runs.session.log import RunLog, say
+from r2rank_jax.runs.session.resuming import resume
 from r2rank_jax.sharding import abstract_lists, abstract_params, gather, make_mesh, part_of_batch, to_mesh
 from r2rank_jax.train.calibration import best_scale
 from r2rank_jax.train.objectives import check
@@ -44,12 +47,12 @@ def run(config: RunConfig, run_dir: Path) -> None:
     mesh = make_mesh(config.mesh)
 
     # -- the SFT policy: RL starts from it, and the KL term keeps the policy near it --------------------------------
-    reference, _, reference_identity = load_policy(
-        run_dir / "checkpoints/sft", abstract_params(mesh, config.model), to_json(config)
-    )
+    sft = load_policy(run_dir / "checkpoints/sft", abstract_params(mesh, config.model), config)
+    reference = sft.params
 
     # -- data: every training list, with fresh negatives in each epoch; no traces -----------------------------------
-    inputs, part = open_inputs(config, read_run_tokenizer(run_dir)), part_of_batch(mesh)
+    inputs, part = open_inputs(config, run_dir), part_of_batch(mesh)
+    require_same_inputs(sft.record, config, inputs.hashes)
     iterator = list_batches(
         inputs.dataset,
         inputs.encoder,
@@ -70,22 +73,13 @@ def run(config: RunConfig, run_dir: Path) -> None:
 
     # -- state: from the latest checkpoint, or the SFT policy with its head calibrated ------------------------------
     checkpoints = Checkpoints(run_dir / "checkpoints/rl")
-    done, wall_s = checkpoints.latest() or 0, 0.0
-    gap = 0.0  # largest |log-probability of the trainer - of the sampler| since the last log
+    resumption = resume(run_dir, "rl", checkpoints, config, inputs.hashes, reference=sft.identity)
+    done = resumption.step
+    gap = resumption.logp_gap  # largest |log-probability of the trainer - of the sampler| since the last log
     if done:
-        saved = checkpoints.record(done)
-        parts = ("seed", "data", "model", "rl", "trained", "pretrained")
-        require_same_configuration(saved.config, to_json(config), parts)
-        if saved.reference != reference_identity:
-            raise CheckpointError(
-                f"RL in {run_dir} must resume with the SFT checkpoint that it started from "
-                f"({str(saved.reference)[:12]}), got {reference_identity[:12]}; restore it, or choose another --run-dir"
-            )
         like = abstract_state(mesh, config.model, rl.optimizer, rl.steps * rl.updates, config.trained)
         state, saved = checkpoints.restore(done, like)
         iterator.set_state(saved.iterator)
-        wall_s, gap = saved.wall_s, saved.logp_gap or 0.0
-        say(f"rl: {'finished' if saved.finished else 'resuming'} at step {done} of {rl.steps}")
     if done < rl.steps:
         start = time.monotonic()
         programs = rollout_fn.warm_up(reference, abstract_lists(mesh, config, rl.batch_users), sampled=True)
@@ -99,7 +93,9 @@ def run(config: RunConfig, run_dir: Path) -> None:
     record_config(run_dir, config)  # only now: a refused command must not change a run's record
 
     # -- learn ------------------------------------------------------------------------------------------------------
-    with RunLog(run_dir, "rl", resume_step=done, steps=rl.steps, wall_s=wall_s) as log:
+    skipped = SkippedUpdates(run_dir, "rl", checkpoints, mesh, done=done, total=resumption.skipped)
+    finite_at = done  # step of the last validation, whose scores were finite
+    with RunLog(run_dir, "rl", resume_step=done, steps=rl.steps, wall_s=resumption.wall_s) as log:
         for step in range(done + 1, rl.steps + 1):
             batch = to_mesh(mesh, next(iterator))
 
@@ -113,35 +109,46 @@ def run(config: RunConfig, run_dir: Path) -> None:
             for _ in range(rl.updates):
                 state, metrics = update(state, reference, batch, rollout, assessment)
                 gap = float(np.maximum(gap, metrics["logp_gap"]))  # of unlogged steps too; keeps a NaN
+                skipped.count(step, bool(metrics["skipped"]), batch)
             jax.block_until_ready(metrics)  # queued collectives of several processes can deadlock on CPU
 
             # 4. log, validate by greedy ranking, commit
             last = step == rl.steps
+            if last:
+                skipped.require_an_update(rl.steps * rl.updates)
             if step % rl.log_every == 0 or last:
                 values = {name: float(value) for name, value in metrics.items()}
-                if not np.isfinite(values["loss"]):
-                    raise FloatingPointError(
-                        f"loss is {values['loss']} at step {step}; lower rl.optimizer.learning_rate"
-                    )
-                values |= {"logp_gap": gap, "learning_rate": float(rate(step * rl.updates - 1))}
+                values |= {
+                    "logp_gap": gap,
+                    "skipped": skipped.total,
+                    "learning_rate": float(rate(step * rl.updates - 1)),
+                }
                 log.write(step, values)
                 gap = 0.0
             if step % rl.validate_every == 0 or last:
-                validation, _, _ = held_out_metrics(inputs, scorer, mesh, state.policy, "valid")  # of the average
+                try:
+                    validation, _, _ = held_out_metrics(inputs, scorer, mesh, state.policy, "valid")  # of the average
+                except ScoresError:
+                    skipped.stop_at_scores(step, finite_at)
+                finite_at = step
                 log.write(step, {f"validation/{metric}": float(v.mean()) for metric, v in validation.items()})
-            if step % rl.checkpoint_every == 0 or last:
+            if (step % rl.checkpoint_every == 0 and not skipped.suspicious) or last:
                 record = PhaseRecord(
                     phase="rl",
                     config=to_json(config),
                     iterator=iterator.get_state(),
-                    reference=reference_identity,
+                    reference=sft.identity,
+                    inputs=asdict(inputs.hashes),
+                    changes=resumption.changes,
                     steps=rl.steps,
                     wall_s=log.wall_s,
                     logp_gap=gap,
+                    skipped=skipped.total,
                     finished=last,
                     has_average=state.average is not None,
                 )
                 checkpoints.save(step, state, record)
+                skipped.recovered()
     checkpoints.close()
     iterator.close()
 

@@ -1,33 +1,36 @@
 """`r2rank sft`: learn to reason and to score from worked rationales.
 
 Reads the traces, trains, validates by greedily ranking held-out lists, and commits checkpoints from which training can
-resume. With `continued` it is RL's control: the finished SFT policy trains on the same traces for RL's wall time.
+resume. With `continued` it is RL's control: the finished SFT policy trains on the same traces with as much work as RL.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 
-from r2rank_jax.checkpoint import Checkpoints, load_policy, require_same_configuration
-from r2rank_jax.config import RunConfig, to_json
+from r2rank_jax.checkpoint import Checkpoints, load_policy, sealed_steps
+from r2rank_jax.config import RunConfig, from_json, to_json
 from r2rank_jax.data.batches.pipeline import trace_batches
 from r2rank_jax.data.prepared.dataset import Dataset, load
 from r2rank_jax.data.prepared.traces import Traces, read_traces
 from r2rank_jax.data.prompts.from_dataset import corpus
 from r2rank_jax.data.prompts.templates import find_template
 from r2rank_jax.data.prompts.tokenizer import train_tokenizer
-from r2rank_jax.errors import CheckpointError
+from r2rank_jax.errors import ScoresError
 from r2rank_jax.files.atomic import replacing_file
+from r2rank_jax.lineage import require_same_inputs
 from r2rank_jax.phases import Phase, PhaseRecord
 from r2rank_jax.rollout.scoring import make_scorer
+from r2rank_jax.runs.control import steps_of_same_work
 from r2rank_jax.runs.inputs import held_out_metrics, open_inputs, record_config
-from r2rank_jax.runs.log import RunLog, say
-from r2rank_jax.runs.starting_model import adopt, read_run_tokenizer, starting_params
+from r2rank_jax.runs.session.divergence import SkippedUpdates
+from r2rank_jax.runs.session.log import RunLog, say
+from r2rank_jax.runs.session.resuming import resume
+from r2rank_jax.runs.starting_model import adopt, starting_params
 from r2rank_jax.sharding import abstract_params, make_mesh, part_of_batch, to_mesh
 from r2rank_jax.train.objectives import check
 from r2rank_jax.train.sft_step import make_sft_step
@@ -42,23 +45,26 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
 
     # -- data: traces, and a tokenizer: the imported model's, or one trained on the traces on the first start -------
     dataset = load(Path(config.data.directory), config.data.split)
-    traces = read_traces(Path(config.data.traces), dataset, config.data.template)
+    started = bool(sealed_steps(run_dir / "checkpoints" / phase))
+    # A commit holds its traces' digest. Their template, which old files do not name, matters on the first start only.
+    traces = read_traces(Path(config.data.traces), dataset, None if started else config.data.template)
     if not continued and jax.process_index() == 0:
         _provide_tokenizer(config, run_dir, dataset, traces)
     _wait_for_everyone()
-    inputs = open_inputs(config, read_run_tokenizer(run_dir))
+    inputs = open_inputs(config, run_dir)
     seed = config.seed + 1 if continued else config.seed
 
-    # -- the control: as many further steps as fit into RL's wall time at SFT's own speed ---------------------------
-    steps, start = config.sft.steps, None
+    # -- the control: as many further steps as are RL's work --------------------------------------------------------
+    steps, start, reference = config.sft.steps, None, None
     if continued:
-        params, sft, _ = load_policy(run_dir / "checkpoints/sft", abstract_params(mesh, config.model), to_json(config))
-        _, rl, _ = load_policy(run_dir / "checkpoints/rl", abstract_params(mesh, config.model), to_json(config))
-        _require_same_traces(sft, traces, run_dir)
-        steps = max(1, round(rl.wall_s / sft.wall_s * sft.steps))
+        sft = load_policy(run_dir / "checkpoints/sft", abstract_params(mesh, config.model), config)
+        rl = load_policy(run_dir / "checkpoints/rl", abstract_params(mesh, config.model), config).record
+        require_same_inputs(sft.record, config, inputs.hashes)
+        start, reference = sft.params, sft.identity
+        configs = (from_json(dict(record.config)) for record in (sft.record, rl))
+        steps = steps_of_same_work(*configs, traced_items=traces.lists.items.shape[1])
         config = replace(config, sft=replace(config.sft, steps=steps))
-        start = params
-        say(f"{phase}: {steps} further steps, which take RL's {rl.wall_s:.0f} s at SFT's speed")
+        say(f"{phase}: {steps} further steps have as many floating point operations as RL's {rl.steps}")
 
     # -- state: from the latest checkpoint, or the starting parameters ----------------------------------------------
     part = part_of_batch(mesh)
@@ -72,8 +78,9 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
         workers=config.compute.data_workers,
     )
     checkpoints = Checkpoints(run_dir / "checkpoints" / phase)
-    latest, wall_s = checkpoints.latest(), 0.0
-    if latest is None:
+    resumption = resume(run_dir, phase, checkpoints, config, inputs.hashes, traces=traces.digest, reference=reference)
+    done = resumption.step
+    if resumption.record is None:
         state = fresh_state(mesh, config.model, config.sft.optimizer, steps, seed, config.trained)
         if start is None and config.pretrained is not None:
             start = starting_params(mesh, config, state.params)
@@ -81,14 +88,8 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
             state = start_from(state, start)
     else:
         like = abstract_state(mesh, config.model, config.sft.optimizer, steps, config.trained)
-        saved = checkpoints.record(latest)
-        parts = ("seed", "data", "model", "sft", "trained", "pretrained")
-        require_same_configuration(saved.config, to_json(config), parts)
-        _require_same_traces(saved, traces, run_dir)
-        state, saved = checkpoints.restore(latest, like)
+        state, saved = checkpoints.restore(done, like)
         iterator.set_state(saved.iterator)
-        wall_s = saved.wall_s
-        say(f"{phase}: {'finished' if saved.finished else 'resuming'} at step {latest} of {steps}")
     if not continued:
         record_config(run_dir, config)  # only now: a refused command must not change a run's record
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -98,36 +99,45 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
     train_step = make_sft_step(mesh, config)
     scorer = make_scorer(mesh, config, inputs.tokenizer.stop)
     rate = learning_rate(config.sft.optimizer, steps)
-    done = latest or 0
-    with RunLog(run_dir, phase, resume_step=done, steps=steps, wall_s=wall_s) as log:
+    skipped = SkippedUpdates(run_dir, phase, checkpoints, mesh, done=done, total=resumption.skipped)
+    finite_at = done  # step of the last validation, whose scores were finite
+    with RunLog(run_dir, phase, resume_step=done, steps=steps, wall_s=resumption.wall_s) as log:
         for step in range(done + 1, steps + 1):
             batch, rationales = to_mesh(mesh, next(iterator))
             state, metrics = train_step(state, batch, rationales)
             jax.block_until_ready(metrics)  # queued collectives of several processes can deadlock on CPU
+            skipped.count(step, bool(metrics["skipped"]), batch)
             last = step == steps
+            if last:
+                skipped.require_an_update(steps)
 
             if step % config.sft.log_every == 0 or last:
                 values = {name: float(value) for name, value in metrics.items()}
-                if not np.isfinite(values["loss"]):
-                    raise FloatingPointError(
-                        f"loss is {values['loss']} at step {step}; lower sft.optimizer.learning_rate"
-                    )
-                log.write(step, values | {"learning_rate": float(rate(step - 1))})
+                log.write(step, values | {"skipped": skipped.total, "learning_rate": float(rate(step - 1))})
             if step % config.sft.validate_every == 0 or last:
-                validation, _, _ = held_out_metrics(inputs, scorer, mesh, state.policy, "valid")
+                try:
+                    validation, _, _ = held_out_metrics(inputs, scorer, mesh, state.policy, "valid")
+                except ScoresError:
+                    skipped.stop_at_scores(step, finite_at)
+                finite_at = step
                 log.write(step, {f"validation/{metric}": float(v.mean()) for metric, v in validation.items()})
-            if step % config.sft.checkpoint_every == 0 or last:
+            if (step % config.sft.checkpoint_every == 0 and not skipped.suspicious) or last:
                 record = PhaseRecord(
                     phase=phase,
                     config=to_json(config),
                     iterator=iterator.get_state(),
                     traces=traces.digest,
+                    reference=reference,
+                    inputs=asdict(inputs.hashes),
+                    changes=resumption.changes,
                     steps=steps,
                     wall_s=log.wall_s,
+                    skipped=skipped.total,
                     finished=last,
                     has_average=state.average is not None,
                 )
                 checkpoints.save(step, state, record)
+                skipped.recovered()
     checkpoints.close()
     iterator.close()
 
@@ -141,14 +151,6 @@ def _provide_tokenizer(config: RunConfig, run_dir: Path, dataset: Dataset, trace
             template, reasoning = find_template(config.data.template), config.data.rationale_tokens > 0
             texts = corpus(dataset, traces, config.data.history_items, template, reasoning=reasoning)
             train_tokenizer(texts, config.model.vocabulary).save(str(partial))
-
-
-def _require_same_traces(record: PhaseRecord, traces: Traces, run_dir: Path) -> None:
-    if record.traces != traces.digest:
-        raise CheckpointError(
-            f"the checkpoint in {run_dir} was trained on traces with SHA-256 {str(record.traces)[:12]}, the file now "
-            f"has {traces.digest[:12]}; restore the file, or choose another --run-dir"
-        )
 
 
 def _wait_for_everyone() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from r2rank_jax.config import RunConfig
+from r2rank_jax.data.prompts.frame import require_lasting_frame
 from r2rank_jax.data.prompts.tokenizer import FastTokenizer, read_tokenizer
 from r2rank_jax.errors import CheckpointError
 from r2rank_jax.model.adapters import without_adapters
@@ -24,16 +25,18 @@ def adopt(directory: Path, run_dir: Path) -> None:
 
     Raises:
         CheckpointError: `directory` holds no imported model, or the run started from another one.
+        DataError: the prompts would differ from day to day, see `require_lasting_frame`.
     """
     card, base = read_model_card(directory), run_dir / BASE
     if base.is_dir():
         own_card = read_model_card(base)
-        if own_card.source != card.source:
+        if own_card.source.sha256 != card.source.sha256:
             raise CheckpointError(
                 f"the run in {run_dir} started from weights with SHA-256 {own_card.source.sha256[:12]}, the model in "
                 f"{directory} has {card.source.sha256[:12]}; set pretrained to that model, or choose another --run-dir"
             )
         return
+    require_lasting_frame(directory / TOKENIZER_FOLDER, card.frame)
     partial = base.with_name(f"{base.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(directory / TOKENIZER_FOLDER, partial / TOKENIZER_FOLDER)
@@ -66,4 +69,4 @@ def read_run_tokenizer(run_dir: Path) -> FastTokenizer:
     from r2rank_jax.data.prompts.chat import read_chat_tokenizer  # transformers takes seconds to import
 
     card = read_model_card(base)
-    return read_chat_tokenizer(base / TOKENIZER_FOLDER, pad=card.pad, stop=card.stop)
+    return read_chat_tokenizer(base / TOKENIZER_FOLDER, pad=card.pad, stop=card.stop, frame=card.frame)

@@ -28,8 +28,8 @@ def reward_of(rl: RLConfig) -> reward.Reward:
     """
     try:
         return reward.named(rl.reward)
-    except ValueError as error:
-        raise ConfigError(f"rl.reward: {error}") from error
+    except Exception as error:  # a function of the user can raise anything
+        raise ConfigError(_reason("rl.reward", error)) from error
 
 
 def head_loss_of(sft: SFTConfig) -> Loss:
@@ -39,6 +39,14 @@ def head_loss_of(sft: SFTConfig) -> Loss:
         ConfigError: no such loss.
     """
     try:
-        return function_named(sft.head_loss, BY_NAME, "sft.head_loss")
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+        loss = function_named(sft.head_loss, BY_NAME, "sft.head_loss")
+    except Exception as error:  # importing a module of the user can raise anything
+        raise ConfigError(_reason("sft.head_loss", error)) from error
+    if not callable(loss):
+        raise ConfigError(f"sft.head_loss must name a function, got {sft.head_loss!r}, a {type(loss).__name__}")
+    return loss
+
+
+def _reason(field: str, error: Exception) -> str:
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    return f"{field}: {kind}{' '.join(str(error).split())}"

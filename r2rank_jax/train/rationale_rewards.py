@@ -71,9 +71,13 @@ def rationale_rewards_of(rl: RLConfig) -> RationaleReward | None:
     try:
         for weight, name, number in weighted_names(rl.rationale_rewards, "it", "too_long@12"):
             named = function_named(name, BY_NAME, "a reward of rationales")
-            parts.append((weight, named if name not in BY_NAME and number is None else named(number)))
-    except ValueError as error:
-        raise ConfigError(f"rl.rationale_rewards: {error}") from error
+            part = named if name not in BY_NAME and number is None else named(number)
+            if not callable(part):
+                raise ValueError(f"{name} must be a function of rationales; got {type(part).__name__}; name another")
+            parts.append((weight, part))
+    except Exception as error:  # a function of the user can raise anything
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ConfigError(f"rl.rationale_rewards: {kind}{' '.join(str(error).split())}") from error
 
     def total(rationales: Rationales) -> Array:
         return sum((weight * part(rationales) for weight, part in parts), jnp.zeros(rationales.length.shape))

@@ -13,10 +13,19 @@ from flax.core import meta
 from jax.sharding import Mesh
 
 from r2rank_jax.config import ModelConfig, OptimizerConfig, Trained
+from r2rank_jax.model.adapters import INPUT_AXES, is_adapter
 from r2rank_jax.model.transformer import initial_params
 from r2rank_jax.sharding import abstract, by_logical_axes
 from r2rank_jax.train.trainable import join_params, split_params
 from r2rank_jax.types import Array, Params
+
+HEAD = "score_head"
+MATRICES = {name for matrices in INPUT_AXES.values() for name in matrices} | {"lm_head", HEAD}
+"""Parameters that decay, besides adapters. The head has no bias."""
+
+DECAY_SHARE = 0.2
+"""Last share of the steps of `warmup_stable_decay` in which the rate falls. With a fifth, Hägele et al. 2024 ("Scaling
+laws and compute-optimal training beyond fixed training durations") match a cosine of the same length."""
 
 
 @struct.dataclass
@@ -40,23 +49,67 @@ class TrainState:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW after clipping by the global norm. The learning rate warms up linearly, then decays to zero at `steps` as a
-    cosine."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            learning_rate(config, steps),
-            b2=config.beta2,
-            weight_decay=config.weight_decay,
-            mu_dtype=config.moment_dtype,
-        ),
+    """AdamW after clipping by the global norm.
+
+    The structure of its state does not depend on the settings, so a checkpoint can be restored under any of them.
+
+    Args:
+        config: the settings; `clip_norm` 0 turns clipping off.
+        steps: number of updates, at which the schedule ends.
+    """
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    adamw = optax.chain(
+        optax.scale_by_adam(b2=config.beta2, mu_dtype=config.moment_dtype),
+        _by_parameter(config),
+        optax.scale_by_learning_rate(learning_rate(config, steps)),
     )
+    return optax.chain(clip, adamw)
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate of each update."""
-    warmup = min(config.warmup_steps, max(steps - 1, 0))
-    return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, max(steps, warmup + 1))
+    """Learning rate of each update, of all parameters but a head with its own.
+
+    The rate warms up linearly. What follows decides whether a finished run can be extended by more steps:
+
+    - `constant`: yes. The rates of the first steps do not depend on `steps`, so the extended run equals a longer one.
+    - `warmup_stable_decay`: from a checkpoint before the last fifth, yes. A finished run has decayed already; extended,
+      it rises to the full rate again, which undoes the decay, and decays at its new end.
+    - `cosine`: the rate jumps to where the longer cosine would be, although the steps before had lower rates.
+    """
+    warmup = config.warmup_steps
+    if config.schedule != "constant":  # which must not depend on `steps`
+        warmup = min(warmup, max(steps - 1, 0))
+    if config.schedule == "cosine":
+        return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, max(steps, warmup + 1))
+    rise = optax.linear_schedule(0.0, config.learning_rate, max(warmup, 1))
+    stable = optax.constant_schedule(config.learning_rate)
+    if config.schedule == "constant":
+        return optax.join_schedules([rise, stable], [warmup])
+    start = max(warmup, steps - max(round(DECAY_SHARE * steps), 1))
+    fall = optax.linear_schedule(config.learning_rate, 0.0, max(steps - start, 1))
+    return optax.join_schedules([rise, stable, fall], [warmup, start])
+
+
+def decays(path: tuple[Any, ...]) -> bool:
+    """Whether weight decay applies to the parameter at this path: matrices and adapters, but not norms, biases and
+    embeddings, whose size is no measure of complexity."""
+    name = path[-1].key
+    return name in MATRICES or is_adapter(name)
+
+
+def _by_parameter(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Add weight decay where it applies, and scale the head's update to its own learning rate.
+
+    It has no state, as `optax.add_decayed_weights` without a mask, in whose place it stands.
+    """
+    head_scale = 1.0 if config.head_learning_rate is None else config.head_learning_rate / config.learning_rate
+
+    def scaled(path: tuple[Any, ...], update: Array, param: Array) -> Array:
+        if config.weight_decay and decays(path):
+            update = update + config.weight_decay * param
+        return head_scale * update if path[-1].key == HEAD and head_scale != 1 else update
+
+    return optax.stateless(lambda updates, params: jax.tree.map_with_path(scaled, updates, params))
 
 
 def fresh_state(

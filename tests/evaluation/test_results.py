@@ -8,6 +8,7 @@ import pytest
 from r2rank_jax.config import EvaluationConfig
 from r2rank_jax.errors import ResultsError
 from r2rank_jax.evaluation.results import Provenance, build_results, read_results, results_table, write_results
+from r2rank_jax.evaluation.significance import holm
 
 CONFIG = EvaluationConfig(ks=(1, 10), bootstrap_samples=200, permutation_samples=300)
 
@@ -34,10 +35,30 @@ def test_form(results):
     assert (row["a"], row["b"], row["metric"]) == ("rl", "popularity", "ndcg@10")
     means = {name: results["systems"][name]["ndcg@10"]["mean"] for name in ("rl", "popularity")}
     assert row["difference"] == pytest.approx(means["rl"] - means["popularity"])
-    assert row["p"] == pytest.approx(1 / 301)
+    assert row["p"] == row["p_holm"] == pytest.approx(1 / 301), "one comparison needs no correction"
     assert results["analytic_random"]["ndcg@10"] == pytest.approx(0.2272, abs=5e-5)
     assert {"platform", "cpus", "jax", "date"} <= set(results["machine"])
     assert (results["data_hash"], results["commit"]) == ("d", "c")
+
+
+def test_p_values_are_corrected_for_all_comparisons_and_old_files_have_none(results, tmp_path):
+    provenance = Provenance(data_hash="d", commit="c")
+    rng = np.random.default_rng(1)
+    systems = {
+        name: {"ndcg@10": rng.random(100) + shift, "mrr": rng.random(100)} for name, shift in zip("abc", (0, 0.1, 0.2))
+    }
+    many = build_results(
+        systems, [("b", "a"), ("c", "a")], config=CONFIG, candidate_items=None, seed=0, provenance=provenance,
+        compared=["ndcg@10", "mrr"],
+    )  # fmt: skip
+    rows = many["comparisons"]
+    assert [row["p_holm"] for row in rows] == holm([row["p"] for row in rows])
+    assert rows[0]["p_holm"] > rows[0]["p"] and "p (Holm)" in results_table(many)
+    old = results | {"comparisons": [{k: v for k, v in row.items() if k != "p_holm"} for row in results["comparisons"]]}
+    write_results(tmp_path / "old.json", old)
+    assert read_results(tmp_path / "old.json") == old and results_table(old)
+    with pytest.raises(ResultsError, match="p_holm must lie in"):
+        write_results(tmp_path / "bad.json", many | {"comparisons": [rows[0] | {"p_holm": 2.0}]})
 
 
 def test_round_trip(results, tmp_path):

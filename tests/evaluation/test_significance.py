@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from r2rank_jax.evaluation import significance
-from r2rank_jax.evaluation.significance import bootstrap_interval, compare, paired_test
+from r2rank_jax.evaluation.significance import bootstrap_interval, compare, holm, paired_test
 
 
 def brute_force_p(differences):
@@ -101,3 +101,33 @@ def test_bad_input_is_named(a, b, message):
 def test_no_samples_is_an_error():
     with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
         bootstrap_interval([1.0], 0, seed=0)
+
+
+def rejected(p_values, level):
+    """Holm's procedure as he wrote it: which hypotheses are rejected at a level."""
+    order = np.argsort(p_values, kind="stable")
+    decisions = [False] * len(p_values)
+    for rank, index in enumerate(order):
+        if p_values[index] > level / (len(p_values) - rank):
+            break
+        decisions[index] = True
+    return decisions
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.6]) == [1.0, 1.0]
+    assert holm([0.02]) == [0.02] and holm([]) == []
+    assert holm([0.01, 0.01, 0.01]) == pytest.approx([0.03, 0.03, 0.03])
+
+
+def test_holm_rejects_what_the_procedure_rejects():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        p_values = (rng.random(rng.integers(1, 8)) ** 3).round(3) + 1e-3
+        adjusted = holm(p_values.tolist())
+        assert all(p <= a <= 1 for p, a in zip(p_values, adjusted))
+        for level in (0.01, 0.05, 0.2):
+            decisions = [a <= level + 1e-12 for a in adjusted]
+            if not any(abs(a - level) < 1e-9 for a in adjusted):  # rounding decides those
+                assert decisions == rejected(p_values, level)

@@ -10,20 +10,17 @@ import numpy as np
 import pytest
 import transformers
 
-from r2rank_jax.checkpoint import Checkpoints, load_policy
 from r2rank_jax.cli import main
-from r2rank_jax.config import DataConfig, MeshConfig, OptimizerConfig, RunConfig, to_json
+from r2rank_jax.config import MeshConfig, to_json
 from r2rank_jax.data.prompts.chat import read_chat_tokenizer
-from r2rank_jax.data.prompts.tokenizer import read_tokenizer, train_tokenizer
+from r2rank_jax.data.prompts.tokenizer import read_tokenizer
 from r2rank_jax.errors import ConfigError, PretrainedError
 from r2rank_jax.model.forward import read_rationales
 from r2rank_jax.model.transformer import scores
-from r2rank_jax.phases import PhaseRecord
 from r2rank_jax.pretrained.exporting import export
 from r2rank_jax.pretrained.folder import load_pretrained, read_model_card
 from r2rank_jax.pretrained.importing import import_model
 from r2rank_jax.sharding import abstract_params, make_mesh
-from r2rank_jax.train.state import fresh_state
 from r2rank_jax.types import ListBatch, Rationales
 from tests.support.pretrained.models import (
     BASE,
@@ -39,39 +36,13 @@ from tests.support.pretrained.models import (
     their_states,
 )
 from tests.support.pretrained.page import run_page, torch
-
-CONFIG = RunConfig(
-    name="small", model=BASE, data=DataConfig(prefix_tokens=60, suffix_tokens=30, rationale_tokens=20)
-)  # a run that was trained from scratch
-RATIONALE = "1 film by the same hand; likes it: yes"
-
-
-def write_run(folder, config):
-    """Write a run directory like that of `r2rank sft` and `r2rank rl`, with different weights for each phase."""
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(to_json(config)))
-    train_tokenizer([RATIONALE, "Heat (1995) 4\n"], BASE.vocabulary).save(str(folder / "tokenizer.json"))
-    state = fresh_state(make_mesh(MeshConfig()), config.model, OptimizerConfig(ema_decay=0.9), 5, 0, config.trained)
-    rng = np.random.default_rng(0)
-    for phase in ("sft", "rl"):
-        average = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape, np.float32), state.params)
-        checkpoints = Checkpoints(folder / "checkpoints" / phase)
-        record = {"phase": phase, "config": to_json(config), "iterator": {}, "steps": 5, "wall_s": 1.0}
-        record |= {"finished": True, "has_average": True} | ({"traces": "f00d"} if phase == "sft" else {})
-        checkpoints.save(5, state.replace(average=average), PhaseRecord.from_json(record))  # type: ignore[attr-defined]
-        checkpoints.close()
-    return folder
+from tests.support.pretrained.runs import CONFIG, RATIONALE, policy_of, require_equal, write_run
 
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
     """A run that was trained from scratch. Tests must not change it."""
     return write_run(tmp_path_factory.mktemp("runs") / "small", CONFIG)
-
-
-def policy_of(run_dir, phase="rl", config=CONFIG):
-    like = abstract_params(make_mesh(MeshConfig()), config.model)
-    return load_policy(run_dir / "checkpoints" / phase, like, to_json(config))[0]
 
 
 def params_of(folder):
@@ -102,11 +73,6 @@ def test_import_of_an_export_gives_the_same_bits(tmp_path, name):
     require_equal(params_of(tmp_path / "again"), params_of(imported(name)))
 
 
-def require_equal(actual, expected):
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["causal-lm", "scorer"])
 def test_both_forms_contain_the_scoring_head(tmp_path, run_dir, form):
@@ -117,7 +83,7 @@ def test_both_forms_contain_the_scoring_head(tmp_path, run_dir, form):
 
 
 def test_bfloat16_rounds_to_the_nearest(tmp_path, run_dir):
-    export(run_dir, tmp_path / "hf")
+    export(run_dir, tmp_path / "hf", dtype="bfloat16")
     import_model(str(tmp_path / "hf"), tmp_path / "again")
     assert transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype="auto").dtype == torch.bfloat16
     params = policy_of(run_dir)
@@ -140,8 +106,9 @@ def some_lists():
     np.put_along_axis(tokens, length[..., None] - 1, STOP, axis=-1)
     ones = np.ones((2, 2), bool)
     batch = ListBatch(
-        user=np.arange(2), items=np.zeros((2, 2), np.int32), prefix=prefix, prefix_length=prefix_length, suffix=suffix,
-        suffix_length=suffix_length, labels=np.zeros((2, 2), np.float32), mask=ones,
+        user=np.arange(2), position=np.zeros(2, np.int32), items=np.zeros((2, 2), np.int32), prefix=prefix,
+        prefix_length=prefix_length, suffix=suffix, suffix_length=suffix_length,
+        labels=np.zeros((2, 2), np.float32), mask=ones,
     )  # fmt: skip
     return jax.tree.map(jnp.asarray, (batch, Rationales(tokens=tokens, length=length, stopped=ones[..., None])))
 

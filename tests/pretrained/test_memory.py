@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from r2rank_jax.model.hf_names import config_to_hf, tensors
+from r2rank_jax.model.hf_config import config_to_hf
+from r2rank_jax.model.hf_names import tensors
 from r2rank_jax.pretrained.weights import write_sharded
 from tests.support.pretrained.models import MODELS, copy_but_weights, saved
 

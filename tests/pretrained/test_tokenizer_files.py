@@ -94,3 +94,11 @@ def test_our_padding_is_written_to_all_settings_files(tmp_path):
         "pad_token": "<pad>",
         "eos_token": "<end>",
     }
+
+
+@pytest.mark.parametrize("odd", ["x", 1.5, {"id": 3}, [None]])
+def test_an_id_of_another_type_is_refused(tmp_path, odd):
+    write(tmp_path, ["<end>"], eos_token="<end>")
+    for name in ("eos_token_id", "bos_token_id", "pad_token_id"):
+        with pytest.raises(ConfigError, match=f"config.json must give {name} as an id or a list of ids"):
+            read_special_ids(tmp_path, {name: odd}, 5)

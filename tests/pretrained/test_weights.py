@@ -122,3 +122,23 @@ def test_a_folder_without_weights_is_refused(tmp_path):
     (tmp_path / "pytorch_model-00001-of-00002.bin").write_bytes(b"")
     with pytest.raises(PretrainedError, match=r"got pytorch_model-00001-of-00002.bin .*save_pretrained\(NEW_DIR\)"):
         stored_tensors(tmp_path)
+
+
+def test_the_index_decides_and_other_weights_are_named(tmp_path, capsys):
+    write_sharded(tmp_path, SHAPES, values().__getitem__, "float32", 100)
+    assert stored_tensors(tmp_path)["a"].file.name == "model-00001-of-00002.safetensors"
+    assert not capsys.readouterr().err
+    zeros = {name: np.zeros_like(value) for name, value in values().items()}
+    save_file(zeros, tmp_path / "model.safetensors")
+    stored = stored_tensors(tmp_path)
+    for name, expected in values().items():
+        np.testing.assert_array_equal(stored[name].read(), expected)
+    warning = capsys.readouterr().err
+    assert warning.count("\n") == 1 and "model.safetensors in " in warning and "is ignored, because" in warning
+
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(PretrainedError, match=r"or delete model.safetensors.index.json to read model.safetensors"):
+        stored_tensors(tmp_path)
+    (tmp_path / "model.safetensors.index.json").unlink()
+    assert not stored_tensors(tmp_path)["a"].read().any()
+    assert "model-00001-of-00002.safetensors in " in capsys.readouterr().err

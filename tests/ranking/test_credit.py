@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from r2rank_jax.ranking import expected_ndcg, item_advantages, leave_item_out, mode, ndcg, swap
+from r2rank_jax.ranking.reward import ndcg as ndcg_reward
+from r2rank_jax.ranking.reward import reciprocal_rank
 
 ADVANTAGES = jax.jit(item_advantages, static_argnames=("rule", "k", "method"))
 RULES = ("shared", "counterfactual", "first_order", "leave_item_out", "swap")
@@ -227,3 +229,14 @@ def test_errors():
         item_advantages(jnp.zeros(3), jnp.zeros(3), rule="shared")
     with pytest.raises(ValueError, match="without the axis G"):
         item_advantages(jnp.zeros((2, 3)), jnp.zeros((2, 4)), rule="shared")
+
+
+def test_credit_for_the_first_relevant_item_needs_no_more_memory_than_for_all():
+    """Lists were once copied for every item and alternative, which took six times as much here."""
+    scores, labels = jnp.zeros((8, 4, 20)), jnp.zeros((8, 20)).at[:, :3].set(1.0)
+
+    def size(reward):
+        credit = jax.jit(lambda s: item_advantages(s, labels, rule="counterfactual", reward=reward))
+        return credit.lower(scores).compile().memory_analysis().temp_size_in_bytes
+
+    assert size(reciprocal_rank(10)) < 2 * size(ndcg_reward(10))

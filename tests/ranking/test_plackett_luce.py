@@ -303,7 +303,7 @@ def test_errors_name_requirement_input_and_remedy():
     with pytest.raises(
         ValueError, match=r"leading axes of scores and ranking must broadcast; got shapes scores \(2, 3\)"
     ):
-        log_prob(jnp.zeros((2, 3)), jnp.zeros((4, 3), int))
+        log_prob(jnp.zeros((2, 3)), jnp.tile(jnp.arange(3), (4, 1)))
     with pytest.raises(ValueError, match="leading axes of mask and scores must broadcast"):
         mode(jnp.zeros((2, 3)), jnp.ones((4, 3), bool))
     with pytest.raises(ValueError, match=r"indices from 0 to 2; got indices from 0 to 3; rank the items"):

@@ -291,7 +291,7 @@ def test_metrics_are_rewards_of_a_ranking():
 @pytest.mark.slow
 def test_ndcg_is_the_default_reward():
     labels, mask = jnp.asarray(LABELS), jnp.asarray(MASK)
-    scores, two = jnp.asarray(SCORES), jnp.asarray(np.stack([SCORES, SCORES[::-1]]))
+    scores, two = jnp.asarray(SCORES), jnp.asarray(np.stack([SCORES, -0.5 * SCORES]))
     assert expected_reward(scores, labels, mask, reward=r.ndcg(3)) == expected_ndcg(scores, labels, mask, k=3)
     for rule in ("counterfactual", "swap"):
         plain = item_advantages(two, labels, mask, rule=rule, k=3)

@@ -169,7 +169,10 @@ def test_damaged_files_are_reported_not_fatal(run_dir):
     with (run_dir / "metrics.jsonl").open("a") as file:
         file.write('{"phase": "rl", "step": 410, "loss": NaN, "value": NaN}\n{"phase": "rl", "st')
     (run_dir / "results.json").write_text("{")
+    config = json.loads((run_dir / "config.json").read_text())
+    (run_dir / "config.json").write_text(json.dumps(config | {"data": [1], "rl": None}))
     page = parse(run_dir)
+    assert "config.json holds no settings for data" in page.text and "no settings for rl" in page.text
     assert "1 unreadable line of metrics.jsonl" in page.text
     assert "results.json could not be read" in page.text
 
@@ -190,7 +193,7 @@ def test_no_directory_is_an_error(tmp_path):
 def test_verdicts_follow_the_numbers(run_dir, shift, tone, phrase):
     evaluation_results.write_results(run_dir / "results.json", final_results(rl_shift=shift))
     verdict = verdicts(read_run(run_dir))[0]
-    assert verdict["tone"] == tone and phrase in verdict["text"]
+    assert verdict["tone"] == tone and phrase in verdict["text"] and ", corrected p" in verdict["text"]
     assert f"{final_results(rl_shift=shift)['systems']['rl']['ndcg@10']['mean']:.3f}" in headline(read_run(run_dir))
 
 
@@ -223,3 +226,20 @@ def test_logs_of_one_step_are_merged_and_ordered(run_dir):
     write_lines(run_dir / "metrics.jsonl", rows)
     curve = read_run(run_dir).curve("rl", "value")
     assert (curve.steps, curve.values) == ([1, 2], [0.15, 0.2])
+
+
+@pytest.mark.parametrize(
+    ("rl", "metric", "problems"),
+    [
+        ({"metric_k": 5}, "ndcg@5", 0),
+        ({"reward": " recall@5"}, "recall@5", 0),
+        ({"metric_k": 5, "reward": "mrr"}, "mrr", 1),
+        ({"metric_k": "x"}, "ndcg@10", 1),
+        ([1], "ndcg@10", 0),
+    ],
+)
+def test_the_reward_of_an_older_configuration(tmp_path, rl, metric, problems):
+    (tmp_path / "config.json").write_text(json.dumps({"name": "x", "rl": rl}))
+    run = read_run(tmp_path)
+    assert run.metric == metric
+    assert sum("reward in config.json" in problem for problem in run.problems) == problems

@@ -21,6 +21,7 @@ def take(batch: ListBatch, users=slice(None), items=slice(None)) -> ListBatch:
     """Some users and items of a batch."""
     return ListBatch(
         user=batch.user[users],
+        position=batch.position[users],
         items=batch.items[users][:, items],
         prefix=batch.prefix[users],
         prefix_length=batch.prefix_length[users],
@@ -101,7 +102,8 @@ def test_sampled_tokens_follow_the_distribution():
     """Chi-squared against softmax(logits), on a vocabulary that is no multiple of the sampler's block."""
     vocabulary, rows = 45, 60_000
     logits = jnp.asarray(np.random.default_rng(0).normal(size=vocabulary) * 1.5, jnp.float32).at[7].set(-jnp.inf)
-    keys = row_keys(jax.random.key(1), jnp.arange(rows // 20), jnp.arange(rows // 2).reshape(-1, 10), 2)
+    user, items = jnp.arange(rows // 20), jnp.arange(rows // 2).reshape(-1, 10)
+    keys = row_keys(jax.random.key(1), user, jnp.zeros_like(user), items, 2)
     drawn = jax.jit(sample_token)(keys, jnp.broadcast_to(logits, (*keys.shape, vocabulary)), jnp.int32(3))
     counts = np.bincount(np.asarray(drawn).ravel(), minlength=vocabulary)
     expected = np.asarray(jax.nn.softmax(logits), np.float64) * rows
@@ -112,9 +114,19 @@ def test_sampled_tokens_follow_the_distribution():
     assert statistic < freedom + 4 * np.sqrt(2 * freedom), statistic
 
 
+def test_lists_of_one_user_share_no_noise():
+    """Lists 0 to 3 are of one user: two positions, and one of them three times, as where one epoch meets the next."""
+    key, user, position = jax.random.key(0), jnp.array([5, 5, 5, 5, 6]), jnp.array([3, 9, 3, 3, 3])
+    items = jnp.tile(jnp.arange(4), (5, 1))
+    keys = np.asarray(jax.random.key_data(row_keys(key, user, position, items, 2))).reshape(-1, 2)
+    assert len(np.unique(keys, axis=0)) == 5 * 4 * 2
+    alone = row_keys(key, user[1:2], position[1:2], items[1:2], 2)
+    np.testing.assert_array_equal(jax.random.key_data(alone).reshape(-1, 2), keys[8:16])
+
+
 @pytest.mark.slow
 def test_every_row_and_place_has_its_own_random_number():
-    keys = row_keys(jax.random.key(0), jnp.arange(4), jnp.arange(24).reshape(4, 6), 3)
+    keys = row_keys(jax.random.key(0), jnp.arange(4), jnp.zeros(4, jnp.int32), jnp.arange(24).reshape(4, 6), 3)
     flat = jnp.zeros((*keys.shape, 1000))
     drawn = np.concatenate([np.asarray(sample_token(keys, flat, jnp.int32(t))).ravel() for t in range(3)])
     assert len(np.unique(drawn)) > 0.8 * len(drawn)

@@ -160,7 +160,7 @@ def test_sharing_does_not_change_a_word():
     batch = ragged_batch(items=3)
     params = make_params(QWEN2)
     generator = make_generator()
-    keys = row_keys(KEY, batch.user, batch.items, 3)
+    keys = row_keys(KEY, batch.user, batch.position, batch.items, 3)
     shared = generator(params, batch, None, keys)
     rows = lambda x: jnp.repeat(x.reshape(6, 1, *x.shape[2:]), 3, axis=0)  # noqa: E731
     alone = dataclasses.replace(

@@ -1,9 +1,11 @@
 """Wrong input gives exit code 2 and a message with a remedy, before anything is written."""
 
 import dataclasses
+import io
 import json
 import re
 import shutil
+import sys
 
 import pytest
 
@@ -50,7 +52,9 @@ def test_an_unknown_override_names_the_nearest(tiny, tmp_path, refused):
 
 
 def test_a_value_of_the_wrong_kind_names_its_field(tiny, tmp_path, refused):
-    assert "--sft.steps" in refused("sft", "--config", tiny.config, "--run-dir", tmp_path / "run", "--sft.steps", "x")
+    assert "sft.steps must be a whole number" in refused(
+        "sft", "--config", tiny.config, "--run-dir", tmp_path / "run", "--sft.steps", "x"
+    )
     assert "data.candidate_items must be at least 2 (something to rank), got 1" in refused(
         "rl", "--config", tiny.config, "--run-dir", tmp_path / "run", "--data.candidate-items", "1"
     )
@@ -122,8 +126,8 @@ def test_a_run_directory_of_another_configuration(tiny, sft_run, tmp_path, refus
     shutil.copytree(sft_run, run_dir)
     before = contents(run_dir)
     args = ("--config", tiny.config, "--run-dir", run_dir)
-    message = refused_in_one_line("sft", *args, "--model.mlp-width", "48", "--sft.steps", "11")
-    assert "model.mlp_width: 32 -> 48" in message and "sft.steps: 10 -> 11" in message
+    message = refused_in_one_line("sft", *args, "--model.mlp-width", "48", "--sft.head-weight", "0.4")
+    assert "model.mlp_width: 32 -> 48" in message and "sft.head_weight: 0.5 -> 0.4" in message
     assert "--run-dir" in message
     # Equal shapes: without the comparison these would load and be wrong.
     for command in ("rl", "eval"):
@@ -182,13 +186,12 @@ GOOD = {"history": [{"title": "Heat", "rating": 5}], "candidates": [{"id": "m1",
     ("line", "expected"),
     [
         ('{"history": [', "line 2"),
-        (json.dumps(GOOD | {"history": []}), "line 2.*empty history.*at least 1 interaction"),
         (json.dumps(GOOD | {"candidates": []}), "line 2.*no candidates"),
         (json.dumps({"history": GOOD["history"]}), "line 2.*lacks 'candidates'"),
         (json.dumps([1]), "line 2"),
         (json.dumps(GOOD | {"history": [{"title": "Heat", "rating": "good"}]}), "line 2.*good"),
     ],
-    ids=["malformed", "empty_history", "no_candidates", "missing_field", "not_an_object", "rating"],
+    ids=["malformed", "no_candidates", "missing_field", "not_an_object", "rating"],
 )
 def test_rank_names_the_line(tiny, sft_run, tmp_path, refused_in_one_line, line, expected):
     (tmp_path / "in.jsonl").write_text(json.dumps(GOOD) + "\n" + line + "\n")
@@ -198,6 +201,29 @@ def test_rank_names_the_line(tiny, sft_run, tmp_path, refused_in_one_line, line,
     )
     assert re.search(expected, message) and "in.jsonl" in message
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_rank_sets_users_without_a_history_aside(tiny, sft_run, tmp_path, refused_in_one_line, capsys, monkeypatch):
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    args = ("rank", "--config", tiny.config, "--run-dir", sft_run, "--phase", "sft", "--input", source, "--output", out)
+    cold = GOOD | {"id": "ada", "history": []}
+    source.write_text(json.dumps(cold) + "\n" + json.dumps(GOOD) + "\n")
+    assert cli.main([*map(str, args)]) == 0
+    assert capsys.readouterr().err == (
+        "r2rank: set aside 1 of 2 lists, of users with an empty history: 'ada'; rank these by popularity\n"
+    )
+    answer = out.read_bytes()
+    assert [json.loads(line)["id"] for line in answer.splitlines()] == ["2"]
+    source.write_text(json.dumps(cold) + "\n")
+    assert "holds 1 of 1 lists, of users with an empty history: 'ada'" in refused_in_one_line(*args)
+    source.write_text(json.dumps(GOOD | {"id": "Zoë"}) + "\n")
+    assert "--output must be another file" in refused_in_one_line(*args[:-1], source)
+    assert json.loads(source.read_text()) == GOOD | {"id": "Zoë"}
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="ascii"))
+    assert cli.main([*map(str, args[:-2])]) == 0
+    assert json.loads(printed.getvalue())["id"] == "Zoë", "also on a terminal that cannot show the letter"
+    assert out.read_bytes() == answer, "a refusal leaves the earlier answer whole"
 
 
 @pytest.mark.slow

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from r2rank_jax.checkpoint import load_policy
-from r2rank_jax.config import read, to_json
+from r2rank_jax.config import read
 from r2rank_jax.data.batches.pipeline import evaluation_batches
 from r2rank_jax.data.prepared.dataset import load
-from r2rank_jax.data.prompts.tokenizer import read_tokenizer
 from r2rank_jax.rollout.scoring import make_scorer, score_lists
+from r2rank_jax.runs.control import steps_of_same_work
 from r2rank_jax.runs.inputs import open_inputs
 from r2rank_jax.sharding import abstract_params, make_mesh
 from tests.support.command_line import contents, metrics, succeed
@@ -54,17 +54,17 @@ def test_results_and_report(tiny, finished):
 
 
 @pytest.mark.slow
-def test_every_phase_logged_and_the_control_took_rls_time(finished):
+def test_every_phase_logged_and_the_control_did_rls_work(finished):
     last = {}
     for phase in ("sft", "sft_continued", "rl"):
         lines = metrics(finished, phase)
         assert any("validation/ndcg@5" in line for line in lines), phase
         assert all(np.isfinite(value) for line in lines for name, value in line.items() if name != "phase")
         last[phase] = lines[-1]["step"]
+    config = read(finished / "config.json")
+    assert last["sft_continued"] == steps_of_same_work(config, config, traced_items=5) > last["rl"]
     training = json.loads((finished / "results.json").read_text())["training"]
-    speed = training["sft"]["wall_s"] / training["sft"]["steps"]
-    bought = training["rl"]["wall_s"] / speed
-    assert abs(last["sft_continued"] - bought) <= 1 + 0.05 * bought  # wall_s is rounded in the results
+    assert {phase: cell["steps"] for phase, cell in training.items()} == last
     rationales = [json.loads(line) for line in (finished / "rationales.jsonl").read_text().splitlines()]
     assert len(rationales) == 2
     assert all(
@@ -158,8 +158,8 @@ def test_without_reasoning_the_same_commands_train_and_rank(tiny, tmp_path):
 def test_scores_of_a_permuted_batch_are_the_permuted_scores(rl_run):
     config = read(rl_run / "config.json")
     mesh = make_mesh(config.mesh)
-    inputs = open_inputs(config, read_tokenizer(rl_run / "tokenizer.json"))
-    params, _, _ = load_policy(rl_run / "checkpoints/rl", abstract_params(mesh, config.model), to_json(config))
+    inputs = open_inputs(config, rl_run)
+    params = load_policy(rl_run / "checkpoints/rl", abstract_params(mesh, config.model), config).params
     scorer = make_scorer(mesh, config, inputs.tokenizer.stop)
     batches = list(evaluation_batches(inputs.dataset, inputs.encoder, "test", batch_users=8))
 

@@ -34,6 +34,7 @@ def make_batch(config, users=2, items=3, groups=2, prefix=7, suffix=5, said=4, s
     mask[0, -1] = False
     batch = ListBatch(
         user=jnp.arange(users, dtype=jnp.int32),
+        position=jnp.full((users,), 3, jnp.int32),
         items=jnp.asarray(rng.permutation(100)[: users * items].reshape(users, items), jnp.int32),
         prefix=token(users, prefix),
         prefix_length=length(prefix, users),

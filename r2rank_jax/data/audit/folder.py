@@ -23,6 +23,7 @@ from r2rank_jax.data.prepared.folder import (
     manifest_of,
     users_file,
 )
+from r2rank_jax.data.prepared.missing import count_missing, missing_texts
 from r2rank_jax.data.prepared.settings import Array, Settings
 from r2rank_jax.data.prepared.splits import HELD_OUT, NONE, Split, split
 from r2rank_jax.data.prepared.tables import hash_of_interactions, hash_of_items
@@ -48,12 +49,14 @@ class _Totals:
     """Counts summed over the buckets."""
 
     per_item: Array  # int64 [items]
+    missing: Array  # bool [texts, items], see `missing_texts`
     users: int = 0
     interactions: int = 0
     tied: int = 0
     below: list[int] = field(default_factory=lambda: [0, 0])  # number of interactions before each of the two cuts
     up_to: list[int] = field(default_factory=lambda: [0, 0])  # number of interactions before or at each cut
     protocols: dict[str, Counter[str]] = field(default_factory=dict)
+    lacking: dict[str, Counter[str]] = field(default_factory=dict)  # protocol -> sums of `count_missing`
 
 
 def audit(directory: Path) -> Findings:
@@ -73,7 +76,12 @@ def audit(directory: Path) -> Findings:
     items = read_table(directory, "items.parquet", ITEMS, findings)
     if settings is None or items is None:
         return findings
-    counts = _Totals(np.zeros(items.height, np.int64), protocols={p: Counter() for p in manifest["protocols"]})
+    counts = _Totals(
+        np.zeros(items.height, np.int64),
+        missing_texts(items),
+        protocols={protocol: Counter() for protocol in manifest["protocols"]},
+        lacking={protocol: Counter() for protocol in manifest["protocols"]},
+    )
     with Progress("audit", manifest["interactions"], "interactions") as progress:
         for number in range(manifest["buckets"]):
             _audit_bucket(directory, number, manifest, settings, counts, findings)
@@ -82,6 +90,8 @@ def audit(directory: Path) -> Findings:
     tables.check_catalog(items, counts.per_item, findings)
     if settings.k_core > 1:
         tables.check_item_core(counts.per_item, settings.k_core, findings)
+    for protocol, lacking in counts.lacking.items():
+        totals.check_missing(protocol, lacking, findings)
     _check_manifest(manifest, items.height, int(tables.untitled(items).sum()), counts, findings)
     _check_traces(directory, manifest, findings)
     return findings
@@ -171,6 +181,8 @@ def _audit_lists(
         return
     table = read_lists(file, (directory / file).read_bytes(), settings.candidates, findings)
     check_lists(table, bucket, len(counts.per_item), parts, settings, findings)
+    inside = (table.items >= 0) & (table.items < len(counts.per_item))
+    counts.lacking[protocol].update(count_missing(counts.missing, table.items[inside], table.labels[inside]))
     if protocol == "global_time":
         check_times_of_lists(table, bucket, cuts, findings)
 
@@ -249,6 +261,6 @@ def _check_traces(directory: Path, manifest: dict[str, Any], findings: Findings)
         findings.add(TRACES, f"{path.name}, line 1", "must be a JSON object that names the split")
         return
     try:
-        read_traces(path, load(directory, protocol), template=None)
+        _ = read_traces(path, load(directory, protocol), template=None).template  # an unknown one is refused
     except (DataError, ValueError) as error:
         findings.add(TRACES, path.name, str(error).removeprefix(f"{path}, ").removeprefix(f"{path}: "))

@@ -27,7 +27,13 @@ DUPLICATES = Check(
     "a user interacts with an item at most once",
     "remove repeated interactions from the source, and prepare again",
 )
-RATINGS = Check("ratings", "ratings are all finite numbers or all missing", "fix the source and prepare again")
+UNRATED = Check(
+    "ratings_missing",
+    "interactions are all rated or all unrated",
+    "none needed; with --positive-rating, unrated interactions are in histories but are no positives",
+    fault=False,
+)
+RATINGS = Check("ratings", "ratings are finite numbers or missing", "fix the source and prepare again")
 ORDERS = Check("source_order", "an interaction's position in the source is unique and not negative", AGAIN)
 TIMES = Check(
     "timestamps",
@@ -157,12 +163,11 @@ def check_duplicates(bucket: Bucket, findings: Findings) -> None:
 
 
 def check_ratings(bucket: Bucket, findings: Findings) -> None:
-    """Check that ratings are all finite or all missing. A partly filled column would be read as a full one."""
-    finite = np.isfinite(bucket.rating)
-    if not np.isnan(bucket.rating).all():
-        findings.add_rows(
-            RATINGS, bucket.file, np.flatnonzero(~finite), lambda row: f"the rating is {bucket.rating[row]}"
-        )
+    """Check that ratings are finite or missing; warn if some are missing, since a threshold then drops these rows."""
+    infinite, missing = np.isinf(bucket.rating), np.isnan(bucket.rating)
+    findings.add_rows(RATINGS, bucket.file, np.flatnonzero(infinite), lambda row: f"the rating is {bucket.rating[row]}")
+    if missing.any() and not missing.all():
+        findings.add(UNRATED, bucket.file, f"{missing.sum()} of {len(missing)} interactions have no rating")
 
 
 def check_orders(bucket: Bucket, findings: Findings) -> None:

@@ -8,11 +8,36 @@ from typing import Any
 
 from r2rank_jax.data.audit.findings import Check, Findings
 from r2rank_jax.data.audit.tables import AGAIN
+from r2rank_jax.data.prepared.missing import differences
 
 HASHES = Check("hashes", "a file's content has the hash in the manifest", "restore the file, or prepare the data again")
 COUNTS = Check("manifest_counts", "the manifest's numbers agree with the files", AGAIN)
 STEPS = Check("manifest_steps", "each step keeps the previous step's interactions minus those it dropped", AGAIN)
 CUTS = Check("time_cuts", "80% and 90% of all interactions precede the two cuts, as exactly as ties allow", AGAIN)
+
+SEPARABLE = Check(
+    "candidates_separable",
+    "positives and negatives have titles equally often",
+    "make the ids of the item table those of the interactions, complete the table, and prepare again",
+)
+SEPARABLE_BY_DETAIL = Check(
+    "candidates_separable_by_detail",
+    "positives and negatives have years and genres equally often",
+    "complete the item table, or use a prompt template that does not show them",
+    fault=False,
+)
+
+
+def check_missing(protocol: str, lacking: Mapping[str, int], findings: Findings) -> None:
+    """Check that no system can separate positives from negatives by what they lack.
+
+    Args:
+        protocol: the protocol.
+        lacking: summed results of `count_missing` over its lists.
+        findings: updated with what is wrong.
+    """
+    for text, description in differences(lacking).items():
+        findings.add(SEPARABLE if text == "title" else SEPARABLE_BY_DETAIL, f"candidates/{protocol}", description)
 
 
 def check_count(findings: Findings, name: str, expected: Any, counted: int) -> None:

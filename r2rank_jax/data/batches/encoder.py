@@ -65,6 +65,7 @@ class Encoder:
         items = np.asarray(items, np.int32)
         arrays: dict[str, Any] = dict(  # NumPy arrays, until they are placed on a mesh
             user=np.asarray(users, np.int32),
+            position=np.asarray(positions, np.int32),
             items=items,
             prefix=prefix,
             prefix_length=prefix_length,

@@ -151,8 +151,18 @@ def list_batches(
 
     Returns:
         An infinite iterator of ListBatch of NumPy arrays, resumable like `trace_batches`.
+
+    Raises:
+        DataError: a user leaves too few items to draw the negatives of a list from.
     """
     pairs = dataset.train_lists(encoder.config.min_history if min_history is None else min_history)
+    # The last list of a user has one positive. Checked here, as it may be drawn only after hours.
+    fewest = len(dataset.items) - int(dataset.train_end[pairs[:, 0]].max())
+    if fewest < candidate_items - 1:
+        raise DataError(
+            f"data.candidate_items={candidate_items} needs as many items less one outside every user's training "
+            f"interactions, got {fewest} of {len(dataset.items)}; lower data.candidate_items to at most {fewest + 1}"
+        )
 
     def draw(rows: Array, epochs: Array) -> CandidateLists:
         keys = [(seed << 32) | int(epoch) for epoch in epochs]

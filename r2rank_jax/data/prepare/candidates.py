@@ -7,6 +7,7 @@ A negative is never an item that the user interacted with, before or after. Ever
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ import polars as pl
 
 from r2rank_jax.data.prepare.retrieved import Retrieved, read_retrieved
 from r2rank_jax.data.prepare.user_buckets import step_folder
+from r2rank_jax.data.prepared.missing import TEXTS, count_missing, missing_texts
 from r2rank_jax.data.prepared.negatives import Draw, sample_by_weight, sample_outside
 from r2rank_jax.data.prepared.settings import PROTOCOLS, Array, Settings
 from r2rank_jax.data.prepared.splits import HELD_OUT, NONE, Split, split
@@ -79,7 +81,7 @@ def write_lists(
 
     Returns:
         lists, left_out_without_history and positives_tied_in_time_with_the_interaction_before, each by part;
-        train_interactions; with a run file also `run`, see `Retrieved.counts`.
+        train_interactions; `lacking`, see `count_missing`; with a run file also `run`, see `Retrieved.counts`.
     """
     write = partial(_write_lists, work, protocol, settings, cuts, items, first_user, bucket)
     return sealed(step_folder(work, f"candidates/{protocol}", bucket), write)
@@ -99,10 +101,12 @@ def _write_lists(
     parts = sequences.split(protocol, settings, cuts)
     retrieved = read_retrieved(work, items, bucket) if settings.negatives == "run" else None
     draw = _draw(work, protocol, settings, items, retrieved)
+    missing, lacking = missing_texts(pl.read_parquet(work / "table/items.parquet", columns=list(TEXTS))), Counter[str]()
     with (folder / "lists.jsonl").open("w", encoding="utf-8", newline="\n") as file:
         for held_out in HELD_OUT:
             for record in _lists(sequences, parts, held_out, protocol, settings, draw):
                 file.write(json.dumps(record, separators=(",", ":")) + "\n")
+                lacking.update(count_missing(missing, np.array(record["items"]), np.array(record["labels"])))
                 if retrieved is not None:
                     retrieved.look_for(record["user"] - first_user, record["items"], record["labels"])
     position = {name: parts.position(name) for name in HELD_OUT}
@@ -113,6 +117,7 @@ def _write_lists(
         "positives_tied_in_time_with_the_interaction_before": {
             name: _ties(sequences, position[name]) for name in HELD_OUT
         },
+        "lacking": dict(lacking),
     }
     return facts | ({} if retrieved is None else {"run": retrieved.counts})
 

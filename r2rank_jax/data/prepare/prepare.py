@@ -19,6 +19,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -47,6 +49,7 @@ from r2rank_jax.data.prepared.folder import (
     users_file,
     verify,
 )
+from r2rank_jax.data.prepared.missing import differences
 from r2rank_jax.data.prepared.settings import Settings
 from r2rank_jax.data.prepared.tables import hash_of_interactions
 from r2rank_jax.data.sources.source import OnError, Quarantine, Source, fatal, open_source
@@ -82,7 +85,14 @@ def prepare(
     """
     chosen = Settings(**settings)
     malformed = _Malformed()
-    opened = open_source(source, chosen.kind, chosen.columns or None, malformed)
+    opened = open_source(
+        source,
+        chosen.kind,
+        chosen.columns or None,
+        malformed,
+        time_unit=chosen.time_unit,
+        quote=chosen.quote,
+    )
     identity = _identity(source, opened, chosen)
     if out.exists() and any(out.iterdir()):
         _require_same(out, identity)
@@ -148,6 +158,12 @@ class _Malformed:
         self.action(file, line, reason, text)
 
 
+def _none_read(opened: Source, quarantined: Counter[str]) -> DataError:
+    aside = sum(quarantined.values())
+    reason = f"none: {aside} malformed rows were set aside; see the first without --on-error" if aside else "none"
+    return DataError(f"{opened.files[0]}: expected interactions, got {reason}; fetch or write the file again")
+
+
 def _read(opened: Source, settings: Settings, malformed: _Malformed, folder: Path) -> Facts:
     """Read the source's files in a single pass."""
     quarantine = Quarantine(folder / QUARANTINE)
@@ -156,7 +172,7 @@ def _read(opened: Source, settings: Settings, malformed: _Malformed, folder: Pat
     items = write_items(opened.items(), folder / "items.parquet")
     rows = write_shards(checked_interactions(opened.interactions()), folder / "interactions")
     if not rows:
-        raise DataError(f"{opened.files[0]}: expected interactions, got none; fetch the file again")
+        raise _none_read(opened, quarantine.counts)
     return {
         "items": items,
         "interactions": rows,
@@ -264,12 +280,25 @@ def _write_protocol(
     written = over_buckets(f"lists, {protocol}", _WithFirstUser(write, first_users))
     files = [step_folder(work, f"candidates/{protocol}", bucket) / "lists.jsonl" for bucket in range(len(written))]
     facts = {"sha256": hash_of_files(files)} | {name: _total([part[name] for part in written]) for name in written[0]}
+    _warn_of_missing(protocol, facts.pop("lacking"))
     return facts | ({"cuts": list(cuts)} if cuts is not None and protocol == "global_time" else {})
+
+
+def _warn_of_missing(protocol: str, lacking: dict[str, int]) -> None:
+    for description in differences(lacking).values():
+        print(
+            f"WARNING: in the lists of {protocol}, {description}: a system can separate them by that alone. Check that "
+            f"the item table uses the ids of the interactions and describes all items; see `r2rank data audit`",
+            file=sys.stderr,
+        )
 
 
 def _total(parts: list[Any]) -> Any:
     if isinstance(parts[0], dict):
-        return {name: sum(part[name] for part in parts) for name in parts[0]}
+        return {
+            name: sum(part.get(name, 0) for part in parts)
+            for name in dict.fromkeys(key for part in parts for key in part)
+        }
     return sum(parts)
 
 

@@ -9,7 +9,6 @@ The number of positives that the retriever found is counted, so that the whole p
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,6 +23,8 @@ from r2rank_jax.data.prepare.partition import read_bucket
 from r2rank_jax.data.prepare.user_buckets import step_folder
 from r2rank_jax.data.prepared.negatives import sample_outside
 from r2rank_jax.data.prepared.settings import Array
+from r2rank_jax.data.sources.rows.ids import canonical_id
+from r2rank_jax.data.sources.rows.objects import as_value, parse_json, parse_object
 from r2rank_jax.data.sources.rows.reading import numbered_lines
 from r2rank_jax.errors import DataError
 
@@ -112,7 +113,7 @@ def _rows(path: Path) -> Iterator[Row]:
             parts = text.split()
             try:
                 user, _, item, rank, score, _ = parts
-                row = (user, item, float(score), int(rank))
+                row = (canonical_id(user), canonical_id(item), float(score), int(rank))
             except ValueError:
                 _refuse(path, line, f"expected `user Q0 item rank score tag`, got {len(parts)} columns", text)
             if not math.isfinite(row[2]):
@@ -122,14 +123,17 @@ def _rows(path: Path) -> Iterator[Row]:
 
 def _json_rows(path: Path, line: int, text: str) -> Iterator[Row]:
     try:
-        record = json.loads(text)
-        user, items = record["user"], record["items"]
-        if not isinstance(items, list):
+        record = parse_object(text, parse_json)
+        user, items = as_value(record, "user"), record["items"]
+        if not user or not isinstance(items, list):
+            raise TypeError
+        ids = [as_value({"item": item}, "item") for item in items]
+        if not all(ids):
             raise TypeError
     except (ValueError, KeyError, TypeError):
         _refuse(path, line, 'expected {"user": id, "items": [ids, best first]}', text)
-    for rank, item in enumerate(items, start=1):
-        yield str(user), str(item), -float(rank), rank
+    for rank, item in enumerate(ids, start=1):
+        yield canonical_id(user), canonical_id(str(item)), -float(rank), rank
 
 
 def _refuse(file: Path, line: int, reason: str, text: str) -> NoReturn:

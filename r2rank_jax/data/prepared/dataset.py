@@ -52,6 +52,7 @@ class Dataset:
     candidate_hash: str  # hash of the frozen candidate files
     held_out: dict[str, CandidateLists]
     time_unit: str = "s"  # unit of the timestamps: "s" or "ms"
+    items_hash: str = ""  # hash of the item table
 
     @property
     def users(self) -> int:
@@ -231,6 +232,7 @@ def load(directory: Path, split_name: str) -> Dataset:
         candidate_hash=candidate_hash,
         held_out=_read_candidates(candidate_paths, settings.candidates),
         time_unit=manifest["time_unit"],
+        items_hash=manifest["items_sha256"],
     )
 
 

@@ -19,6 +19,8 @@ DEFAULT_PROTOCOLS = PROTOCOLS[:2]
 LABELS = ("binary", "graded")
 NEGATIVES = ("uniform", "popularity", "run")
 ON_ERROR = ("fatal", "quarantine")
+TIME_UNITS = ("s", "ms")
+QUOTES = ("double", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,10 @@ class Settings:
     """Our column name -> the source's column name, for plain files."""
     on_error: str = "fatal"
     """"quarantine": malformed rows are set aside and counted."""
+    time_unit: str | None = None
+    """Unit of the source's times; None: detected from its rows."""
+    quote: str | None = None
+    """"none": quotation marks have no meaning in plain files. None and "double": fields may be quoted."""
 
     def __post_init__(self) -> None:
         for name, least in (("seed", 0), ("candidates", 2), ("k_core", 0), ("last_n", 1), ("bucket_rows", 1)):
@@ -67,6 +73,9 @@ class Settings:
         )
         for name, choices in (("labels", LABELS), ("negatives", NEGATIVES), ("on_error", ON_ERROR)):
             _require(getattr(self, name) in choices, f"{name} must be one of {choices}, got {getattr(self, name)!r}")
+        for name, choices in (("time_unit", TIME_UNITS), ("quote", QUOTES)):
+            value = getattr(self, name)
+            _require(value is None or value in choices, f"{name} must be one of {choices} or None, got {value!r}")
         _require(
             0 < len(set(self.protocols)) == len(self.protocols) and set(self.protocols) <= set(PROTOCOLS),
             f"protocols must be one or more of {PROTOCOLS}, each at most once, got {self.protocols}",
@@ -100,8 +109,12 @@ class Settings:
         return (1 + np.floor(rating - self.positive_rating)).astype(np.float32)
 
     def to_json(self) -> dict[str, Any]:
-        """Values for the manifest. Only the run file's name is kept, so that the folder does not depend on its path."""
+        """Values for the manifest. Only the run file's name is kept, so that the folder does not depend on its path.
+
+        `time_unit` and `quote` are left out unless they are set, so that older manifests remain equal.
+        """
         values = dataclasses.asdict(self) | {"protocols": list(self.protocols)}
+        values = {key: value for key, value in values.items() if value is not None or key not in ("time_unit", "quote")}
         return values | {"run": None if self.run is None else Path(self.run).name}
 
 

@@ -25,13 +25,30 @@ class Traces:
     """L training lists with a rationale for each of their items."""
 
     header: dict[str, Any]  # teacher, data_hash, split, lists, seed and what else the file records
-    template: str  # name of the data.template that the rationales were written for
+    path: Path
     lists: CandidateLists
     rationales: tuple[tuple[str, ...], ...]  # [L][N]
     digest: str  # SHA-256 of the file, header included
 
     def __len__(self) -> int:
         return len(self.rationales)
+
+    @property
+    def template(self) -> str:
+        """Name of the data.template that the rationales were written for."""
+        return _template_of(self.path, self.header)
+
+    def require_template(self, template: str) -> None:
+        """Refuse rationales that were written for another template.
+
+        Raises:
+            DataError: they were, or the header does not say.
+        """
+        if self.template != template:
+            raise DataError(
+                f"{self.path}: traces must be written for data.template={template}, got traces for {self.template}; "
+                f"run `r2rank data synthesize --template {template}`, or set data.template or data.traces"
+            )
 
 
 def write_traces(out: Path, header: dict[str, Any], lists: CandidateLists, rationales: Sequence[Sequence[str]]) -> None:
@@ -57,7 +74,8 @@ def read_traces(path: Path, dataset: Dataset, template: str | None) -> Traces:
     Args:
         path: the file.
         dataset: the data that the lists must come from.
-        template: name of the data.template that the rationales must be written for; None accepts any.
+        template: name of the data.template that the rationales must be written for; None accepts any, and a file that
+            does not say.
 
     Raises:
         DataError: no such file, a malformed or missing line, another data set, split or template, or a held-out
@@ -75,12 +93,6 @@ def read_traces(path: Path, dataset: Dataset, template: str | None) -> Traces:
                 f"{path}: {name} must be that of the data set, {expected}, got {header[name]}; run `r2rank data "
                 f"synthesize` for this data and split, or set data.traces"
             )
-    written_for = _template_of(path, header)
-    if template is not None and written_for != template:
-        raise DataError(
-            f"{path}: traces must be written for data.template={template}, got traces for {written_for}; run `r2rank "
-            f"data synthesize --template {template}`, or set data.template or data.traces"
-        )
     if header["lists"] != len(lines) - 1 or not header["lists"]:
         raise DataError(
             f"{path}, line {len(lines)}: expected {header['lists']} lists after the header (at least 1), got "
@@ -96,7 +108,10 @@ def read_traces(path: Path, dataset: Dataset, template: str | None) -> Traces:
         np.array([r["labels"] for r in records], np.float32),
     )
     rationales = tuple(tuple(r["rationales"]) for r in records)
-    return Traces(header, written_for, lists, rationales, hashlib.sha256(content).hexdigest())
+    traces = Traces(header, path, lists, rationales, hashlib.sha256(content).hexdigest())
+    if template is not None:
+        traces.require_template(template)
+    return traces
 
 
 def _template_of(path: Path, header: dict[str, Any]) -> str:

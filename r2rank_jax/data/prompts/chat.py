@@ -1,7 +1,7 @@
-"""The tokenizer of an imported model, and the frame that its chat template puts around a prompt.
+"""The tokenizer of an imported model, with the frame that its chat template puts around a prompt.
 
-The chat template is rendered once, around a marker. The text before the marker opens every prefix, and the text after
-it closes every item. Both may contain special tokens. The text in between comes from data and may not.
+The frame's text before the message opens every prefix, and the text after it closes every item. Both may contain
+special tokens. The text in between comes from data and may not.
 """
 
 from __future__ import annotations
@@ -12,43 +12,32 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from r2rank_jax.data.prompts.tokenizer import FastTokenizer, Ids
+from r2rank_jax.data.prompts.frame import Frame, render_frame, require_lasting_frame
+from r2rank_jax.data.prompts.tokenizer import FastTokenizer
 from r2rank_jax.errors import DataError
 
-MARK = "⟪the prompt stands here⟫"
 
-
-def read_chat_tokenizer(folder: Path, *, pad: int, stop: int) -> FastTokenizer:
-    """Read a `transformers` tokenizer with the frame of its chat template; without a template there is no frame.
+def read_chat_tokenizer(folder: Path, *, pad: int, stop: int, frame: Frame | None = None) -> FastTokenizer:
+    """Read a `transformers` tokenizer with the frame of its chat template.
 
     Args:
         folder: contains `tokenizer.json`, `tokenizer_config.json` and their companion files.
         pad: id of the padding token.
         stop: id of the token that ends a rationale.
+        frame: the frame that is kept with the model. None for models that were imported before frames were kept: the
+            template is rendered now, which gives the same frame every time unless it reads the clock.
 
     Raises:
-        DataError: the folder has no fast tokenizer, or its chat template does not show a message once and unchanged.
+        DataError: the folder has no fast tokenizer, or no frame is given and the template reads the clock or cannot be
+            rendered.
     """
     if not (folder / "tokenizer.json").is_file():
         raise DataError(f"{folder} must hold a tokenizer, got no tokenizer.json; `r2rank model import` copies it there")
+    require_lasting_frame(folder, frame)
+    frame = render_frame(folder) if frame is None else frame
     tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-    opening: Ids = ()
-    closing: Ids = ()
-    if tokenizer.chat_template:
-        rendered = tokenizer.apply_chat_template(
-            [{"role": "user", "content": MARK}],
-            tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=False,  # Qwen3: the rationale is the answer itself; other templates ignore this argument
-        )
-        if rendered.count(MARK) != 1:
-            raise DataError(
-                f"the chat template in {folder} must show a user's message once and unchanged, got it "
-                f"{rendered.count(MARK)} times; remove the template to use prompts without a frame"
-            )
-        before, after = rendered.split(MARK)
-        template_tokenizer = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        opening, closing = (
-            tuple(template_tokenizer.encode(part, add_special_tokens=False).ids) for part in (before, after)
-        )
+    with_special_tokens = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    opening, closing = (
+        tuple(with_special_tokens.encode(part, add_special_tokens=False).ids) for part in (frame.before, frame.after)
+    )
     return FastTokenizer(tokenizer.backend_tokenizer, pad=pad, stop=stop, opening=opening, closing=closing)

@@ -74,8 +74,9 @@ def fatal(file: Path, line: int, reason: str, text: str) -> None:
     Raises:
         DataError: always.
     """
+    shown = " ".join(reason[:600].splitlines())  # a reason may quote the file
     raise DataError(
-        f"{file}, line {line}: {reason}; the line reads {text[:120]!r}; correct it or fetch the file again, or set "
+        f"{file}, line {line}: {shown}; the line reads {text[:120]!r}; correct it or fetch the file again, or set "
         f"such rows aside with --on-error=quarantine"
     )
 

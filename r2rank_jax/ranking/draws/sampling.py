@@ -18,7 +18,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from r2rank_jax.ranking.arguments import LOWEST
+from r2rank_jax.ranking.arguments import LOWEST, nan_last
 from r2rank_jax.ranking.order import top
 
 # From this number of items per place on, drawing with replacement is faster.
@@ -32,7 +32,7 @@ def draw(key: jax.Array, scores: jax.Array, real: jax.Array, num_samples: int, n
 
     Args:
       key: a JAX PRNG key.
-      scores: [..., N] float32, finite.
+      scores: [..., N] float32, finite; a NaN ranks behind all others.
       real: [..., N] True for a real item; masked items come last, in index order.
       num_samples: M.
       num_places: K <= N.
@@ -40,6 +40,7 @@ def draw(key: jax.Array, scores: jax.Array, real: jax.Array, num_samples: int, n
     Returns:
       int32 [..., M, K] item indices, best first.
     """
+    scores = nan_last(scores)
     # Subtract the best score, so that a common offset of the scores does not reduce the float32 resolution of the
     # noise.
     scores = scores - jnp.max(jnp.where(real, scores, LOWEST), axis=-1, keepdims=True, initial=LOWEST)

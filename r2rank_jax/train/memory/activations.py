@@ -106,6 +106,7 @@ def _traced(model: ModelConfig, prefix: int, suffix: int, length: int, trained: 
 
     batch = ListBatch(
         user=leaf(u),
+        position=leaf(u),
         items=leaf(u, n),
         prefix=leaf(u, prefix),
         prefix_length=leaf(u),

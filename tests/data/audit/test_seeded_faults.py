@@ -188,7 +188,6 @@ FAULTS: dict[str, tuple[str, Edit]] = {
     "an item outside the catalog": ("item_ids", cell("item", 5, 60)),
     "a user of another bucket": ("user_ids", cell("user", 0, 0)),
     "an infinite rating": ("ratings", cell("rating", 2, np.inf)),
-    "a missing rating": ("ratings", cell("rating", 2, None)),
     "a negative time": ("timestamps", cell("timestamp", 0, -1)),
     "a time in milliseconds": ("timestamps", cell("timestamp", -1, lambda f: f["timestamp"][-1] * 1000)),
     "a time in the future": ("timestamps", cell("timestamp", -1, 4_000_000_000)),

@@ -37,6 +37,15 @@ def iterator(request, dataset, traces, make_encoder):
     return traced if request.param.startswith("traces") else listed
 
 
+def test_a_list_that_no_user_could_fill_is_refused_before_the_first_batch(dataset, make_encoder):
+    left = len(dataset.items) - int(dataset.train_end[dataset.train_lists(5)[:, 0]].max())
+    settings = {"batch_users": 8, "seed": 3, "min_history": 5}
+    with closing(list_batches(dataset, make_encoder(**LIMITS), candidate_items=left + 1, **settings)):
+        pass
+    with pytest.raises(DataError, match=rf"lower data\.candidate_items to at most {left + 1}$"):
+        list_batches(dataset, make_encoder(**LIMITS), candidate_items=left + 2, **settings)
+
+
 @pytest.mark.parametrize("steps", [0, 1, 9])
 def test_resume_gives_the_exact_next_batches(iterator, steps):
     walking = iterator(batch_users=8, seed=3)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from r2rank_jax.config import DataConfig
-from r2rank_jax.data.batches.requests import read_requests, request_batches
+from r2rank_jax.data.batches.requests import read_requests, request_batches, without_history
 from r2rank_jax.data.prompts.prompts import Shown
 from r2rank_jax.errors import DataError
 from tests.support.hostile_titles import TITLES, read_prompt
@@ -75,19 +75,81 @@ def test_hostile_lists_are_encoded_like_any_other(tmp_path, make_encoder):
             assert len(read_prompt(decoded(tokenizer, batch, row, 0), "films-1").history) == 1
 
 
+GOOD = {"history": [{"title": "A", "rating": 4}], "candidates": [{"title": "B"}]}
+
+
 @pytest.mark.parametrize(
     ("history", "reason"),
     [
         ([{"title": "A", "rating": 4, "timestamp": t} for t in (9, 8)], r"not in order.*: \[9, 8, 10\]"),
         ([{"title": "A", "rating": 4, "timestamp": 11}], r"not in order, oldest first and .* last: \[11, 10\]"),
-        ([{"title": "A", "rating": float("nan")}], "has a rating that is not a number: nan"),
-        ([{"title": "A", "rating": "good"}], "could not convert"),
-        ([{"title": "A"}], "lacks 'rating'"),
-        ([], "empty history"),
+        ([{"title": "A", "timestamp": 1e400}], "inf as timestamp of interaction 1, which is not a number"),
+        ([{"title": "A", "timestamp": 1_600_000_000_000}], "1600000000000 as timestamp .* not in seconds"),
+        ([{"title": "A", "rating": float("nan")}], "nan as rating of interaction 1, which is not a number"),
+        ([{"title": "A", "rating": "good"}], "'good' as rating"),
+        ([{"title": "A", "rating": True}], "True as rating"),
+        ([{"title": "A", "rating": 10**400}], "as rating of interaction 1, which is not a number"),
+        ([{"title": "A"}, {"rating": 4}], "lacks 'title' in interaction 2"),
+        ([{"title": ["A"]}], r"\['A'\] as title of interaction 1, which is neither text nor a number"),
+        ([{"title": float("nan")}], "nan as title"),
+        ([{"title": "A", "year": {"of": 1995}}], "as year of interaction 1"),
+        (["A"], "'A' as interaction 1, which must be an object"),
+        ({"title": "A"}, "as history, which must be a list"),
+        ("A", "'A' as history, which must be a list"),
     ],
 )  # fmt: skip
-def test_an_unusable_line_is_named_in_the_error(tmp_path, history, reason):
-    good = {"history": [{"title": "A", "rating": 4}], "candidates": [{"title": "B"}]}
+def test_an_unusable_history_is_named_in_the_error(tmp_path, history, reason):
     bad = {"history": history, "candidates": [{"title": "B"}], "timestamp": 10}
     with pytest.raises(DataError, match=rf"lists\.jsonl, line 2: .*{reason}"):
-        read_requests(write(tmp_path, good, bad))
+        read_requests(write(tmp_path, GOOD, bad))
+
+
+@pytest.mark.parametrize(
+    ("candidates", "reason"),
+    [
+        ([], "has no candidates"),
+        (None, "None as candidates, which must be a list"),
+        ("B", "'B' as candidates, which must be a list"),
+        (["B"], "'B' as candidate 1, which must be an object"),
+        ([{"title": "B"}, {}], "lacks 'title' in candidate 2"),
+        ([{"title": "B", "id": ["b"]}], r"\['b'\] as id"),
+        ([{"title": "B", "genres": 5}], "5 as genres of candidate 1, which must be a list"),
+        ([{"title": "B", "genres": {"Action": 1}}], "as genres of candidate 1, which must be a list"),
+        ([{"title": "B", "genres": [["Action"]]}], r"\['Action'\] as genres of candidate 1"),
+        ([{"title": "B", "details": "LEGO"}], "'LEGO' as details of candidate 1, which must be an object"),
+        ([{"title": "B", "details": {"brand": ["LEGO"]}}], r"\['LEGO'\] as brand of candidate 1"),
+        ([{"id": "m1", "title": "B"}, {"id": "m1", "title": "C"}], r"twice: the id 'm1' \('B'\) and .* 'm1' \('C'\)"),
+        ([{"id": 1, "title": "B"}, {"id": 1.0, "title": "C"}], "twice: the id '1'"),
+        ([{"id": 1, "title": "B"}, {"title": "C"}], "twice: the id '1'"),
+        ([{"title": "B"}, {"title": "C"}, {"title": "B"}], r"twice: the id '0' \('B'\) and the id '2'"),
+    ],
+)  # fmt: skip
+def test_unusable_candidates_are_named_in_the_error(tmp_path, candidates, reason):
+    with pytest.raises(DataError, match=rf"lists\.jsonl, line 2: .*{reason}"):
+        read_requests(write(tmp_path, GOOD, GOOD | {"candidates": candidates}))
+
+
+def test_one_value_is_read_as_it_stands_and_none_as_missing(tmp_path, make_encoder):
+    """A genre is never its letters; an unrated interaction shows a dash; a table's 1995.0 is a year."""
+    candidates = [
+        {"title": "Heat", "genres": "Action", "year": 1995.0},
+        {"title": "Up", "genres": "Comedy|Drama", "details": None},
+        {"title": 1917, "genres": None, "year": None},
+        {"title": "Heat", "genres": "Action", "year": 1995.0, "id": "twin"},
+    ]
+    history = [{"title": "Alien"}, {"title": "Big", "rating": ""}, {"title": "Fargo", "rating": "4.5"}]
+    (request,) = read_requests(write(tmp_path, {"history": history, "candidates": candidates}))
+    assert [c.genres for c in request.candidates[:3]] == [("Action",), ("Comedy", "Drama"), ()]
+    config = DataConfig(template="films-2", prefix_tokens=400, suffix_tokens=100)
+    tokenizer = make_encoder().tokenizer
+    (batch,) = request_batches(tokenizer, config, [request], 1)
+    lines = [decoded(tokenizer, batch, 0, item).split("\n") for item in range(3)]
+    assert lines[0][1:4] == ["Alien -", "Big -", "Fargo 4.5"]
+    assert [shown[4] for shown in lines] == ["Heat (1995); Action", "Up; Comedy, Drama", "1917"]
+
+
+def test_a_user_without_a_history_is_set_aside(tmp_path):
+    cold = [GOOD | {"id": "ada", "history": []}, GOOD | {"id": "bob", "history": None}]
+    requests, set_aside = without_history(read_requests(write(tmp_path, cold[0], GOOD, cold[1])))
+    assert [request.id for request in requests] == ["2"]
+    assert [request.id for request in set_aside] == ["ada", "bob"]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from r2rank_jax.data.prepare.prepare import prepare
+from r2rank_jax.data.prepare.retrieved import read_run
 from r2rank_jax.data.prepared.dataset import load
 from r2rank_jax.errors import DataError
 from tests.support.tiny_source import ITEMS, USERS, write_raw
@@ -95,3 +96,13 @@ def test_malformed_run_files_are_refused_and_nothing_is_written(tiny_raw, tmp_pa
     with pytest.raises(DataError, match=message):
         prepare(tiny_raw, tmp_path / "out", negatives="run", run=str(tmp_path / "run"))
     assert not (tmp_path / "out").exists() and not (tmp_path / ".out.preparing").exists()
+
+
+def test_ids_of_a_run_meet_those_of_the_source_in_all_forms_of_a_number(tmp_path):
+    for text in ('{"user": 1, "items": [2.0, "3.0"]}\n', "1.0 Q0 2.0 1 0.9 tag\n1.00 Q0 3 2 0.8 tag\n"):
+        (tmp_path / "run").write_text(text)
+        assert [row[:2] for frame in read_run(tmp_path / "run") for row in frame.rows()] == [("1", "2"), ("1", "3")]
+    for text in ('{"user": null, "items": []}\n', '{"user": 1, "items": [null]}\n', '{"user": 1, "items": [[2]]}\n'):
+        (tmp_path / "run").write_text(text)
+        with pytest.raises(DataError, match="line 1: expected"):
+            list(read_run(tmp_path / "run"))

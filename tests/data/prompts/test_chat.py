@@ -80,7 +80,7 @@ def test_the_frame_counts_toward_the_limit_and_is_never_cut(chat, dataset):
     ("template", "times"), [("{{ messages[0]['content'] }}{{ messages[0]['content'] }}", 2), ("nothing", 0)]
 )
 def test_a_template_must_show_the_message_once(tmp_path, template, times):
-    with pytest.raises(DataError, match=f"once and unchanged, got it {times} times"):
+    with pytest.raises(DataError, match=f"once and unchanged, but it shows it {times} times"):
         read_chat_tokenizer(write_tokenizer(tmp_path / "odd", template), pad=258, stop=257)
     with pytest.raises(DataError, match=r"got no tokenizer\.json"):
         read_chat_tokenizer(tmp_path / "nowhere", pad=258, stop=257)

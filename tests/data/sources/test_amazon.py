@@ -4,7 +4,7 @@ import pytest
 
 from r2rank_jax.data.sources.source import Quarantine, open_source
 from r2rank_jax.errors import DataError
-from tests.support.source_tables import items, rows, write
+from tests.support.sources.tables import items, rows, write
 
 META_2014 = (
     "{'asin': '0001048791', 'salesRank': {'Books': 6334800}, 'imUrl': 'http://x/1.jpg', 'categories': [['Books', "
@@ -215,3 +215,9 @@ def test_two_formats_of_one_category_are_refused(folder):
     with pytest.raises(DataError, match="got files of 2: amazon-2023, amazon-2023"):
         open_source(folder)
     assert rows(open_source(folder / "Books.csv")) == [(USER, "B000000001", 5.0, 1595007831000)]
+
+
+def test_a_category_that_is_one_text_is_one_genre(folder):
+    write(folder / "Toys.csv", "0000000001,A1,5.0,1369699200\n")
+    write(folder / "meta_Toys.json", '{"asin": "0000000001", "title": "T", "category": "Action"}\n')
+    assert items(open_source(folder))["0000000001"]["genres"] == ["Action"]

@@ -3,7 +3,7 @@ import pytest
 from r2rank_jax.data.sources.public.films import without_year
 from r2rank_jax.data.sources.source import open_source
 from r2rank_jax.errors import DataError
-from tests.support.source_tables import items, rows, write
+from tests.support.sources.tables import items, rows, write
 
 U_ITEM = (
     "1|Toy Story (1995)|01-Jan-1995||http://us.imdb.com/M/title-exact?Toy%20Story%20(1995)|"

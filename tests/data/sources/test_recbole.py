@@ -3,7 +3,7 @@ import pytest
 from r2rank_jax.data.sources.schema import NO_ITEMS, NO_RATINGS, NO_TIMES
 from r2rank_jax.data.sources.source import open_source
 from r2rank_jax.errors import DataError
-from tests.support.source_tables import items, rows, write
+from tests.support.sources.tables import items, rows, write
 
 
 def test_ml_100k_keeps_its_title_rules(folder):

@@ -8,7 +8,7 @@ import pytest
 from r2rank_jax.data.sources.rows import reading
 from r2rank_jax.data.sources.source import open_source
 from r2rank_jax.files import progress
-from tests.support.source_tables import interactions, rows, write
+from tests.support.sources.tables import interactions, rows, write
 
 PROBE = """
 import re, sys

@@ -105,7 +105,7 @@ def test_a_file_written_before_headers_named_the_template(prepared, dataset, tmp
     out.write_text("".join([json.dumps(record | changes) + "\n", *lists]))
     if template is None:
         with pytest.raises(DataError, match=r"line 1: the header must name the data.template .* got none; add"):
-            read_traces(out, dataset, None)
+            _ = read_traces(out, dataset, None).template
     else:
         assert read_traces(out, dataset, template).template == template
         with pytest.raises(DataError, match=f"data.template=films-2, got traces for {template}"):

@@ -73,6 +73,7 @@ def test_greedy_continuations_match_transformers_token_for_token(folders):
     width = max(map(len, ids)) - 1
     batch = ListBatch(
         user=np.arange(5, dtype=np.int32),
+        position=np.zeros(5, np.int32),
         items=np.zeros((5, 1), np.int32),
         prefix=np.array([row[:-1] + [0] * (width + 1 - len(row)) for row in ids], np.int32),
         prefix_length=np.array([len(row) - 1 for row in ids], np.int32),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from r2rank_jax.config import MeshConfig, ModelConfig
 from r2rank_jax.data.prompts.tokenizer import train_tokenizer
@@ -36,7 +37,7 @@ SCRATCH = tempfile.TemporaryDirectory(prefix="r2rank-test-models-")
 
 def torch_model(name, *, scorer=False):
     """A torch model in which all weights, including norms and biases, are far from their initial values."""
-    import torch
+    torch = pytest.importorskip("torch")
     import transformers
 
     config = MODELS[name]
@@ -133,7 +134,7 @@ def our_states(config, params, tokens, real):
 
 def their_states(model, tokens, real):
     """The same for a torch CausalLM."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     with torch.no_grad():
         mask = torch.from_numpy(real.astype(np.int64))

@@ -25,14 +25,13 @@ from r2rank_jax.data.sources.rows.interactions import Fields, in_order, read_del
 from r2rank_jax.data.sources.rows.items import item_batches
 from r2rank_jax.data.sources.rows.objects import objects, parser_of
 from r2rank_jax.data.sources.rows.reading import first_line, present
+from r2rank_jax.data.sources.rows.times import MILLISECONDS_FROM, TimeFormat
 from r2rank_jax.data.sources.schema import NO_ITEMS, OnError, Source
 from r2rank_jax.errors import DataError
 
 PARTS = ("train", "valid", "test")
 _CSV, _GZ = r"\.csv(?:\.gz)?", r"(?:\.gz)?"
 _ASIN = re.compile(r"[0-9A-Z]{10}")
-# Times in milliseconds reached this number in 1973; times in seconds reach it in the year 5138.
-MILLISECONDS_FROM = 10**11
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,7 @@ class Edition:
 
 
 _2014_FIELDS = Fields("reviewerID", "asin", "overall", "unixReviewTime")
+_2023_FIELDS = Fields("user_id", "parent_asin", "rating", "timestamp", TimeFormat("ms", after=MILLISECONDS_FROM))
 EDITIONS = (
     Edition(
         2014,
@@ -84,8 +84,8 @@ EDITIONS = (
         re.compile(rf"(?!meta_)(\w+?)()\.jsonl{_GZ}"),
         "meta_{}.jsonl",
         ("user_id", "parent_asin", "rating", "timestamp", "history"),
-        Fields("user_id", "parent_asin", "rating", "timestamp"),
-        Fields("user_id", "parent_asin", "rating", "timestamp"),
+        _2023_FIELDS,
+        _2023_FIELDS,
         "parent_asin",
         item_2023,
     ),
@@ -128,7 +128,8 @@ def _is_of(edition: Edition, file: Path) -> bool:
             return True
         places = dict(zip(edition.columns, values))
         item, time = places.get(edition.csv_fields.item, ""), places.get("timestamp", "")
-        unit = "ms" if time.isdecimal() and int(time) >= MILLISECONDS_FROM else "s"
+        # Longer numbers are no times, and Python refuses to convert the longest.
+        unit = "ms" if time.isdecimal() and len(time) < 20 and int(time) >= MILLISECONDS_FROM else "s"
         width = len(values) == 4 or (edition.year == 2023 and len(values) == 5)
         return width and bool(_ASIN.fullmatch(item)) and time.isdecimal() and unit == edition.time_unit
     return edition.review_fields.user in head and edition.review_fields.item in head

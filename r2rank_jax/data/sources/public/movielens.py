@@ -100,7 +100,9 @@ def _item(record: Record, counts: Counter[str]) -> ItemRow:
 def _item_100k(record: Record, counts: Counter[str]) -> ItemRow:
     key, title, released, _, _, *flags = record.values
     if not key or set(flags) - {"0", "1"}:
-        raise ValueError(f"expected an id and {len(GENRES_100K)} genres as 0 or 1, got {key!r} and {''.join(flags)!r}")
+        raise ValueError(
+            f"expected an id and {len(GENRES_100K)} genres as 0 or 1, got {key!r:.40} and {''.join(flags)!r:.40}"
+        )
     name, year = without_year(title)
     kinds = tuple(genre for genre, flag in zip(GENRES_100K, flags) if flag == "1" and genre != "unknown")
     # The year of the release date often differs; it is used only if the title has no year.

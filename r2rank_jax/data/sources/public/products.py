@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from r2rank_jax.data.sources.rows.items import MARKUP, ItemRow, clean_text
-from r2rank_jax.data.sources.rows.objects import ParsedObject
+from r2rank_jax.data.sources.rows.objects import ParsedObject, as_list, as_value
 
 ReadItem = Callable[[ParsedObject, Counter[str]], ItemRow]
 # Style sheets and scripts that the 2018 edition holds in place of text.
@@ -24,19 +24,19 @@ _YEAR = re.compile(r"(?<!\d)(?:19|20)\d{2}(?!\d)")
 def item_2014(metadata: ParsedObject, counts: Counter[str]) -> ItemRow:
     """Read asin, title, price, brand, categories [[...], ...]."""
     item = metadata.fields
-    paths = item.get("categories") or []
-    kinds = [kind for path in paths for kind in (path if isinstance(path, list) else [path])]
+    kinds = [kind for path in as_list(item.get("categories")) for kind in as_list(path)]
     return _row(metadata, "asin", kinds, ("brand", "price"), counts)
 
 
 def item_2018(metadata: ParsedObject, counts: Counter[str]) -> ItemRow:
     """Read asin, title, price ("$7.86" or ""), brand, category [...]."""
-    return _row(metadata, "asin", metadata.fields.get("category") or [], ("brand", "price"), counts)
+    return _row(metadata, "asin", as_list(metadata.fields.get("category")), ("brand", "price"), counts)
 
 
 def item_2023(metadata: ParsedObject, counts: Counter[str]) -> ItemRow:
     """Read parent_asin, title, author (an object, for books), store, price, categories [...], details {...}."""
-    return _row(metadata, "parent_asin", metadata.fields.get("categories") or [], ("author", "store", "price"), counts)
+    kinds = as_list(metadata.fields.get("categories"))
+    return _row(metadata, "parent_asin", kinds, ("author", "store", "price"), counts)
 
 
 def _row(
@@ -51,7 +51,7 @@ def _row(
     year = _YEAR.search(" ".join(released))
     genres = dict.fromkeys(_clean(kind, counts) for kind in kinds)
     return ItemRow(
-        str(item[key]),
+        str(as_value(item, key)),
         _clean(item.get("title"), counts),
         year.group() if year else "",
         tuple(genre for genre in genres if genre),

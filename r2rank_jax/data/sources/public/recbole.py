@@ -13,16 +13,18 @@ import html
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
 
 from r2rank_jax.data.sources.public.films import film_title
 from r2rank_jax.data.sources.rows.delimited import LineFormat, records
+from r2rank_jax.data.sources.rows.ids import canonical_id
 from r2rank_jax.data.sources.rows.interactions import Fields, in_order, read_delimited
 from r2rank_jax.data.sources.rows.items import ItemRow, clean_text, item_batches
 from r2rank_jax.data.sources.rows.reading import first_line
+from r2rank_jax.data.sources.rows.times import detect
 from r2rank_jax.data.sources.schema import NO_ITEMS, NO_RATINGS, NO_TIMES, OnError, Source
 from r2rank_jax.errors import DataError
 
@@ -70,13 +72,14 @@ class Header:
         return field
 
 
-def open_recbole(folder: Path, columns: dict[str, str], on_error: OnError) -> Source:
+def open_recbole(folder: Path, columns: dict[str, str], on_error: OnError, time_unit: str | None = None) -> Source:
     """Open a folder of atomic files.
 
     Args:
         folder: holds one `X.inter`, or X.train.inter, X.valid.inter and X.test.inter, and at most one `.item`.
         columns: user, item, rating, timestamp -> the field, where the header's names do not show it.
         on_error: handler of malformed rows.
+        time_unit: "s" or "ms"; None detects it from the rows.
 
     Raises:
         DataError: other files, or a header without the required fields.
@@ -87,7 +90,7 @@ def open_recbole(folder: Path, columns: dict[str, str], on_error: OnError) -> So
         raise DataError(f"{folder} must have at most one .item file, got {[p.name for p in tables]}; keep one of them")
     name = inter[0].name.removesuffix(".inter").removesuffix(".train")
     headers = [_header(path) for path in inter]
-    fields = [_fields(header, columns) for header in headers]
+    fields = _with_time(headers, [_fields(header, columns) for header in headers], time_unit)
     counts: Counter[str] = Counter()
     table = _header(tables[0]) if tables else None
     films = name.startswith("ml-") or (table is not None and table.first_of(FILM_TITLES) is not None)
@@ -103,7 +106,7 @@ def open_recbole(folder: Path, columns: dict[str, str], on_error: OnError) -> So
     domain = "films" if films else _domain(name)
     lacks = ((not tables, NO_ITEMS), (not fields[0].rating, NO_RATINGS), (not fields[0].timestamp, NO_TIMES))
     notes = tuple(note for missing, note in lacks if missing)
-    return Source(name, domain, "s", interactions, items, (*inter, *tables), notes, counts)
+    return Source(name, domain, fields[0].time.unit, interactions, items, (*inter, *tables), notes, counts)
 
 
 def _interaction_files(folder: Path) -> list[Path]:
@@ -124,7 +127,9 @@ def _interaction_files(folder: Path) -> list[Path]:
 def _header(path: Path) -> Header:
     columns = first_line(path).split("\t")
     names, kinds = zip(*((c.rpartition(":")[0] or c, c.rpartition(":")[2]) for c in columns))
-    if not all(":" in column for column in columns) or len(set(names)) != len(names):
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise DataError(f"{path}, line 1: each field must have its own name, got {repeated[0]!r:.80} more than once")
+    if not all(":" in column for column in columns):
         raise DataError(
             f"{path}, line 1: expected a tab-separated header with user_id:token, item_id:token and the like, got "
             f"{first_line(path)[:120]!r}; give RecBole's atomic file"
@@ -146,6 +151,22 @@ def _fields(header: Header, columns: dict[str, str]) -> Fields:
     )
 
 
+def _with_time(headers: list[Header], fields: list[Fields], unit: str | None) -> list[Fields]:
+    """Add the format and unit of the times, which the parts of a data set share."""
+    if fields[0].timestamp is None:
+        return fields
+
+    def times() -> Iterator[str | None]:
+        for header, names in zip(headers, fields, strict=True):
+            if names.timestamp is not None:
+                place = header.names.index(names.timestamp)
+                for record in records(header.path, header.form, lambda *_: None):
+                    yield record.values[place]
+
+    time = detect(headers[0].path, fields[0].timestamp, times(), unit)
+    return [replace(names, time=time) for names in fields]
+
+
 def _item_rows(header: Header, films: bool, on_error: OnError, counts: Counter[str]) -> Iterator[ItemRow]:
     form = header.form
     key = form.columns.index(header.required("item", ITEMS, "item"))
@@ -155,7 +176,7 @@ def _item_rows(header: Header, films: bool, on_error: OnError, counts: Counter[s
     details = [place for place in range(len(form.columns)) if place not in (key, title, year, genres)]
     for record in records(header.path, form, on_error):
         values = record.values
-        if not values[key]:
+        if not canonical_id(values[key]):
             on_error(header.path, record.line, f"{header.names[key]} must not be empty", record.text)
             continue
         shown = "" if title is None else values[title]

@@ -15,13 +15,14 @@ import polars as pl
 
 from r2rank_jax.data.sources.rows.interactions import Fields, in_order, read_json_lines
 from r2rank_jax.data.sources.rows.items import ItemRow, clean_text, item_batches
-from r2rank_jax.data.sources.rows.objects import as_value, objects, parser_of
+from r2rank_jax.data.sources.rows.objects import as_list, as_value, objects, parser_of
 from r2rank_jax.data.sources.rows.reading import required
+from r2rank_jax.data.sources.rows.times import TimeFormat
 from r2rank_jax.data.sources.schema import DAYS_ONLY, NO_RATINGS, OnError, Source
 
 REVIEWS, GAMES = "steam_reviews.json", "steam_games.json"
 DETAILS = ("developer", "publisher", "price")
-_FIELDS = Fields("username", "product_id", None, "date", "%Y-%m-%d")
+_FIELDS = Fields("username", "product_id", None, "date", TimeFormat(dates=True))
 
 
 def open_steam(folder: Path, on_error: OnError) -> Source:
@@ -40,7 +41,7 @@ def open_steam(folder: Path, on_error: OnError) -> Source:
         for parsed in objects(games, on_error, key="id", parse=parser_of(games)):
             game = parsed.fields
             released = re.search(r"\b(19|20)\d\d\b", str(game.get("release_date") or ""))
-            kinds = game.get("genres") or game.get("tags") or []
+            kinds = as_list(game.get("genres")) or as_list(game.get("tags"))
             details = ((name, clean_text(str(game.get(name) or ""), counts)) for name in DETAILS)
             yield ItemRow(
                 str(as_value(game, "id")),

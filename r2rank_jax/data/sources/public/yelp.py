@@ -17,6 +17,7 @@ from r2rank_jax.data.sources.rows.interactions import Fields, in_order, read_jso
 from r2rank_jax.data.sources.rows.items import ItemRow, clean_text, item_batches
 from r2rank_jax.data.sources.rows.objects import as_value, objects
 from r2rank_jax.data.sources.rows.reading import first_line, required
+from r2rank_jax.data.sources.rows.times import TimeFormat
 from r2rank_jax.data.sources.schema import DAYS_ONLY, OnError, Source
 
 REVIEWS, BUSINESSES = "yelp_academic_dataset_review.json", "yelp_academic_dataset_business.json"
@@ -30,8 +31,8 @@ def open_yelp(folder: Path, on_error: OnError) -> Source:
         DataError: one of the two files is missing.
     """
     reviews, businesses = (required(folder, name, (REVIEWS, BUSINESSES)) for name in (REVIEWS, BUSINESSES))
-    time_format = "%Y-%m-%d" if _DAY_ALONE.search(first_line(reviews)) else "%Y-%m-%d %H:%M:%S"
-    fields = Fields("user_id", "business_id", "stars", "date", time_format)
+    fields = Fields("user_id", "business_id", "stars", "date", TimeFormat(dates=True))
+    days_only = _DAY_ALONE.search(first_line(reviews)) is not None
     counts: Counter[str] = Counter()
 
     def interactions() -> Iterator[pl.DataFrame]:
@@ -59,6 +60,6 @@ def open_yelp(folder: Path, on_error: OnError) -> Source:
         interactions,
         lambda: item_batches(businesses, rows(), on_error, counts),
         (reviews, businesses),
-        (DAYS_ONLY,) if time_format == "%Y-%m-%d" else (),
+        (DAYS_ONLY,) if days_only else (),
         counts,
     )

@@ -21,6 +21,7 @@ class LineFormat:
     header: bool = False  # whether the first line holds names instead of values
     quoted: bool = False  # whether fields may be quoted as in RFC 4180; a quoted field may hold line ends
     encoding: str = "utf-8"
+    quote_remedy: str = ""  # what to do if quotes are misplaced because the file quotes nothing
 
 
 @dataclass(frozen=True)
@@ -42,21 +43,36 @@ def split_line(text: str, form: LineFormat) -> list[str]:
     Raises:
         ValueError: a wrong number of fields, or misplaced quotes.
     """
-    values = text.split(form.separator)
-    if form.quoted and '"' in text:
-        try:
-            # Not splitlines(), which would also split at the other line ends of Unicode.
-            lines = [f"{line}\n" for line in text.split("\n")]
-            (values,) = csv.reader([*lines[:-1], lines[-1][:-1]], delimiter=form.separator, strict=True)
-        except csv.Error as error:
-            kind = OpenQuoteError if "unexpected end" in str(error) else ValueError
-            raise kind(f"expected fields in closed quotes, got: {error}") from error
+    values = split_fields(text, form)
     if len(values) != len(form.columns):
         name = {"\t": "tab", ",": "comma"}.get(form.separator, form.separator)
         raise ValueError(
             f"expected {len(form.columns)} {name}-separated fields ({', '.join(form.columns)}), got {len(values)}"
         )
     return values
+
+
+def split_fields(text: str, form: LineFormat) -> list[str]:
+    """Split one record into any number of fields.
+
+    Raises:
+        ValueError: misplaced quotes.
+    """
+    if not (form.quoted and '"' in text):
+        return text.split(form.separator)
+    try:
+        # Not splitlines(), which would also split at the other line ends of Unicode.
+        lines = [f"{line}\n" for line in text.split("\n")]
+        (values,) = csv.reader([*lines[:-1], lines[-1][:-1]], delimiter=form.separator, strict=True)
+    except (csv.Error, ValueError) as error:
+        kind = OpenQuoteError if "unexpected end" in str(error) else ValueError
+        raise kind(f"expected fields in closed quotes, got: {error}{form.quote_remedy}") from error
+    return values
+
+
+def is_blank(text: str) -> bool:
+    """Whether a line is blank and can be ignored. A line of tabs is a record of empty fields."""
+    return not text.strip(" \r")
 
 
 def split_lines(lines: Iterable[tuple[int, str]], form: LineFormat) -> Iterator[Record | tuple[int, str, str]]:
@@ -72,6 +88,8 @@ def split_lines(lines: Iterable[tuple[int, str]], form: LineFormat) -> Iterator[
         if first is None:
             return
         line, text = first
+        if is_blank(text):
+            continue
         try:
             yield Record(line, text, split_line(text, form))
             continue
@@ -101,10 +119,20 @@ def _closed(
             values = split_line(text, form)
         except ValueError:
             return None
+        if form.separator == "\t" and _are_records([waiting[k][1] for k in range(more)], form):
+            return None
         for _ in range(more):
             waiting.popleft()
         return text, values
     return None
+
+
+def _are_records(lines: list[str], form: LineFormat) -> bool:
+    """Whether a line is itself a record, so that the quotes belong to two titles and not to one field.
+
+    Tabs hardly occur within a field; commas do, so this shows nothing about files that are separated by commas.
+    """
+    return any(line.count(form.separator) == len(form.columns) - 1 for line in lines)
 
 
 def records(path: Path, form: LineFormat, on_error: OnError) -> Iterator[Record]:

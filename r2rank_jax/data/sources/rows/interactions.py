@@ -7,17 +7,20 @@ malformed line is reported with its number and a reason. Both paths share the ch
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
 
 from r2rank_jax.data.sources.rows.delimited import LineFormat, Record, split_lines
-from r2rank_jax.data.sources.rows.objects import Parser, as_value, parse_object
+from r2rank_jax.data.sources.rows.ids import canonical_ids, fault_of_id, faulty_id
+from r2rank_jax.data.sources.rows.objects import Parser, as_value, parse_json, parse_object
 from r2rank_jax.data.sources.rows.reading import Chunk, chunks, cut_off, not_text
+from r2rank_jax.data.sources.rows.times import SECONDS, TimeFormat
 from r2rank_jax.data.sources.schema import BATCH_ROWS, INTERACTION_SCHEMA, OnError
 
 Refused = list[tuple[int, str]]  # (line, reason)
@@ -33,8 +36,7 @@ class Fields:
     item: str
     rating: str | None
     timestamp: str | None
-    time_format: str | None = None  # strptime format of a date; None for a number
-    time_unit: str = "s"  # the unit that a date is converted to
+    time: TimeFormat = SECONDS
 
     def named(self) -> dict[str, str]:
         """Map our names to the source's names."""
@@ -74,7 +76,7 @@ def read_delimited(path: Path, form: LineFormat, fields: Fields, on_error: OnErr
 
 
 def read_json_lines(
-    path: Path, fields: Fields, on_error: OnError, *, parse: Parser = json.loads
+    path: Path, fields: Fields, on_error: OnError, *, parse: Parser = parse_json
 ) -> Iterator[pl.DataFrame]:
     """Read a file with one object per line; fields that are not in `fields` are ignored.
 
@@ -82,14 +84,14 @@ def read_json_lines(
         path: the file.
         fields: the objects' keys.
         on_error: handler of malformed lines.
-        parse: parses one line; raises ValueError. Anything but `json.loads` is applied line by line.
+        parse: parses one line; raises ValueError. Anything but `parse_json` is applied line by line.
 
     Yields and raises:
         as `read_delimited`.
     """
     for chunk in chunks(path):
         refused: Refused = []
-        frame = _parse_json(chunk, fields) if parse is json.loads else None
+        frame = _parse_json(chunk, fields) if parse is parse_json else None
         if frame is None:
             frame = _split_json(chunk, fields, parse, refused)
         yield checked_values(path, frame, fields, refused, chunk.text_of, on_error)
@@ -131,6 +133,9 @@ def _parse_delimited(chunk: Chunk, form: LineFormat, places: dict[str, int]) -> 
 def _parse_json(chunk: Chunk, fields: Fields) -> pl.DataFrame | None:
     """Parse the chunk into text columns; None if a line needs closer inspection."""
     names = fields.named()
+    # polars keeps the first of two fields of one name, which are malformed.
+    if any(chunk.data.count(json.dumps(name, ensure_ascii=False).encode()) > chunk.lines for name in names.values()):
+        return None
     try:
         frame = pl.read_ndjson(BytesIO(chunk.data), schema=dict.fromkeys(names.values(), pl.String))
     except pl.exceptions.PolarsError:
@@ -155,7 +160,9 @@ def _with_lines(chunk: Chunk, frame: pl.DataFrame, names: dict[str, str]) -> pl.
 
 def _split_delimited(chunk: Chunk, form: LineFormat, places: dict[str, int], refused: Refused) -> pl.DataFrame:
     rows = []
-    if chunk.cut:
+    if chunk.cut and not chunk.data.strip(b" \r"):
+        pass  # a blank line
+    elif chunk.cut:
         refused.append((chunk.first_line, cut_off(len(form.columns))))
     else:
         for record in split_lines(_decoded(chunk, form.encoding, refused), form):
@@ -179,6 +186,8 @@ def _decoded(chunk: Chunk, encoding: str, refused: Refused) -> Iterator[tuple[in
 def _split_json(chunk: Chunk, fields: Fields, parse: Parser, refused: Refused) -> pl.DataFrame:
     names, rows = fields.named(), []
     for line, data in enumerate(chunk.texts(), start=chunk.first_line):
+        if not data.strip():
+            continue
         try:
             record = parse_object(data.decode("utf-8"), parse)
             rows.append((line, *(as_value(record, names[c]) if c in names else None for c in _COLUMNS)))
@@ -203,12 +212,16 @@ def checked_values(
         on_error: handler of malformed rows.
 
     Returns:
-        user, item (String), rating (Float32), timestamp (Int64; 0 if the source has none).
+        user, item (String, canonical), rating (Float32; null if blank), timestamp (Int64; 0 if the source has none).
     """
-    typed = frame.with_columns(_rating(), _time(fields))
-    wrong = [pl.any_horizontal(pl.col("user", "item").fill_null("") == "")]
+    typed = frame.with_columns(
+        *(canonical_ids(frame[column]) for column in ("user", "item")),
+        timestamp_value=fields.time.parsed(frame["timestamp"]),
+        rating_value=pl.col("rating").str.strip_chars().cast(pl.Float64, strict=False).cast(pl.Float32),
+    )
+    wrong = [faulty_id(pl.col(column)) for column in ("user", "item")]
     if fields.rating is not None:
-        wrong.append(~pl.col("rating_value").is_finite().fill_null(False))
+        wrong.append(~_unrated(pl.col("rating")) & ~pl.col("rating_value").is_finite().fill_null(False))
     if fields.timestamp is not None:
         wrong.append(pl.col("timestamp_value").is_null())
     faulty = typed.filter(pl.any_horizontal(wrong))
@@ -220,29 +233,17 @@ def checked_values(
     return typed.select("user", "item", rating="rating_value", timestamp=pl.col("timestamp_value").fill_null(0))
 
 
-def _rating() -> pl.Expr:
-    return pl.col("rating").cast(pl.Float64, strict=False).cast(pl.Float32).alias("rating_value")
-
-
-def _time(fields: Fields) -> pl.Expr:
-    """Parse whole numbers, also written as 881250949.0 or 8.8e8, or dates, in UTC unless they name a zone."""
-    text = pl.col("timestamp")
-    if fields.time_format is not None:
-        unit: Literal["s", "ms"] = "ms" if fields.time_unit == "ms" else "s"
-        value = text.str.to_datetime(fields.time_format, strict=False, time_unit="ms").dt.epoch(unit)
-    else:
-        real = text.cast(pl.Float64, strict=False)
-        whole = pl.when(real == real.floor()).then(real).cast(pl.Int64, strict=False)
-        value = pl.coalesce(text.cast(pl.Int64, strict=False), whole)
-    return value.alias("timestamp_value")
+def _unrated(rating: pl.Expr) -> pl.Expr:
+    """Whether a row has no rating: the user interacted with the item, and the row stays."""
+    return rating.fill_null("").str.strip_chars() == ""
 
 
 def _reason(row: dict[str, Any], fields: Fields) -> str:
     for column, name in (("user", fields.user), ("item", fields.item)):
-        if not row[column]:
-            return f"{name} must not be missing or empty"
+        if fault := fault_of_id(name, row[column]):
+            return fault
     rating = row["rating_value"]
-    if fields.rating is not None and (rating is None or rating != rating or rating in (float("inf"), -float("inf"))):
-        return f"{fields.rating} must be a number, got {row['rating']!r}"
-    kind = f"a date as {fields.time_format}" if fields.time_format else "a whole number"
-    return f"{fields.timestamp} must be {kind}, got {row['timestamp']!r}"
+    rated = (row["rating"] or "").strip() != ""
+    if fields.rating is not None and rated and (rating is None or not math.isfinite(rating)):
+        return f"{fields.rating} must be a number, got {row['rating']!r:.80}"
+    return f"{fields.timestamp} {fields.time.fault(row['timestamp'])}, got {row['timestamp']!r:.80}"

@@ -11,14 +11,16 @@ from typing import NamedTuple
 
 import polars as pl
 
+from r2rank_jax.data.sources.rows.ids import canonical_id, fault_of_id
 from r2rank_jax.data.sources.rows.objects import joined_surrogates
 from r2rank_jax.data.sources.schema import ITEM_SCHEMA, OnError
 
 ITEM_ROWS = 50_000  # of a batch; few, because titles and details are long
-ENTITIES, MARKUP, UNTITLED, REPEATED = (
+ENTITIES, MARKUP, UNTITLED, NO_ID, REPEATED = (
     "texts with HTML entities",
     "texts with HTML markup",
     "items without a title",
+    "item rows without a usable id: left out",
     "item rows that repeat an id: the first was kept",
 )
 # HTML tags left over from web pages, complete or cut off at the end. "<3", "a < b" and "<pad>" are not tags.
@@ -76,7 +78,7 @@ def one_line(text: str) -> str:
 def item_batches(
     path: Path, rows: Iterable[ItemRow], on_error: OnError | None, counts: Counter[str]
 ) -> Iterator[pl.DataFrame]:
-    """Collect rows into batches of ITEM_SCHEMA.
+    """Collect rows into batches of ITEM_SCHEMA, with canonical ids.
 
     Args:
         path: file of the rows.
@@ -89,7 +91,15 @@ def item_batches(
     seen: set[str] = set()
     batch: list[ItemRow] = []
     for row in rows:
-        if row.item in seen:
+        item = canonical_id(row.item)
+        if fault := fault_of_id("the id of an item", item):
+            if on_error is None:
+                counts[NO_ID] += 1
+            else:
+                on_error(path, row.line, fault, row.text)
+            continue
+        row = row._replace(item=item)
+        if item in seen:
             if on_error is None:
                 counts[REPEATED] += 1
             else:

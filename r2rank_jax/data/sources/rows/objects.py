@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from r2rank_jax.data.sources.rows.reading import first_line, numbered_lines
+from r2rank_jax.data.sources.rows.reading import chunks, first_line, numbered_lines
 from r2rank_jax.data.sources.schema import OnError
 
 Parser = Callable[[str], Any]
@@ -27,6 +29,24 @@ class ParsedObject:
     fields: dict[str, Any]
 
 
+class _Repeated(dict[str, Any]):
+    """An object that has a name twice."""
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON.
+
+    Raises:
+        ValueError, RecursionError: the text is something else.
+    """
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    return record if len(record) == len(pairs) else _Repeated(record)
+
+
 def parse_literal(text: str) -> Any:
     """Parse a Python literal, including Python 2's u''.
 
@@ -40,7 +60,7 @@ def parse_literal(text: str) -> Any:
 
 def parser_of(path: Path) -> Parser:
     """Return the parser for a file's lines. Python literals begin with {' or {u'."""
-    return parse_literal if re.match(r"\s*\{\s*u?'", first_line(path)) else json.loads
+    return parse_literal if re.match(r"\s*\{\s*u?'", first_line(path)) else parse_json
 
 
 def parse_object(text: str, parse: Parser) -> dict[str, Any]:
@@ -55,11 +75,13 @@ def parse_object(text: str, parse: Parser) -> dict[str, Any]:
         raise ValueError(f"expected a complete object, got: {error or type(error).__name__}") from error
     if not isinstance(record, dict):
         raise ValueError(f"expected an object with named fields, got {type(record).__name__}")
+    if isinstance(record, _Repeated):  # only of the whole line: what nested objects hold is not joined on
+        raise ValueError("expected each field once, got an object that has a name twice")
     return record
 
 
 def objects(
-    path: Path, on_error: OnError, *, key: str | None = None, parse: Parser = json.loads
+    path: Path, on_error: OnError, *, key: str | None = None, parse: Parser = parse_json
 ) -> Iterator[ParsedObject]:
     """Iterate over the objects of a file. Malformed ones go to `on_error`.
 
@@ -70,6 +92,8 @@ def objects(
         parse: parses a line.
     """
     for line, text in numbered_lines(path, on_error):
+        if not text.strip():
+            continue
         try:
             parsed = ParsedObject(line, text, parse_object(text, parse))
             if key is not None and not as_value(parsed.fields, key):
@@ -80,18 +104,62 @@ def objects(
             yield parsed
 
 
+def keys_of(path: Path, wanted: Collection[str]) -> tuple[str, ...]:
+    """Return the names of the fields in a file of JSON objects; any line may be the first that has one.
+
+    Args:
+        path: the file.
+        wanted: names after which reading stops. Chunks that mention none of the missing names are skipped.
+    """
+    keys: dict[str, None] = {}
+    for chunk in chunks(path):
+        missing = {name for name in wanted if name not in keys}
+        if not missing:
+            break
+        escaped = b"\\u" in chunk.data
+        if keys and not escaped and not any(json.dumps(n, ensure_ascii=False).encode() in chunk.data for n in missing):
+            continue
+        for data in chunk.texts():
+            try:
+                record = parse_object(data.decode("utf-8"), parse_json)
+            except ValueError:
+                continue
+            keys |= dict.fromkeys(record)
+            missing -= record.keys()
+            if not missing:
+                break
+    return tuple(keys)
+
+
 def as_value(record: dict[str, Any], name: str) -> str | None:
     """Return a field's value as text; None if it is missing or null.
 
     Raises:
-        ValueError: the value is a list or an object.
+        ValueError: the value is a list or an object, or NaN or infinite.
     """
     value = record.get(name)
     if value is None:
         return None
     if isinstance(value, (dict, list, tuple)):
         raise ValueError(f"{name} must be one value, got {value!r:.80}")
-    return joined_surrogates(value) if isinstance(value, str) else json.dumps(value)
+    if isinstance(value, str):
+        return joined_surrogates(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, got {value}")
+        return format(Decimal(repr(value)), "f")  # without an exponent, as polars writes it
+    return json.dumps(value)
+
+
+def as_list(value: Any) -> list[Any]:
+    """Return the elements of a list without its nulls; a single value counts as a list of one, and null as none.
+
+    >>> as_list(["Action", None]), as_list("Action"), as_list(None), as_list(float("nan"))
+    (['Action'], ['Action'], [], [])
+    """
+    if isinstance(value, (list, tuple)):
+        return [one for one in value if one is not None]
+    return [] if value is None or value == "" or value != value else [value]
 
 
 def joined_surrogates(text: str) -> str:

@@ -18,6 +18,17 @@ LINE_BYTES = 1 << 26  # longer than any source's lines; a longer line is not tex
 QUOTED_LINES = 100  # limit of a quoted field, so that a stray quote does not consume the rest of the file
 _GZIP = b"\x1f\x8b"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# First bytes of files that are no UTF-8 text; UTF-16 and UTF-32 begin with their byte order mark.
+_OTHER_FORMATS = {
+    b"\xff\xfe": "UTF-16 text: convert it with `iconv -f UTF-16 -t UTF-8`",
+    b"\xfe\xff": "UTF-16 text: convert it with `iconv -f UTF-16 -t UTF-8`",
+    b"\x00\x00\xfe\xff": "UTF-32 text: convert it with `iconv -f UTF-32 -t UTF-8`",
+    b"PK\x03\x04": "a zip archive: unpack it",
+    b"BZh": "a bzip2 file: unpack it",
+    b"\xfd7zXZ": "an xz file: unpack it",
+    b"\x28\xb5\x2f\xfd": "a zstandard file: unpack it",
+    b"PAR1": "a Parquet file: name it X.parquet",
+}
 
 
 @dataclass(frozen=True)
@@ -116,7 +127,7 @@ def numbered_lines(
     """
     for chunk in chunks(path):
         for number, data in enumerate(chunk.texts(), start=chunk.first_line):
-            if chunk.cut and fields is not None:
+            if chunk.cut and fields is not None and data.strip(b" \r"):
                 on_error(path, number, cut_off(fields), as_text(data))
                 continue
             try:
@@ -190,10 +201,27 @@ def _blocks(path: Path, raw: IO[bytes], size: int) -> Iterator[bytes]:
     stream = cast(IO[bytes], gzip.GzipFile(fileobj=raw, mode="rb")) if packed else raw
     try:
         block = stream.read(size).removeprefix(_BYTE_ORDER_MARK)
+        _require_text(path, block)
+        # A file of the first Macintosh ends its lines with \r alone.
+        only_returns = b"\r" in block and b"\n" not in block
         while block:
-            yield block
+            yield block.replace(b"\r", b"\n") if only_returns else block
             block = stream.read(size)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+    except (EOFError, OSError, zlib.error) as error:  # OSError includes gzip.BadGzipFile
+        if not packed:
+            raise DataError(f"{path} must be a readable file, got: {error}; give the right path") from error
         raise DataError(
             f"{path} must be a complete gzip file, got: {error}; it was cut off or damaged: fetch it again"
         ) from error
+
+
+def _require_text(path: Path, block: bytes) -> None:
+    for mark, what in _OTHER_FORMATS.items():
+        if block.startswith(mark):
+            raise DataError(f"{path} must be UTF-8 text, gzipped or not, got {what}")
+    head = block[: 1 << 12]
+    if head.count(b"\0") * 4 > len(head):  # every other byte of UTF-16 without a mark
+        raise DataError(
+            f"{path} must be UTF-8 text, gzipped or not, got many NUL bytes, as UTF-16 has without a byte order "
+            f"mark: convert the file to UTF-8"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -53,10 +54,10 @@ class RunLog:
         return time.monotonic() - self._start
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Log the metrics of a step."""
+        """Log the metrics of a step. Values that are not finite are left out; "skipped" says that there were some."""
         if not self._active:
             return
-        values = {name: float(value) for name, value in values.items()}
+        values = {name: float(value) for name, value in values.items() if math.isfinite(value)}
         record = LoggedStep(self._phase, step, self.wall_s, values)
         self._file.write(json.dumps(record.to_json()) + "\n")
         self._file.flush()

@@ -1,0 +1,1 @@
+"""Small sources of every format, damage to their files, and what is read from them."""

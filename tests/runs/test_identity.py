@@ -151,8 +151,7 @@ def test_an_evaluation_says_which_settings_are_not_those_of_the_training(tiny, r
 def test_the_control_trains_on_the_traces_of_sft(tiny, rl_run, tmp_path):
     run_dir, other = tmp_path / "run", tmp_path / "traces.jsonl"
     shutil.copytree(rl_run, run_dir)
-    lines = (tiny.data / "traces.jsonl").read_text().splitlines()
-    other.write_text("\n".join(lines[:-1]) + "\n")
+    other.write_text((tiny.data / "traces.jsonl").read_text().replace(" match", " fit", 1))
     message = refusal("sft", "--continued", "--run-dir", run_dir, "--data.traces", other)
     assert "sft --continued must train on the traces of sft" in message
     assert not (run_dir / "checkpoints/sft_continued").exists()

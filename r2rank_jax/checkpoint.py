@@ -14,12 +14,15 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
@@ -61,6 +64,7 @@ class Checkpoints:
     def save(self, step: int, state: Any, record: PhaseRecord) -> None:
         """Commit `state` and `record` together in the background. The arrays are copied before this method returns."""
         self.wait()
+        record = replace(record, step=step)
         self._writer.save(
             self.directory / str(step),
             args=ocp.args.Composite(state=ocp.args.StandardSave(state), extras=ocp.args.JsonSave(record.to_json())),
@@ -74,9 +78,9 @@ class Checkpoints:
             self._sealing = None
 
     def latest(self) -> int | None:
-        """The newest sealed step whose files match their checksums. Damaged steps are reported and skipped."""
+        """The newest sound step. Others are reported, moved away unless read-only, and skipped."""
         for step in sealed_steps(self.directory):
-            problem = damage(self.directory / str(step))
+            problem = self.problem(step)
             if problem is None:
                 return step
             print(f"checkpoint {self.directory.name}/{step} is damaged ({problem}); using the one before it")
@@ -84,6 +88,18 @@ class Checkpoints:
                 continue
             self._move_away(step, "damaged")
         return None
+
+    def problem(self, step: int) -> str | None:
+        """Why a sealed commit cannot be used, or None: files that do not match the seal, or a folder put elsewhere."""
+        if changed := damage(self.directory / str(step)):
+            return changed
+        try:
+            record = self.record(step)
+        except CheckpointError as error:
+            return str(error)
+        if record.phase != self.directory.name:
+            return f"it is a checkpoint of {record.phase}"
+        return f"it was saved as step {record.step}" if record.step not in (None, step) else None
 
     def set_aside(self, first: int, reason: str) -> None:
         """Move the commits of step `first` and later out of the way, to `<phase>.<reason>.<step>`."""
@@ -105,22 +121,27 @@ class Checkpoints:
         Args:
             step: from `latest`.
             like: abstract state with shapes, dtypes and shardings.
+
+        Raises:
+            CheckpointError: it cannot be read, although its files match the seal.
         """
-        restored = self._writer.restore(
-            self.directory / str(step),
-            args=ocp.args.Composite(state=ocp.args.StandardRestore(like), extras=ocp.args.JsonRestore()),
-        )
+        folder = self.directory / str(step)
+        with _reading(folder):
+            restored = self._writer.restore(
+                folder, args=ocp.args.Composite(state=ocp.args.StandardRestore(like), extras=ocp.args.JsonRestore())
+            )
         return restored.state, PhaseRecord.from_json(restored.extras)
 
     def record(self, step: int) -> PhaseRecord:
-        """The record of one commit, without its state."""
+        """The record of one commit, without its state; raises `CheckpointError` as `restore`."""
         folder = self.directory / str(step)
-        restored = self._writer.restore(folder, args=ocp.args.Composite(extras=ocp.args.JsonRestore()))
+        with _reading(folder):
+            restored = self._writer.restore(folder, args=ocp.args.Composite(extras=ocp.args.JsonRestore()))
         return PhaseRecord.from_json(restored.extras)
 
     def identity(self, step: int) -> str:
         """The SHA-256 of the commit's seal, which identifies the content of the commit."""
-        return hashlib.sha256((self.directory / str(step) / SEAL).read_bytes()).hexdigest()
+        return _identity(self.directory / str(step))
 
     def close(self) -> None:
         """Wait for the last save and its seal."""
@@ -142,8 +163,18 @@ def sealed_steps(directory: Path) -> list[int]:
     """The sealed steps of a phase's folder, newest first."""
     if not directory.is_dir():
         return []
-    steps = [int(f.name) for f in directory.iterdir() if f.name.isdigit() and (f / SEAL).exists()]
+    steps = [int(f.name) for f in directory.iterdir() if _is_step(f.name) and (f / SEAL).exists()]
     return sorted(steps, reverse=True)
+
+
+def newest_identity(directory: Path) -> str | None:
+    """Identity of the newest sealed commit of a phase, sound or not; None if there is none."""
+    steps = sealed_steps(directory)
+    return _identity(directory / str(steps[0])) if steps else None
+
+
+def _identity(folder: Path) -> str:
+    return hashlib.sha256((folder / SEAL).read_bytes()).hexdigest()
 
 
 def write_seal(folder: Path) -> None:
@@ -205,7 +236,7 @@ def load_policy(
         step = checkpoints.latest()
         if step is None:
             raise CheckpointError(f"every checkpoint in {directory} is damaged; run that phase again")
-    elif problem := damage(directory / str(step)):
+    elif problem := checkpoints.problem(step):
         raise CheckpointError(f"checkpoint {directory.name}/{step} is damaged ({problem}); choose another --step")
     record = checkpoints.record(step)
     if not record.finished and not unfinished:
@@ -214,7 +245,7 @@ def load_policy(
         )
     require_same_model(record, config)
     field = "average" if record.has_average else "params"
-    with ocp.PyTreeCheckpointer() as reader:
+    with ocp.PyTreeCheckpointer() as reader, _reading(directory / str(step)):
         restored = reader.restore(
             directory.absolute() / str(step) / "state",
             args=ocp.args.PyTreeRestore(
@@ -238,14 +269,47 @@ def _seal_or_delete(folder: Path) -> None:
 
 
 def _is_complete(folder: Path) -> bool:
-    """Whether Orbax finished this save: it is named after its step, and its time of commit and both parts are there."""
-    if not folder.name.isdigit():
+    """Whether Orbax finished this save: it is named after its step, has its time of commit, and can be read."""
+    if not _is_step(folder.name):
         return False
     try:
         committed = json.loads((folder / "_CHECKPOINT_METADATA").read_bytes())["commit_timestamp_nsecs"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return bool(committed) and all((folder / part).is_file() for part in ("state/_METADATA", "extras/metadata"))
+    return bool(committed) and (folder / "extras/metadata").is_file() and _is_readable(folder / "state")
+
+
+def _is_readable(state: Path) -> bool:
+    """Whether every array can be read. They are read one at a time, as the whole state may not fit into one host."""
+    with ocp.PyTreeCheckpointer() as reader:
+        try:
+            leaves, kind = jax.tree.flatten(reader.metadata(state).item_metadata.tree)
+            for place in range(len(leaves)):
+                one = [leaf if i == place else ocp.PLACEHOLDER for i, leaf in enumerate(leaves)]
+                item = jax.tree.unflatten(kind, one)
+                as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+                reader.restore(state, args=ocp.args.PyTreeRestore(item=item, restore_args=as_numpy))
+        except Exception:
+            return False
+    return bool(leaves)
+
+
+def _is_step(name: str) -> bool:
+    return name.isascii() and name.isdecimal()
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Turn errors of Orbax into one line."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:  # Orbax raises errors of many types, Exception itself among them
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"checkpoint {folder.parent.name}/{folder.name} cannot be read ({reason:.200}); remove or restore {folder}"
+        ) from error
 
 
 def _wait_for_everyone(name: str) -> None:

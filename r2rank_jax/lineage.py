@@ -106,6 +106,19 @@ def require_same_inputs(
     return changed
 
 
+def other_settings(record: PhaseRecord, config: RunConfig) -> list[str]:
+    """Settings of training that a configuration holds and a policy was not trained with, as `seed: 0 -> 5`.
+
+    Neither refused nor ignored where a policy is only used: a checkpoint may be older than a permitted change.
+    """
+    section = "rl" if record.phase == "rl" else "sft"
+    parts = ("seed", "trained", "data", section)
+    changed = [line for part in parts for line in _changed(record.config, config, part, (*FREE, *PROMPT, "split"))]
+    if (record.config.get("pretrained") is None) != (config.pretrained is None):
+        changed.append(f"pretrained: {record.config.get('pretrained')} -> {config.pretrained}")
+    return changed
+
+
 def require_same_prompts(record: PhaseRecord, config: RunConfig, tokenizer: str) -> None:
     """Refuse prompts or a tokenizer (by its hash) other than those that a policy was trained with.
 

@@ -45,6 +45,8 @@ class PhaseRecord:
     """Settings that were changed on purpose when the phase was resumed, such as more steps."""
     skipped: int = 0
     """Updates that were skipped so far because their gradient was not finite."""
+    step: int | None = None
+    """Steps done; None in checkpoints that are older than this field."""
     steps: int
     """Of the whole phase."""
     wall_s: float

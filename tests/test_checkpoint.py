@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from r2rank_jax.checkpoint import SEAL, Checkpoints, load_policy, sealed_steps
+from r2rank_jax.checkpoint import SEAL, Checkpoints, load_policy, sealed_steps, write_seal
 from r2rank_jax.config import MeshConfig, ModelConfig, OptimizerConfig, RunConfig, to_json
 from r2rank_jax.errors import CheckpointError
 from r2rank_jax.phases import PhaseRecord
@@ -40,11 +40,11 @@ def record(step, **other):
     return PhaseRecord(config=to_json(CONFIG), wall_s=1.5 * step, **(values | other))
 
 
-def save(folder, *steps, **other):
+def save(folder, *steps, keep=2, **other):
     """Commit a different state at every step."""
-    checkpoints = Checkpoints(folder)
+    checkpoints = Checkpoints(folder, keep=keep)
     for step in steps:
-        checkpoints.save(step, make_state(step), record(step, **other))
+        checkpoints.save(step, make_state(step), record(step, **({"phase": folder.name} | other)))
     checkpoints.close()
 
 
@@ -79,7 +79,7 @@ def test_a_flipped_bit_falls_back_to_the_commit_before(tmp_path, capsys, which, 
     assert (tmp_path / "sft.damaged.2").is_dir(), "it is kept for inspection"
     state, restored = checkpoints.restore(1, like())
     assert equal(state, make_state(1)) and not equal(state, make_state(2))
-    assert restored == record(1)
+    assert restored == dataclasses.replace(record(1), step=1)
     checkpoints.save(2, make_state(2), record(2))  # the run goes on and commits that step again
     checkpoints.close()
     assert Checkpoints(tmp_path / "sft").latest() == 2
@@ -94,23 +94,51 @@ def test_a_missing_and_an_added_file_are_damage(tmp_path):
 
 def test_a_complete_commit_without_its_seal_is_sealed_and_other_remains_are_deleted_but_not_by_a_reader(tmp_path):
     """A process that is killed between Orbax's commit and the seal has done the work."""
-    save(tmp_path / "sft", 1, 2)
-    for step in (3, 4, 5):
-        shutil.copytree(tmp_path / "sft/2", tmp_path / f"sft/{step}")
+    save(tmp_path / "sft", *range(1, 8), keep=9)
+    for step in range(3, 8):
         (tmp_path / f"sft/{step}" / SEAL).unlink()
     (tmp_path / "sft/4/_CHECKPOINT_METADATA").unlink()
     shutil.rmtree(tmp_path / "sft/5/extras")
-    interrupted = tmp_path / "sft/6.orbax-checkpoint-tmp"
+    shutil.rmtree(tmp_path / "sft/6/state/d")
+    shutil.rmtree(tmp_path / "sft/7/state/ocdbt.process_0")
+    interrupted = tmp_path / "sft/8.orbax-checkpoint-tmp"
     shutil.copytree(tmp_path / "sft/3", interrupted)
-    names = {"1", "2", "3", "4", "5", interrupted.name}
+    shutil.copytree(tmp_path / "sft/2", tmp_path / "sft/²")  # a digit, but not a number
+    names = {*"1234567²", interrupted.name}
 
     load_policy(tmp_path / "sft", abstract_params(make_mesh(ONE), MODEL), CONFIG)
     assert {f.name for f in (tmp_path / "sft").iterdir()} == names, "a training run may be writing these"
     assert sealed_steps(tmp_path / "sft") == [2, 1]
     checkpoints = Checkpoints(tmp_path / "sft")
     assert checkpoints.latest() == 3
-    assert equal(checkpoints.restore(3, like())[0], make_state(2))
-    assert sorted(f.name for f in (tmp_path / "sft").iterdir()) == ["1", "2", "3"]
+    assert equal(checkpoints.restore(3, like())[0], make_state(3))
+    assert sorted(f.name for f in (tmp_path / "sft").iterdir()) == ["1", "2", "3", "²"]
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "problem"),
+    [("sft/2", "rl/6", "it is a checkpoint of sft"), ("rl/5", "rl/6", "it was saved as step 5")],
+)
+def test_a_commit_that_was_put_elsewhere_is_not_used(tmp_path, capsys, source, target, problem):
+    save(tmp_path / "sft", 2)
+    save(tmp_path / "rl", 5)
+    shutil.copytree(tmp_path / source, tmp_path / target)
+    policy = abstract_params(make_mesh(ONE), MODEL)
+    assert load_policy(tmp_path / "rl", policy, CONFIG).step == 5
+    assert problem in capsys.readouterr().out
+    with pytest.raises(CheckpointError, match=problem):
+        load_policy(tmp_path / "rl", policy, CONFIG, step=6)
+    assert Checkpoints(tmp_path / "rl").latest() == 5
+
+
+def test_a_commit_that_cannot_be_read_is_one_line(tmp_path):
+    save(tmp_path / "sft", 2)
+    shutil.rmtree(tmp_path / "sft/2/state/ocdbt.process_0")
+    write_seal(tmp_path / "sft/2")
+    with pytest.raises(CheckpointError, match=r"^checkpoint sft/2 cannot be read \([^\n]*; remove or restore [^\n]*$"):
+        load_policy(tmp_path / "sft", abstract_params(make_mesh(ONE), MODEL), CONFIG)
+    with pytest.raises(CheckpointError, match="checkpoint sft/2 cannot be read"):
+        Checkpoints(tmp_path / "sft").restore(2, like())
 
 
 def test_commits_that_are_set_aside_no_longer_count(tmp_path):

@@ -15,7 +15,13 @@ from r2rank_jax.config import (
     to_json,
 )
 from r2rank_jax.errors import CheckpointError
-from r2rank_jax.lineage import require_same_inputs, require_same_model, require_same_prompts, require_same_settings
+from r2rank_jax.lineage import (
+    other_settings,
+    require_same_inputs,
+    require_same_model,
+    require_same_prompts,
+    require_same_settings,
+)
 from r2rank_jax.phases import InputHashes, PhaseRecord
 
 CONFIG = RunConfig(name="test")
@@ -185,6 +191,16 @@ def test_a_section_from_before_a_field_had_the_fields_default():
     for phase in ("sft", "rl"):
         old = dataclasses.replace(record(phase, steps=getattr(CONFIG, phase).steps), config=values)
         assert require_same_settings(old, CONFIG, done=1) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "named"),
+    [("seed", 5, True), ("rl.optimizer.learning_rate", 0.7, True), ("rl.steps", 9, False), ("sft.steps", 9, False)],
+)
+def test_other_settings_than_those_of_training_are_named(path, value, named):
+    found = other_settings(record("rl"), changed(path, value))
+    assert [line.split(":")[0] for line in found] == ([path] if named else [])
+    assert other_settings(record("sft"), changed("rl.optimizer.learning_rate", 0.7)) == []
 
 
 def test_another_model_is_refused():

@@ -55,6 +55,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has seen enough, as in `r2rank --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
         return CLOSED_PIPE
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = brief(str(error)) or "out of memory"
+        print(
+            f"r2rank: the memory of this machine does not suffice ({reason}); lower batch_users or the tokens of "
+            "`data`, or ask `r2rank plan` what fits",
+            file=sys.stderr,
+        )
+        return 2
     except OSError as error:  # a full disk, a folder without permission, a lost mount
         where = f"{error.filename}: " if error.filename else ""
         print(f"r2rank: {where}{error.strerror or error}; mend this and run the command again", file=sys.stderr)

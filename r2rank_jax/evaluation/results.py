@@ -170,6 +170,8 @@ def check_results(results: Any) -> None:
     _require(isinstance(results, Mapping), f"results must be an object, got {type(results).__name__}")
     for name in ("systems", "comparisons", "analytic_random", "data_hash", "commit", "training", "machine"):
         _require(name in results, f"results must hold {name!r}, got only {sorted(results)}")
+    _require(_is_table(results["systems"]), "systems must be an object of objects")
+    _require(isinstance(results["training"], Mapping), "training must be an object")
     for name, metrics in results["systems"].items():
         for metric, cell in metrics.items():
             where = f"systems.{name}.{metric}"
@@ -178,17 +180,30 @@ def check_results(results: Any) -> None:
                 f"{where} must be {{mean, ci95, n}}, got {cell!r}",
             )
             _check_interval(cell["mean"], cell["ci95"], where)
-            _require(cell["n"] >= 1, f"{where}.n must be at least 1 user, got {cell['n']!r}")
+            _require(
+                isinstance(cell["n"], int) and cell["n"] >= 1, f"{where}.n must be at least 1 user, got {cell['n']!r}"
+            )
+    _require(isinstance(results["comparisons"], list), "comparisons must be a list")
     for index, row in enumerate(results["comparisons"]):
         where = f"comparisons[{index}]"
+        _require(isinstance(row, Mapping), f"{where} must be an object, got {row!r:.80}")
         missing = {"a", "b", "metric", "difference", "ci95", "p"} - set(row)
         _require(not missing, f"{where} must hold {sorted(missing)}, got {sorted(row)}")
         for side in ("a", "b"):
-            _require(row[side] in results["systems"], f"{where}.{side} names no system: {row[side]!r}")
+            _require(
+                isinstance(row[side], str) and row[side] in results["systems"],
+                f"{where}.{side} names no system: {row[side]!r}",
+            )
         _check_interval(row["difference"], row["ci95"], where)
         for name in ("p", "p_holm"):
             value = row.get(name, 1)  # results from before the correction have none
-            _require(0 < value <= 1, f"{where}.{name} must lie in (0, 1], got {value!r}")
+            _require(
+                isinstance(value, int | float) and 0 < value <= 1, f"{where}.{name} must lie in (0, 1], got {value!r}"
+            )
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(row, Mapping) for row in value.values())
 
 
 def results_table(results: Mapping[str, Any], metrics: Sequence[str] | None = None) -> str:

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 from tokenizers import Tokenizer
 
-from r2rank_jax.checkpoint import load_policy, sealed_steps
-from r2rank_jax.config import MeshConfig, ModelConfig, RunConfig, read
+from r2rank_jax.checkpoint import LoadedPolicy, load_policy, sealed_steps
+from r2rank_jax.config import MeshConfig, ModelConfig, RunConfig, from_json, read
 from r2rank_jax.data.prompts.frame import Frame, has_template
 from r2rank_jax.data.prompts.tokenizer import read_tokenizer
 from r2rank_jax.errors import ConfigError, PretrainedError
@@ -199,16 +199,30 @@ def _trained(run_dir: Path, phase: Phase) -> Policy:
     policy = load_policy(run_dir / "checkpoints" / phase, like, config)
     params, record = policy.params, policy.record
     require_same_prompts(record, config, tokenizer_hash(run_dir))
-    results = read_results(run_dir / "results.json") if (run_dir / "results.json").is_file() else None
-    training = Training(config=config, record=record, identity=policy.identity, results=results)
+    saved = from_json(dict(record.config))  # config.json may have changed since
+    results = _results_of(policy, run_dir)
+    training = Training(config=saved, record=record, identity=policy.identity, results=results)
     if config.pretrained is not None:
-        base = run_dir / BASE  # the folder in config.pretrained may have been deleted
+        base = run_dir / BASE  # the folder in pretrained may have been deleted
         card = read_model_card(base)
         ids = SpecialIds(card.pad, card.stop, card.source.bos)
         return Policy(base, config.model, params, ids, card.source.positions, card.source, training, card.frame)
     tokenizer = read_tokenizer(run_dir / TOKENIZER)
     ids = SpecialIds(tokenizer.pad, tokenizer.stop, None)
-    return Policy(run_dir, config.model, params, ids, _prompt_tokens(config), None, training, Frame())
+    return Policy(run_dir, config.model, params, ids, _prompt_tokens(saved), None, training, Frame())
+
+
+def _results_of(policy: LoadedPolicy, run_dir: Path) -> dict[str, Any] | None:
+    """The results of the run, if they are this policy's."""
+    path, phase = run_dir / "results.json", policy.record.phase
+    if not path.is_file():
+        return None
+    results = read_results(path)
+    training = results["training"].get(phase)
+    if not isinstance(training, dict) or training.get("checkpoint", policy.identity) == policy.identity:
+        return results
+    print(f"{path} evaluates another checkpoint of {phase}, so the page shows no results; run `r2rank eval` first")
+    return None
 
 
 def _prompt_tokens(config: RunConfig) -> int:

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from r2rank_jax.checkpoint import newest_identity
 from r2rank_jax.config import in_current_fields
-from r2rank_jax.errors import ConfigError
+from r2rank_jax.errors import ConfigError, ResultsError
+from r2rank_jax.evaluation.results import read_results
 from r2rank_jax.ranking.metrics import EVALUATED
 from r2rank_jax.report.records import LoggedStep
 
@@ -116,14 +118,10 @@ def read_run(directory: Path) -> Run:
             config["rl"] = in_current_fields(config["rl"])
         except ConfigError as error:
             problems.append(f"The reward in config.json could not be read: {error}.")
-    results = _object(
-        directory / "results.json",
-        "There are no final results yet; run `r2rank eval` on this directory",
-        problems,
-    )
+    results = _results(directory, problems)
     rows = _lines(directory / "metrics.jsonl", "Nothing has been logged yet, so there are no learning curves", problems)
     users = _lines(directory / "rationales.jsonl", "There are no rationales yet", problems)
-    return Run(directory, config, results, _by_phase(rows), [u for u in users if u.get("candidates")], problems)
+    return Run(directory, config, results, _by_phase(rows), [u for u in users if _is_shown(u)], problems)
 
 
 def _object(path: Path, missing: str, problems: list[str]) -> dict[str, Any]:
@@ -139,6 +137,41 @@ def _object(path: Path, missing: str, problems: list[str]) -> dict[str, Any]:
         problems.append(f"{path.name} could not be read: it does not hold a JSON object.")
         return {}
     return content
+
+
+def _results(directory: Path, problems: list[str]) -> dict[str, Any]:
+    """The results, and a remark on every phase that has been trained further since."""
+    path = directory / "results.json"
+    if not path.is_file():
+        problems.append(
+            "There are no final results yet; run `r2rank eval` on this directory (results.json is missing)."
+        )
+        return {}
+    try:
+        results = read_results(path)
+    except ResultsError as error:
+        problems.append(f"{path.name} could not be read: {error}.")
+        return {}
+    for phase, facts in results["training"].items():
+        newest = newest_identity(directory / "checkpoints" / phase)
+        if newest is not None and isinstance(facts, dict) and facts.get("checkpoint", newest) != newest:
+            problems.append(f"The results are those of an earlier checkpoint of {phase}; run `r2rank eval` again.")
+    return results
+
+
+def _is_shown(user: dict[str, Any]) -> bool:
+    """Whether a line of `rationales.jsonl` has the form that `r2rank eval` writes."""
+    candidates, history = user.get("candidates"), user.get("history")
+    if not isinstance(history, list) or not all(isinstance(film, dict) for film in history):
+        return False
+    if not candidates or not isinstance(candidates, list) or not all(isinstance(c, dict) for c in candidates):
+        return False
+    systems = [c.get("systems") for c in candidates]
+    return all(
+        isinstance(by_name, dict)
+        and all(isinstance(x, dict) and isinstance(x.get("score"), float) for x in by_name.values())
+        for by_name in systems
+    )
 
 
 def _lines(path: Path, missing: str, problems: list[str]) -> list[dict[str, Any]]:

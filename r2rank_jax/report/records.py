@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _OWN = ("phase", "step", "wall_s")
+_HUGE = 1 << 1023  # integers from here on overflow a float
 
 
 @dataclass(frozen=True)
@@ -29,16 +30,20 @@ class LoggedStep:
         return {"phase": self.phase, "step": self.step, "wall_s": round(self.wall_s, 3), **self.values}
 
     @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> LoggedStep | None:
-        """Inverse of `to_json`; None if the object has no phase or step. Values that are not numbers are dropped.
+    def from_json(cls, row: Any) -> LoggedStep | None:
+        """Inverse of `to_json`; None for anything but an object with a phase and a step. Other values than numbers are
+        dropped.
 
         Numbers are kept as they were logged and may be NaN or infinite.
         """
-        phase, step, wall_s = (row.get(name) for name in _OWN)
+        if not isinstance(row, Mapping):
+            return None
+        phase, step = row.get("phase"), row.get("step")
         if not isinstance(phase, str) or not isinstance(step, int):
             return None
-        values = {name: float(x) for name, x in row.items() if name not in _OWN and isinstance(x, int | float)}
-        return cls(phase, step, float(wall_s) if isinstance(wall_s, int | float) else 0.0, values)
+        numbers = {name: float(x) for name, x in row.items() if _is_number(x)}
+        wall_s = numbers.get("wall_s", 0.0)
+        return cls(phase, step, wall_s, {name: x for name, x in numbers.items() if name not in _OWN})
 
     def finite(self, name: str) -> float | None:
         """A metric, or None if it was not logged or is not finite."""
@@ -48,3 +53,7 @@ class LoggedStep:
     def updated(self, later: LoggedStep) -> LoggedStep:
         """This step with the values that were logged for it later."""
         return LoggedStep(self.phase, self.step, later.wall_s, {**self.values, **later.values})
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, float) or (isinstance(x, int) and abs(x) < _HUGE)

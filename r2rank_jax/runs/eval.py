@@ -26,7 +26,7 @@ from r2rank_jax.evaluation.baselines import item_knn_scores, popularity_scores, 
 from r2rank_jax.evaluation.metrics import per_user_metrics
 from r2rank_jax.evaluation.results import Provenance, build_results, results_table, write_results
 from r2rank_jax.files.atomic import replacing_file
-from r2rank_jax.lineage import require_same_inputs
+from r2rank_jax.lineage import other_settings, require_same_inputs
 from r2rank_jax.phases import PHASES, Phase
 from r2rank_jax.rollout.scoring import make_scorer
 from r2rank_jax.runs.inputs import Inputs, held_out_metrics, open_inputs
@@ -81,7 +81,8 @@ def run(config: RunConfig, run_dir: Path, *, step: int | None = None, other_data
         )
         differences = require_same_inputs(policy.record, config, inputs.hashes, other_data=other_data)
         policies[phase] = policy
-        notes += notes_on(phase, policy, differences, leaked_positives(policy.record, inputs))
+        settings = other_settings(policy.record, config)
+        notes += notes_on(phase, policy, differences, settings, leaked_positives(policy.record, inputs))
         systems[phase], scores, tokens = held_out_metrics(inputs, scorer, mesh, policy.params, "test")
         outputs[phase] = (scores, tokens)
         record = policy.record

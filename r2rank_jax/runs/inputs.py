@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from r2rank_jax.config import RunConfig, to_json
 from r2rank_jax.data.batches.encoder import Encoder
 from r2rank_jax.data.batches.pipeline import evaluation_batches
-from r2rank_jax.data.prepared.dataset import Dataset, load
+from r2rank_jax.data.prepared.dataset import Dataset, load_for_prompts
 from r2rank_jax.data.prompts.tokenizer import FastTokenizer
 from r2rank_jax.errors import ConfigError, ScoresError
 from r2rank_jax.evaluation.metrics import per_user_metrics
@@ -48,7 +48,7 @@ def open_inputs(config: RunConfig, run_dir: Path) -> Inputs:
             f"model.vocabulary={config.model.vocabulary} must hold the run directory's tokenizer of "
             f"{tokenizer.vocabulary} tokens; raise it, or choose another --run-dir"
         )
-    dataset = load(Path(config.data.directory), config.data.split)
+    dataset = load_for_prompts(Path(config.data.directory), config.data.split)
     hashes = InputHashes(
         interactions=dataset.data_hash,
         items=dataset.items_hash,

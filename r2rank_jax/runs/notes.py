@@ -13,13 +13,16 @@ from r2rank_jax.phases import Phase, PhaseRecord
 from r2rank_jax.runs.inputs import Inputs
 
 
-def notes_on(phase: Phase, policy: LoadedPolicy, differences: Sequence[str], leaked: int | None) -> list[str]:
+def notes_on(
+    phase: Phase, policy: LoadedPolicy, differences: Sequence[str], settings: Sequence[str], leaked: int | None
+) -> list[str]:
     """Notes on one policy.
 
     Args:
         phase: of the policy.
         policy: the policy.
         differences: from its training data to those of the evaluation, see `lineage.require_same_inputs`.
+        settings: of its training that differ from the configuration of the evaluation, see `lineage.other_settings`.
         leaked: test positives that were training interactions of the policy; None: not known.
     """
     record, notes = policy.record, []
@@ -28,6 +31,8 @@ def notes_on(phase: Phase, policy: LoadedPolicy, differences: Sequence[str], lea
     if differences:
         known = "" if leaked is None else f" {leaked} test positives were among the training interactions of {phase}."
         notes.append(f"{phase} was trained on other data (training -> evaluation): {'; '.join(differences)}.{known}")
+    if settings:
+        notes.append(f"{phase} was trained with other settings (training -> evaluation): {'; '.join(settings)}.")
     if record.changes:
         notes.append(f"Settings of {phase} were changed on the way: {'; '.join(record.changes)}.")
     if record.skipped:

@@ -15,12 +15,12 @@ from jax.experimental import multihost_utils
 from r2rank_jax.checkpoint import Checkpoints, load_policy, sealed_steps
 from r2rank_jax.config import RunConfig, from_json, to_json
 from r2rank_jax.data.batches.pipeline import trace_batches
-from r2rank_jax.data.prepared.dataset import Dataset, load
+from r2rank_jax.data.prepared.dataset import Dataset, load_for_prompts
 from r2rank_jax.data.prepared.traces import Traces, read_traces
 from r2rank_jax.data.prompts.from_dataset import corpus
 from r2rank_jax.data.prompts.templates import find_template
 from r2rank_jax.data.prompts.tokenizer import train_tokenizer
-from r2rank_jax.errors import ScoresError
+from r2rank_jax.errors import CheckpointError, ScoresError
 from r2rank_jax.files.atomic import replacing_file
 from r2rank_jax.lineage import require_same_inputs
 from r2rank_jax.phases import Phase, PhaseRecord
@@ -44,7 +44,7 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
     mesh = make_mesh(config.mesh)
 
     # -- data: traces, and a tokenizer: the imported model's, or one trained on the traces on the first start -------
-    dataset = load(Path(config.data.directory), config.data.split)
+    dataset = load_for_prompts(Path(config.data.directory), config.data.split)
     started = bool(sealed_steps(run_dir / "checkpoints" / phase))
     # A commit holds its traces' digest. Their template, which old files do not name, matters on the first start only.
     traces = read_traces(Path(config.data.traces), dataset, None if started else config.data.template)
@@ -60,6 +60,7 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
         sft = load_policy(run_dir / "checkpoints/sft", abstract_params(mesh, config.model), config)
         rl = load_policy(run_dir / "checkpoints/rl", abstract_params(mesh, config.model), config).record
         require_same_inputs(sft.record, config, inputs.hashes)
+        _require_same_traces(sft.record, traces)
         start, reference = sft.params, sft.identity
         configs = (from_json(dict(record.config)) for record in (sft.record, rl))
         steps = steps_of_same_work(*configs, traced_items=traces.lists.items.shape[1])
@@ -140,6 +141,14 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
                 skipped.recovered()
     checkpoints.close()
     iterator.close()
+
+
+def _require_same_traces(sft: PhaseRecord, traces: Traces) -> None:
+    if sft.traces != traces.digest:
+        raise CheckpointError(
+            f"sft --continued must train on the traces of sft, with SHA-256 {str(sft.traces)[:12]}, got "
+            f"{traces.digest[:12]}; restore the file, or set data.traces"
+        )
 
 
 def _provide_tokenizer(config: RunConfig, run_dir: Path, dataset: Dataset, traces: Traces) -> None:

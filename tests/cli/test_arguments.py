@@ -148,6 +148,17 @@ def test_what_the_system_refuses_is_one_line(capsys, monkeypatch, tmp_path):
     )
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: Out\nof memory")])
+def test_too_little_memory_is_one_line(capsys, monkeypatch, error):
+    def too_large(*args):
+        raise error
+
+    monkeypatch.setattr(entry, "_carry_out", too_large)
+    assert main(["sft"]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("r2rank: the memory of this machine does not suffice (") and printed.count("\n") == 1
+
+
 def test_a_reader_that_closes_the_pipe_sees_no_traceback():
     reader, writer = os.pipe()
     os.close(reader)

@@ -276,6 +276,15 @@ def test_the_page_describes_the_model(tmp_path, run_dir):
         assert part in page, part
 
 
+def test_results_of_another_checkpoint_are_left_out(tmp_path, run_dir, capsys):
+    shutil.copytree(run_dir, tmp_path / "run")
+    training = {"rl": {"checkpoint": "0" * 64}}
+    (tmp_path / "run/results.json").write_text(json.dumps(RESULTS | {"training": training}))
+    export(tmp_path / "run", tmp_path / "hf")
+    assert "0.545" not in (tmp_path / "hf/README.md").read_text()
+    assert "evaluates another checkpoint of rl" in capsys.readouterr().out
+
+
 def test_invalid_exports_are_refused_and_write_nothing(tmp_path, run_dir, capsys):
     out = tmp_path / "hf"
 

@@ -177,6 +177,43 @@ def test_damaged_files_are_reported_not_fatal(run_dir):
     assert "results.json could not be read" in page.text
 
 
+@pytest.mark.parametrize(
+    ("name", "place", "value"),
+    [
+        ("results.json", ("systems", "rl", "ndcg@10", "mean"), None),
+        ("results.json", ("systems", "rl", "ndcg@10", "ci95"), ""),
+        ("results.json", ("systems", "rl"), [1]),
+        ("results.json", ("comparisons", 0), [{}]),
+        ("results.json", ("comparisons", 0, "p"), "x"),
+        ("results.json", ("training",), []),
+        ("rationales.jsonl", ("candidates", 0, "systems", "rl"), -1),
+        ("rationales.jsonl", ("candidates", 0), []),
+        ("rationales.jsonl", ("history",), "x"),
+    ],
+)
+def test_values_of_another_type_do_not_end_a_report(run_dir, name, place, value):
+    path = run_dir / name
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if name.endswith("l") else None
+    content = json.loads(path.read_text()) if lines is None else lines[0]
+    node = content
+    for key in place[:-1]:
+        node = node[key]
+    node[place[-1]] = value
+    path.write_text(json.dumps(content) if lines is None else "\n".join(map(json.dumps, lines)))
+    page = parse(run_dir)
+    assert name != "results.json" or "results.json could not be read" in page.text
+
+
+def test_results_of_an_earlier_checkpoint_are_marked(run_dir):
+    results = json.loads((run_dir / "results.json").read_text())
+    results["training"]["rl"] = {"steps": 400, "checkpoint": "0" * 64}
+    (run_dir / "results.json").write_text(json.dumps(results))
+    assert "earlier checkpoint" not in parse(run_dir).text
+    (run_dir / "checkpoints/rl/500").mkdir(parents=True)
+    (run_dir / "checkpoints/rl/500/seal.json").write_text("{}")
+    assert "The results are those of an earlier checkpoint of rl; run `r2rank eval` again" in parse(run_dir).text
+
+
 def test_no_directory_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="no run directory"):
         build(tmp_path / "nowhere")

@@ -139,6 +139,33 @@ def test_a_finished_phase_can_be_extended(tiny, sft_run, tmp_path):
     assert "sft.steps must be at least 13" in refusal("sft", *more[:-1], "12")
 
 
+def test_an_evaluation_says_which_settings_are_not_those_of_the_training(tiny, rl_run, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(rl_run, run_dir)
+    succeed("eval", "--run-dir", run_dir, "--seed", "5", "--rl.optimizer.learning-rate", "0.7")
+    notes = json.loads((run_dir / "results.json").read_text())["notes"]
+    assert "sft was trained with other settings (training -> evaluation): seed: 0 -> 5." in notes
+    assert any(note.startswith("rl was") and "rl.optimizer.learning_rate: " in note for note in notes)
+
+
+def test_the_control_trains_on_the_traces_of_sft(tiny, rl_run, tmp_path):
+    run_dir, other = tmp_path / "run", tmp_path / "traces.jsonl"
+    shutil.copytree(rl_run, run_dir)
+    other.write_text((tiny.data / "traces.jsonl").read_text().replace(" match", " fit", 1))
+    message = refusal("sft", "--continued", "--run-dir", run_dir, "--data.traces", other)
+    assert "sft --continued must train on the traces of sft" in message
+    assert not (run_dir / "checkpoints/sft_continued").exists()
+
+
+def test_damaged_lines_of_the_log_do_not_end_a_resumption(tiny, sft_run, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(sft_run, run_dir)
+    log = run_dir / "metrics.jsonl"
+    log.write_bytes(log.read_bytes() + b'[1, 2]\n{"phase": "sft"}\n{"phase": 1, "step": "x"}\n\xff\xfe\n{"phase": "s')
+    succeed("sft", "--config", tiny.config, "--run-dir", run_dir, "--sft.steps", "13")
+    assert max(row["step"] for row in metrics(run_dir, "sft")) == 13
+
+
 def test_sft_stays_as_it_is_once_rl_has_started(tiny, rl_run, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(rl_run, run_dir)

@@ -66,6 +66,11 @@ def write_card(directory: Path, tokenizer: Path | None = None) -> None:
     for bucket in _buckets(directory, manifest):
         counts.add(bucket.offsets, bucket.item, bucket.rating, bucket.timestamp)
     lists = {name: {part: ListCounts(counts.per_item) for part in HELD_OUT} for name in manifest["protocols"]}
+    if manifest["domain"] not in TEMPLATE_OF_DOMAIN:
+        raise DataError(
+            f"{directory}/manifest.json: domain must be one of {', '.join(TEMPLATE_OF_DOMAIN)}, got "
+            f"{manifest['domain']!r:.80}; restore the file, or prepare the data into a new folder"
+        )
     missing = TEMPLATE_OF_DOMAIN[manifest["domain"]].missing
     shown = [items.shown(item, missing) for item in range(len(items))]
     lengths = {unit: _measured(measure, shown) for unit, measure in measures.items()}

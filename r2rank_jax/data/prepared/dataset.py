@@ -16,7 +16,12 @@ from r2rank_jax.data.prepared.negatives import sample_outside
 from r2rank_jax.data.prepared.settings import PROTOCOLS, Array, Settings
 from r2rank_jax.data.prepared.splits import HELD_OUT, split
 from r2rank_jax.data.prepared.tables import Interactions, Items, hash_of_interactions, hash_of_items
+from r2rank_jax.data.sources.rows.times import LATEST_S
 from r2rank_jax.errors import DataError
+
+_NEEDED = (
+    "settings", "time_unit", "users", "items", "buckets", "protocols", "interactions_sha256", "items_sha256",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -194,6 +199,12 @@ def load(directory: Path, split_name: str) -> Dataset:
     if split_name not in PROTOCOLS:
         raise DataError(f"split must be one of {PROTOCOLS}, got {split_name!r}; set data.split")
     manifest = manifest_of(directory)
+    absent = [name for name in _NEEDED if name not in manifest]
+    if absent:
+        raise DataError(
+            f"{directory}/manifest.json must hold {', '.join(_NEEDED)}, but it lacks {', '.join(absent)}; restore the "
+            "file, or prepare the data into a new folder"
+        )
     if split_name not in manifest["protocols"]:
         raise DataError(
             f"split must be one that {directory} was prepared for, {', '.join(manifest['protocols'])}, got "
@@ -234,6 +245,23 @@ def load(directory: Path, split_name: str) -> Dataset:
         time_unit=manifest["time_unit"],
         items_hash=manifest["items_sha256"],
     )
+
+
+def load_for_prompts(directory: Path, split_name: str) -> Dataset:
+    """`load`, but refuse a manifest whose unit is not that of the times: prompts would say wrong times.
+
+    Raises:
+        DataError: as `load`, or the unit is another.
+    """
+    dataset = load(directory, split_name)
+    unit, latest = dataset.time_unit, int(dataset.timestamp.max(initial=0))
+    # Seconds up to the year 2100 are milliseconds of January and February 1970.
+    if (unit == "s" and latest >= LATEST_S) or (unit == "ms" and 10**8 < latest < LATEST_S):
+        raise DataError(
+            f"{directory}/manifest.json: time_unit must be the unit of the times, whose latest is {latest}, got "
+            f"{unit!r}; restore the file, or prepare the data into a new folder"
+        )
+    return dataset
 
 
 def _require_hash(kind: str, path: Path, expected: str, actual: str) -> None:

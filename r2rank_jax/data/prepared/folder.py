@@ -4,15 +4,43 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from r2rank_jax.data.prepared.settings import TIME_UNITS
 from r2rank_jax.data.prepared.tables import hash_of_interactions, hash_of_items
 from r2rank_jax.errors import DataError
 
 FORMAT = 2  # version of the folder's format; increased when a reader of the old version would misread the folder
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_hash(value: Any) -> bool:
+    return isinstance(value, str) and len(value) == 64
+
+
+def _are_protocols(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(p, dict) and _is_hash(p.get("sha256")) for p in value.values())
+
+
+_FORMS: dict[str, Callable[[Any], bool]] = {
+    "users": _is_count,
+    "items": _is_count,
+    "interactions": _is_count,
+    "buckets": lambda value: _is_count(value) and value > 0,
+    "time_unit": lambda value: value in TIME_UNITS,
+    "domain": lambda value: isinstance(value, str),
+    "settings": lambda value: isinstance(value, dict),
+    "protocols": _are_protocols,
+    "interactions_sha256": _is_hash,
+    "items_sha256": _is_hash,
+}
+"""Names in a manifest that other code relies on -> whether a value has the form that `data prepare` writes."""
 
 
 def interactions_file(bucket: int) -> str:
@@ -59,11 +87,19 @@ def manifest_of(directory: Path) -> dict[str, Any]:
         raise DataError(
             f"{path} must be JSON, but it cannot be parsed ({error}); run `r2rank data prepare` into a new folder"
         ) from error
+    if not isinstance(manifest, dict):
+        raise DataError(f"{path} must hold a JSON object, got {manifest!r:.80}; prepare the data into a new folder")
     if manifest.get("format") != FORMAT:
         raise DataError(
             f"{path}: format must be {FORMAT}, got {manifest.get('format')}, which another version wrote; remove "
             f"the folder and run `r2rank data prepare` and `r2rank data synthesize` again"
         )
+    for name, is_valid in _FORMS.items():
+        if name in manifest and not is_valid(manifest[name]):
+            raise DataError(
+                f"{path}: {name} holds {manifest[name]!r:.80}, which `r2rank data prepare` does not write; restore the "
+                "file, or prepare the data into a new folder"
+            )
     return manifest
 
 

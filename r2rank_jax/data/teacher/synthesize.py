@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from r2rank_jax.data.prepared.dataset import Dataset, load
+from r2rank_jax.data.prepared.dataset import Dataset, load_for_prompts
 from r2rank_jax.data.prepared.tables import Array
 from r2rank_jax.data.prepared.traces import write_traces
 from r2rank_jax.data.prompts.templates import FILMS_1, find_template
@@ -53,7 +53,7 @@ def synthesize(
         DataError: an unknown template, more lists than training positions, or whatever the teacher refuses.
     """
     student_template = find_template(template)
-    dataset = load(directory, split)
+    dataset = load_for_prompts(directory, split)
     pairs = _draw(dataset, lists, seed, min_history, nested=teacher.draws_nested_lists)
     drawn = dataset.training_lists(pairs, key=seed, n=candidate_items, positives=positives)
     output = teacher.rationales(

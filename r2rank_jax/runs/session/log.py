@@ -93,12 +93,12 @@ def _drop_later(path: Path, phase: Phase, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
+            logged = LoggedStep.from_json(json.loads(line))
+        except ValueError:
             continue  # a line that was cut off when the process was killed
-        if record["phase"] != phase or record["step"] <= step:
+        if logged is not None and (logged.phase != phase or logged.step <= step):
             kept.append(line)
     with replacing_file(path) as partial:
         partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")

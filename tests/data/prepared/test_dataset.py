@@ -1,10 +1,11 @@
+import json
 import shutil
 
 import numpy as np
 import polars as pl
 import pytest
 
-from r2rank_jax.data.prepared.dataset import load
+from r2rank_jax.data.prepared.dataset import load, load_for_prompts
 from r2rank_jax.data.prepared.folder import candidate_file, interactions_file
 from r2rank_jax.data.prepared.settings import DEFAULT_PROTOCOLS
 from r2rank_jax.errors import DataError
@@ -158,3 +159,32 @@ def test_a_folder_of_the_first_format_is_refused_with_the_remedy(prepared, tmp_p
         DataError, match=r"format must be 2, got 1, .*; remove the folder and run `r2rank data prepare`"
     ):
         load(tmp_path / "old", "leave_one_out")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("users", "40"), ("items", -1), ("buckets", 0), ("buckets", True), ("time_unit", "weeks"), ("domain", None),
+        ("settings", []), ("protocols", {"leave_one_out": 3}), ("interactions_sha256", None),
+    ],
+)  # fmt: skip
+def test_a_manifest_with_another_type_is_refused_by_name(prepared, tmp_path, name, value):
+    folder = shutil.copytree(prepared, tmp_path / "data")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {name: value}))
+    with pytest.raises(DataError, match=f"json: {name} holds .*, which `r2rank data prepare` does not write"):
+        load(folder, "leave_one_out")
+    del manifest[name]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    if name != "domain":  # only the data card needs it
+        with pytest.raises(DataError, match=f"it lacks {name}; restore the file"):
+            load(folder, "leave_one_out")
+
+
+def test_prompts_need_the_unit_of_the_times(prepared, tmp_path):
+    assert load_for_prompts(prepared, "leave_one_out").time_unit == "s"
+    folder = shutil.copytree(prepared, tmp_path / "data")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"time_unit": "ms"}))
+    with pytest.raises(DataError, match=r"time_unit must be the unit of the times, whose latest is [0-9]+, got 'ms'"):
+        load_for_prompts(folder, "leave_one_out")

@@ -127,6 +127,27 @@ def test_a_zero_in_the_first_row_does_not_decide_on_the_unit(tmp_path):
     assert source.time_unit == "ms" and [row[3] for row in rows(source)] == [0, 1700000000000, 1700000001000]
 
 
+def test_dates_without_dashes_are_refused(tmp_path):
+    text = "user,item,timestamp\n" + "".join(f"a,x{k},202401{k:02d}\n" for k in range(10, 20))
+    with pytest.raises(DataError, match="20240110, a date without dashes; write the dates with dashes, or give --time"):
+        log(tmp_path, text)
+
+
+@pytest.mark.parametrize(("first", "day"), [(19_700, "1970-01-01"), (28_400_000, "1970-11-25")])
+def test_times_long_before_1980_are_reported(tmp_path, capsys, first, day):
+    source = log(tmp_path, "user,item,timestamp\n" + "".join(f"a,x{k},{first + k}\n" for k in range(9)))
+    assert source.time_unit == "s" and len(rows(source)) == 9
+    printed = capsys.readouterr().err
+    assert f"is read in seconds, so half of the times are before {day}; if they have another unit" in printed
+
+
+def test_seconds_among_milliseconds_are_malformed_even_if_the_unit_is_given(tmp_path):
+    refused = Quarantine(tmp_path / "q.jsonl")
+    text = "user,item,timestamp\n" + "".join(f"a,x{k},{1_700_000_000_000 + k}\n" for k in range(9)) + "b,y,1700000000\n"
+    source = log(tmp_path, text, on_error=refused, time_unit="ms")
+    assert len(rows(source)) == 9
+
+
 def test_a_few_absurd_times_do_not_decide_on_the_unit(tmp_path):
     absurd = [-62135596800000, 10**17, 1700000000000, -1]
     usual = [1_700_000_000 + k for k in range(9)]

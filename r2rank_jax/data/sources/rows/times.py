@@ -6,8 +6,10 @@ wrong rows change nothing.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from statistics import median_low
@@ -18,6 +20,7 @@ from r2rank_jax.errors import DataError
 
 UNITS = {"s": 1, "ms": 1000}  # name -> how many are a second
 LATEST_S = 4_102_444_800  # the year 2100: a later interaction is a mistake, most often of the unit
+EARLIEST_USUAL_S = 315_532_800  # the year 1980: if most interactions are earlier, the unit is probably another
 # Times in milliseconds passed 10^11 in 1973; times in seconds reach it in the year 5138. Likewise for microseconds.
 MILLISECONDS_FROM, MICROSECONDS_FROM = 10**11, 10**14
 SAMPLED = 10_000  # times that decide on the unit
@@ -117,6 +120,26 @@ def detect(path: Path, name: str, texts: Iterable[str | None], unit: str | None)
             f"{path}: {name} must be whole seconds, whole milliseconds or {DATE_FORMS}, got {sample[0]!r:.80} in "
             f"the first row with a time; convert the times"
         )
-    if unit is None and size >= MILLISECONDS_FROM:
+    if unit is None and _are_dates_in_digits(numbers):
+        raise DataError(
+            f"{path}: {name} must be whole seconds, whole milliseconds or {DATE_FORMS}, got {numbers[0]}, a date "
+            f"without dashes; write the dates with dashes, or give --time-unit if these are numbers"
+        )
+    if unit in (None, "ms") and size >= MILLISECONDS_FROM:
         return TimeFormat("ms", after=MILLISECONDS_FROM)
-    return TimeFormat(unit or "s")
+    found = TimeFormat(unit or "s")
+    if 0 < size < EARLIEST_USUAL_S * UNITS[found.unit]:
+        day = datetime.fromtimestamp(size / UNITS[found.unit], UTC).date()
+        print(
+            f"{path}: {name} is read in {'seconds' if found.unit == 's' else 'milliseconds'}, so half of the times are "
+            f"before {day}; if they have another unit, convert them: order and splits stay the same, but times in "
+            f"prompts are wrong",
+            file=sys.stderr,
+        )
+    return found
+
+
+def _are_dates_in_digits(numbers: list[int]) -> bool:
+    """Whether most numbers read as YYYYMMDD, as 20240531, which in seconds is a day of 1970."""
+    dates = sum(1970 <= n // 10_000 < 2100 and 1 <= n // 100 % 100 <= 12 and 1 <= n % 100 <= 31 for n in numbers)
+    return dates > _NUMBER * len(numbers)

@@ -90,6 +90,9 @@ class ModelConfig(Checked):
     rope_original_positions: Count = 8192
     """Length of the original context."""
     norm_epsilon: Positive = 1e-6
+    score_reads: Literal["words", "context"] = "context"
+    """What the scoring head's hidden state has seen. words: the rationale alone, read once more from position 0, so
+    that a score depends on its words only and equal rationales have equal scores. context: prefix and item as well."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the computation; parameters, softmax, norms and losses stay float32."""
     lora_rank: Annotated[int, Range(0, note="no adapters")] = 0
@@ -200,6 +203,11 @@ class RunConfig(Checked):
             f"trained=adapters and model.lora_rank > 0 need each other, got trained={self.trained} and "
             f"model.lora_rank={self.model.lora_rank}; set model.lora_rank to 16, or trained to all and model.lora_rank "
             "to 0",
+        )
+        require(
+            self.model.score_reads == "context" or self.data.rationale_tokens > 0,
+            "model.score_reads=words scores the words of a rationale and needs data.rationale_tokens > 0, got "
+            f"{self.data.rationale_tokens}; raise it, or set model.score_reads to context",
         )
         shards = self.mesh.batch_shards
         for phase in ("sft", "rl", "evaluation"):

@@ -69,6 +69,8 @@ def forward_flops(model: ModelConfig, shape: BatchShape, *, shared: bool = True,
         pairs = p * p / 2 + n * (s * p + s * s / 2) + m * (t * (p + s) + t * t / 2)
     else:
         tokens, pairs = m * (p + s + t), m * (p + s + t) ** 2 / 2
+    if model.score_reads == "words":  # the second reading of each rationale
+        tokens, pairs = tokens + m * t, pairs + m * t * t / 2
     of_logits = 2.0 * model.vocabulary * model.width * m * t if logits else 0.0
     return users * (per_token * tokens + per_pair * pairs + of_logits)
 

@@ -3,6 +3,10 @@
 prefix_forward      [U, P]        once per user
 suffix_forward      [U, N, S]     once per item, after the prefix
 rationale_forward   [U, N, G, T]  once per rationale, after both
+
+Where `ModelConfig.score_reads` is "words", the head's hidden state comes from a fourth pass, `words_forward`, which
+reads each rationale on its own. Its score is then a function of the words: it cannot look past them at the prefix or
+the item.
 """
 
 from __future__ import annotations
@@ -15,6 +19,10 @@ from r2rank_jax.config import ModelConfig
 from r2rank_jax.model.logprobs import TokenLoss, token_loss, token_statistics
 from r2rank_jax.model.transformer import extend, scores, vocabulary_kernel
 from r2rank_jax.types import Array, KeyValues, ListBatch, Params, Rationales
+
+
+# The most rationale tokens that `words_scores` reads at once, over all devices. Not measured on accelerators.
+WORDS_TOKENS = 2**16
 
 
 @struct.dataclass
@@ -88,12 +96,38 @@ def rationale_forward(config: ModelConfig, params: Params, context: ItemContext,
     return extend(config, params, tokens, positions, valid, segments)[0]
 
 
+def words_forward(config: ModelConfig, params: Params, rationales: Rationales) -> Array:
+    """Final-norm hidden state at the last token of each rationale, read on its own from position 0: [U, N, G, D]."""
+    tokens, length = rationales.tokens, jnp.maximum(rationales.length, 1)
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[-1]), tokens.shape)
+    valid = padding_mask(length, tokens.shape[-1])
+    return take_token(extend(config, params, tokens, positions, valid)[0], length - 1)
+
+
+def words_scores(config: ModelConfig, params: Params, rationales: Rationales) -> Array:
+    """Scores of rationales that are read on their own, some items at a time to bound memory: float32 [U, N, G]."""
+    users, items, groups, length = rationales.tokens.shape
+    fitting = max(1, WORDS_TOKENS // (users * groups * length))
+    chunk = max(size for size in range(1, items + 1) if items % size == 0 and size <= fitting)
+
+    def cut(x: Array) -> Array:  # [U, N, ...] -> [chunks, U, chunk, ...]
+        return x.reshape(users, items // chunk, chunk, *x.shape[2:]).swapaxes(0, 1)
+
+    def score(rationales: Rationales) -> Array:
+        return scores(params, words_forward(config, params, rationales))
+
+    parts = jax.tree.map(cut, rationales)
+    if chunk == items:  # no loop, so that collectives of sharded parameters stay outside of loops
+        return score(rationales)
+    return jax.lax.map(score, parts).swapaxes(0, 1).reshape(users, items, groups)
+
+
 @struct.dataclass
 class RationaleStates:
     """Hidden states of a model that has read rationales."""
 
     predicting: Array  # [U, N, G, T, D]  at the token before each rationale token
-    last: Array  # [U, N, G, D]     at the last rationale token
+    last: Array  # [U, N, G, D]     at the last rationale token, for the head; see `ModelConfig.score_reads`
 
 
 def read_rationales(
@@ -106,10 +140,11 @@ def read_rationales(
         return RationaleStates(predicting=jnp.zeros((*rationales.tokens.shape, config.width), last.dtype), last=last)
     hidden = rationale_forward(config, params, context, rationales)
     first = jnp.broadcast_to(context.last_hidden[:, :, None, None], (*hidden.shape[:3], 1, hidden.shape[-1]))
-    return RationaleStates(
-        predicting=jnp.concatenate([first, hidden[..., :-1, :]], axis=-2),
-        last=take_token(hidden, jnp.maximum(rationales.length, 1) - 1),
-    )
+    if config.score_reads == "words":
+        last = words_forward(config, params, rationales)
+    else:
+        last = take_token(hidden, jnp.maximum(rationales.length, 1) - 1)
+    return RationaleStates(predicting=jnp.concatenate([first, hidden[..., :-1, :]], axis=-2), last=last)
 
 
 def real_tokens(batch: ListBatch, rationales: Rationales) -> Array:
@@ -124,7 +159,7 @@ class Judgement:
     logp: Array  # float32 [U, N, G, T]   of each rationale token, 0 on padding
     entropy: Array  # float32 [U, N, G, T]   of the distribution it was sampled from, 0 on padding
     kl: Array  # float32 [U, N, G, T]   of that distribution from the reference's, 0 on padding or without a reference
-    scores: Array  # float32 [U, N, G]      of the head at the last rationale token
+    scores: Array  # float32 [U, N, G]      of the head
 
 
 def judge(

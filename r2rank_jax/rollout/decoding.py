@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from r2rank_jax.config import ModelConfig
-from r2rank_jax.model.forward import read_items
+from r2rank_jax.model.forward import read_items, words_scores
 from r2rank_jax.model.transformer import by_layer, extend, scores, vocabulary_kernel
 from r2rank_jax.rollout.sampling import sample_token
 from r2rank_jax.types import Array, KeyValues, ListBatch, Params, Rationales
@@ -28,7 +28,7 @@ class Rollout:
 
     rationales: Rationales
     logp: Array  # float32 [U, N, G, T]   under the tempered distribution they were sampled from; 0 on padding
-    scores: Array  # float32 [U, N, G]      of the head at the last token
+    scores: Array  # float32 [U, N, G]      of the head
 
 
 @struct.dataclass
@@ -316,11 +316,15 @@ def merge(lanes: Lanes, past_tokens: int) -> Lanes:
     )
 
 
-def finish(params: Params, decoded: DecodedRows, *, items: int) -> Rollout:
-    """The decoded rows as [U, N, G, ...]. Rows that have not stopped are truncated."""
+def finish(config: ModelConfig, params: Params, decoded: DecodedRows, *, items: int) -> Rollout:
+    """The decoded rows as [U, N, G, ...], with their scores. Rows that have not stopped are truncated."""
     fold: Any = lambda x: x.reshape(x.shape[0], items, x.shape[1] // items, *x.shape[2:])  # noqa: E731
     rationales = Rationales(tokens=fold(decoded.tokens), length=fold(decoded.length), stopped=fold(decoded.stopped))
-    return Rollout(rationales=rationales, logp=fold(decoded.logp), scores=fold(scores(params, decoded.last)))
+    if config.score_reads == "words":
+        of_rows = words_scores(config, params, rationales)
+    else:
+        of_rows = fold(scores(params, decoded.last))
+    return Rollout(rationales=rationales, logp=fold(decoded.logp), scores=of_rows)
 
 
 def _take(x: Array, index: Array) -> Array:

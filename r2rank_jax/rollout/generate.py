@@ -18,7 +18,18 @@ import jax
 from jax.sharding import Mesh
 
 from r2rank_jax.config import ModelConfig, RunConfig
-from r2rank_jax.rollout.decoding import Lanes, PromptCache, Rollout, compact, decode, finish, merge, most_alive, start
+from r2rank_jax.rollout.decoding import (
+    DecodedRows,
+    Lanes,
+    PromptCache,
+    Rollout,
+    compact,
+    decode,
+    finish,
+    merge,
+    most_alive,
+    start,
+)
 from r2rank_jax.rollout.sampling import row_keys
 from r2rank_jax.sharding import on_lanes, users, weights_for_decoding
 from r2rank_jax.types import Array, ListBatch, Params
@@ -56,7 +67,7 @@ def generate(
     prompts, lanes = start(config, params, batch, keys, **sizes)
     if max_tokens:
         lanes = decode(config, params, prompts, lanes, stop_token=stop_token, temperature=temperature)
-    return finish(params, lanes.decoded, items=batch.items.shape[1])
+    return finish(config, params, lanes.decoded, items=batch.items.shape[1])
 
 
 def widths(rows: int) -> list[int]:
@@ -119,7 +130,10 @@ class Generator:
             lanes = decode(config, params, prompts, lanes, **settings)
             return lanes, most_alive(lanes)
 
-        self._begin, self._wave = begin, wave
+        def end(params: Params, decoded: DecodedRows, *, items: int) -> Rollout:
+            return finish(config, params, decoded, items=items)
+
+        self._begin, self._wave, self._end = begin, wave, end
         self._row_keys = jax.jit(
             lambda key, batch: row_keys(key, batch.user, batch.position, batch.items, rationales),
             out_shardings=users(mesh),
@@ -147,7 +161,7 @@ class Generator:
             if past:
                 prompts, lanes = self._fit(prompts, lanes, live, past)
             lanes, alive = self._run(self._wave, weights, prompts, lanes)
-        return self._run(finish, weights, lanes.decoded, items=batch.items.shape[1])
+        return self._run(self._end, weights, lanes.decoded, items=batch.items.shape[1])
 
     def _fit(self, prompts: PromptCache, lanes: Lanes, live: int, past: int) -> tuple[PromptCache, Lanes]:
         """Move unfinished rows to the smallest sufficient number of lanes, and append the last wave to the cache.
@@ -186,7 +200,7 @@ class Generator:
             return self._abstract(f, args, static)
 
         prompts, lanes, _ = request(self._begin, weights, batch, keys)
-        request(finish, weights, lanes.decoded, items=batch.items.shape[1])
+        request(self._end, weights, lanes.decoded, items=batch.items.shape[1])
         sizes = widths(_width(lanes))
         ready = {sizes[0]: (prompts, lanes)}
         for past in range(0, self._max_tokens, self._wave_tokens):
@@ -221,7 +235,7 @@ class Generator:
         if self._max_tokens:
             programs["rollout wave"] = self._lower(self._wave, (weights, prompts, lanes), {})
         return programs | {
-            "rollout finish": self._lower(finish, (weights, lanes.decoded), {"items": batch.items.shape[1]})
+            "rollout finish": self._lower(self._end, (weights, lanes.decoded), {"items": batch.items.shape[1]})
         }
 
     def _abstract_inputs(self, params: Params, batch: ListBatch, *, sampled: bool) -> tuple[Params, Any]:

@@ -171,6 +171,9 @@ class EvaluationConfig(Checked):
     bootstrap_samples: Count = 2000
     permutation_samples: Count = 20_000
     batch_users: Count = 64
+    rationales: Count = 1
+    """G, number of rationales whose mean score ranks an item, in validation, `eval` and `rank`. 1: the greedy one.
+    More: sampled at rl.temperature; more work, and a better ranking where the words carry it."""
     report_users: Annotated[int, Range(0)] = 8
     """Number of users that the report shows with candidates and rationales."""
 

@@ -1,11 +1,12 @@
-"""Scores of lists for ranking: one greedy rationale per item, then the score of the head."""
+"""Scores of lists for ranking: rationales of every item, each scored by the head, and their mean."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -16,28 +17,63 @@ from r2rank_jax.types import OF_ITEMS, Array, ListBatch, Params
 
 Scorer = Callable[[Params, ListBatch], tuple[np.ndarray, np.ndarray]]
 
+# Stream of the sampled rationales of an evaluation, folded into the key of the run's seed.
+EVALUATION = 2**31 - 2
 
-def make_scorer(mesh: Mesh, config: RunConfig, stop_token: int) -> Scorer:
-    """(params, batch) -> scores float32 [U, N] and greedy rationales int32 [U, N, T], gathered on every process."""
+
+@dataclass(frozen=True)
+class Readings:
+    """The rationales of some lists, and the score of each."""
+
+    scores: np.ndarray  # float32 [lists, N, G]
+    rationales: np.ndarray  # int32 [lists, N, G, T]
+
+    def mean_scores(self, rationales: int | None = None, *, first: int = 0) -> np.ndarray:
+        """The mean score of some rationales of each item: float64 [lists, N].
+
+        Items are ranked by it. The mean over g of log P(item i comes first | scores of list g) orders items alike,
+        because what it subtracts from each score is the same for all items of a list.
+
+        Args:
+            rationales: how many rationales to average; None: all.
+            first: the first of them.
+        """
+        count = self.scores.shape[2] if rationales is None else rationales
+        return np.mean(self.scores[:, :, first : first + count], axis=2, dtype=np.float64)
+
+
+def make_scorer(mesh: Mesh, config: RunConfig, stop_token: int, *, rationales: int | None = None) -> Scorer:
+    """(params, batch) -> scores float32 [U, N, G] and rationales int32 [U, N, G, T], gathered on every process.
+
+    Args:
+        mesh: users are split over its devices.
+        config: of the run.
+        stop_token: ends a rationale.
+        rationales: G; None: `evaluation.rationales`. 1: the greedy rationale. More: sampled as in RL, at
+            `rl.temperature`. The first rationales of a larger G are those of a smaller one.
+    """
+    rationales = config.evaluation.rationales if rationales is None else rationales
     generator = Generator(
         mesh,
         config.model,
-        rationales=1,
+        rationales=rationales,
         max_tokens=config.data.rationale_tokens,
         stop_token=stop_token,
+        temperature=config.rl.temperature if rationales > 1 else 1.0,
         wave_tokens=config.compute.wave_tokens,
     )
+    key = jax.random.fold_in(jax.random.key(config.seed), EVALUATION) if rationales > 1 else None
 
     def score(params: Params, batch: ListBatch) -> tuple[np.ndarray, np.ndarray]:
-        rollout = generator(params, batch, None)
-        return gather(mesh, (rollout.scores[:, :, 0], rollout.rationales.tokens[:, :, 0]))
+        rollout = generator(params, batch, key)
+        return gather(mesh, (rollout.scores, rollout.rationales.tokens))
 
     return score
 
 
 def score_lists(
-    scorer: Scorer, mesh: Mesh, params: Params, batches: Iterator[ListBatch]
-) -> tuple[np.ndarray, np.ndarray]:
+    scorer: Scorer, mesh: Mesh, params: Params, batches: Iterator[ListBatch], *, words: bool = False
+) -> Readings:
     """Score every real list of some batches, in order.
 
     Items are sorted by id before scoring and put back afterwards. Each item is scored on its own, but rows of a matrix
@@ -48,21 +84,30 @@ def score_lists(
         mesh: the scorer's.
         params: the policy.
         batches: the rows of each batch that this process holds; lists with user -1 are padding.
-
-    Returns:
-        scores float32 [lists, N] and rationales int32 [lists, N, T].
+        words: the head reads the words alone, so equal rationales get the same score to the bit.
     """
-    results: list[tuple[np.ndarray, np.ndarray]] = []
+    results: list[tuple[np.ndarray, ...]] = []
     for batch in batches:
         order = np.argsort(np.asarray(batch.items), axis=1, kind="stable")
         sorted_batch = to_mesh(mesh, _permute_items(batch, order))
         scores, tokens = scorer(params, sorted_batch)
         order, user = gather(mesh, to_mesh(mesh, (order, np.asarray(batch.user))))
-        inverse, real = np.argsort(order, axis=1), user >= 0
-        scores = np.take_along_axis(scores, inverse, axis=1)
-        tokens = np.take_along_axis(tokens, inverse[..., None], axis=1)
-        results.append((scores[real], tokens[real]))
-    return np.concatenate([s for s, _ in results]), np.concatenate([t for _, t in results])
+        results.append(tuple(x[user >= 0] for x in (scores, tokens, order)))
+    scores, tokens, order = (np.concatenate(parts) for parts in zip(*results, strict=True))
+    if words:
+        scores = _same_for_equal_rationales(scores, tokens)
+    inverse = np.argsort(order, axis=1)
+    return Readings(
+        scores=np.take_along_axis(scores, inverse[..., None], axis=1),
+        rationales=np.take_along_axis(tokens, inverse[..., None, None], axis=1),
+    )
+
+
+def _same_for_equal_rationales(scores: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Give equal rationales the score of the first of them, from which they differ by rounding at most."""
+    rows = tokens.reshape(-1, tokens.shape[-1])
+    _, first, text = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    return scores.reshape(-1)[first][text.reshape(-1)].reshape(scores.shape)
 
 
 def _permute_items(batch: ListBatch, order: np.ndarray) -> ListBatch:

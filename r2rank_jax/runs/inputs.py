@@ -16,14 +16,14 @@ from jax.sharding import Mesh
 from r2rank_jax.config import RunConfig, to_json
 from r2rank_jax.data.batches.encoder import Encoder
 from r2rank_jax.data.batches.pipeline import evaluation_batches
-from r2rank_jax.data.prepared.dataset import Dataset, load_for_prompts
+from r2rank_jax.data.prepared.dataset import CandidateLists, Dataset, load_for_prompts
 from r2rank_jax.data.prompts.tokenizer import FastTokenizer
 from r2rank_jax.errors import ConfigError, ScoresError
 from r2rank_jax.evaluation.metrics import per_user_metrics
 from r2rank_jax.files.atomic import replacing_file
 from r2rank_jax.phases import InputHashes
 from r2rank_jax.pretrained.folder import tokenizer_hash
-from r2rank_jax.rollout.scoring import Scorer, score_lists
+from r2rank_jax.rollout.scoring import Readings, Scorer, score_lists
 from r2rank_jax.runs.starting_model import read_run_tokenizer
 from r2rank_jax.sharding import part_of_batch
 from r2rank_jax.types import Params
@@ -67,8 +67,8 @@ def record_config(run_dir: Path, config: RunConfig) -> None:
 
 def held_out_metrics(
     inputs: Inputs, scorer: Scorer, mesh: Mesh, params: Params, name: str
-) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """Rank the frozen lists of "valid" or "test" with a policy.
+) -> tuple[dict[str, np.ndarray], Readings]:
+    """Rank the frozen lists of "valid" or "test" with a policy, by the mean score of the scorer's rationales.
 
     Args:
         inputs: from `open_inputs`.
@@ -78,7 +78,7 @@ def held_out_metrics(
         name: "valid" or "test".
 
     Returns:
-        Metric name -> value per list; scores [lists, N]; greedy rationales [lists, N, T].
+        Metric name -> value per list; and the rationales with their scores.
 
     Raises:
         ScoresError: a score is not finite.
@@ -93,13 +93,19 @@ def held_out_metrics(
         process_index=part.places,
         process_count=part.parts,
     )
-    scores, tokens = score_lists(scorer, mesh, params, batches)
-    if not np.isfinite(scores).all():
+    readings = score_lists(scorer, mesh, params, batches, words=config.model.score_reads == "words")
+    bad = ~np.isfinite(readings.scores)
+    if bad.any():
         raise ScoresError(
-            f"scores of the {name} lists must be finite, got {np.count_nonzero(~np.isfinite(scores))} of {scores.size} "
+            f"scores of the {name} lists must be finite, got {np.count_nonzero(bad)} of {bad.size} "
             "that are not; the policy's training diverged: train again with a lower learning rate"
         )
-    metrics = per_user_metrics(
+    return metrics_of(inputs, readings.mean_scores(), lists), readings
+
+
+def metrics_of(inputs: Inputs, scores: np.ndarray, lists: CandidateLists) -> dict[str, np.ndarray]:
+    """Metric name -> value per list, from scores [lists, N] of the system's candidates."""
+    config = inputs.config
+    return per_user_metrics(
         scores, lists.labels, None, config.evaluation.ks, seed=config.seed, reward=config.rl.reward
     )
-    return metrics, scores, tokens

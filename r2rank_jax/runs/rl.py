@@ -127,7 +127,7 @@ def run(config: RunConfig, run_dir: Path) -> None:
                 gap = 0.0
             if step % rl.validate_every == 0 or last:
                 try:
-                    validation, _, _ = held_out_metrics(inputs, scorer, mesh, state.policy, "valid")  # of the average
+                    validation, _ = held_out_metrics(inputs, scorer, mesh, state.policy, "valid")  # of the average
                 except ScoresError:
                     skipped.stop_at_scores(step, finite_at)
                 finite_at = step

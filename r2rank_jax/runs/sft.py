@@ -117,7 +117,7 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
                 log.write(step, values | {"skipped": skipped.total, "learning_rate": float(rate(step - 1))})
             if step % config.sft.validate_every == 0 or last:
                 try:
-                    validation, _, _ = held_out_metrics(inputs, scorer, mesh, state.policy, "valid")
+                    validation, _ = held_out_metrics(inputs, scorer, mesh, state.policy, "valid")
                 except ScoresError:
                     skipped.stop_at_scores(step, finite_at)
                 finite_at = step

@@ -4,6 +4,8 @@ systems         name -> metric -> {mean, ci95: [low, high], n}
 comparisons     [{a, b, metric, difference, ci95, p, p_holm}], difference = mean of a - b over the same users;
                 p of this comparison alone, p_holm corrected for all comparisons of the file
 analytic_random metric -> expected value of a random ranking
+rationale_curve phase -> "greedy", "1", "2", "4", ... -> {mean, ci95, n}, NDCG at the largest k, with items ranked by
+                one greedy rationale or by the mean score of that many sampled ones; {} where one rationale was read
 data_hash, candidate_hash, commit, command, teacher, training, inputs, configuration, seed, machine, notes
 """
 
@@ -70,6 +72,7 @@ def build_results(
     provenance: Provenance,
     compared: Sequence[str] | None = None,
     reward: str | None = None,
+    curves: Mapping[str, Mapping[str, np.ndarray]] | None = None,
 ) -> dict[str, Any]:
     """Summarize per-user metrics of every system into the content of `results.json`.
 
@@ -85,6 +88,7 @@ def build_results(
         provenance: see `Provenance`.
         compared: metrics of the comparisons; None = NDCG at the largest k, and the reward.
         reward: the reward that RL maximized, one of the metrics.
+        curves: phase -> how many rationales -> float64 [U], for `rationale_curve`.
 
     Returns:
         A dictionary for `write_results`.
@@ -108,6 +112,10 @@ def build_results(
         "analytic_random": {}
         if candidate_items is None
         else baselines.analytic_random(candidate_items, config.ks, reward),
+        "rationale_curve": {
+            phase: {count: _summary(values, config, seed) for count, values in curve.items()}
+            for phase, curve in (curves or {}).items()
+        },
         "data_hash": provenance.data_hash,
         "candidate_hash": provenance.candidate_hash,
         "commit": provenance.commit,
@@ -171,18 +179,12 @@ def check_results(results: Any) -> None:
     for name in ("systems", "comparisons", "analytic_random", "data_hash", "commit", "training", "machine"):
         _require(name in results, f"results must hold {name!r}, got only {sorted(results)}")
     _require(_is_table(results["systems"]), "systems must be an object of objects")
+    _require(_is_table(results.get("rationale_curve", {})), "rationale_curve must be an object of objects")
     _require(isinstance(results["training"], Mapping), "training must be an object")
-    for name, metrics in results["systems"].items():
-        for metric, cell in metrics.items():
-            where = f"systems.{name}.{metric}"
-            _require(
-                isinstance(cell, Mapping) and {"mean", "ci95", "n"} <= set(cell),
-                f"{where} must be {{mean, ci95, n}}, got {cell!r}",
-            )
-            _check_interval(cell["mean"], cell["ci95"], where)
-            _require(
-                isinstance(cell["n"], int) and cell["n"] >= 1, f"{where}.n must be at least 1 user, got {cell['n']!r}"
-            )
+    for table in ("systems", "rationale_curve"):
+        for name, cells in results.get(table, {}).items():  # results from before the curve have none
+            for column, cell in cells.items():
+                _check_cell(cell, f"{table}.{name}.{column}")
     _require(isinstance(results["comparisons"], list), "comparisons must be a list")
     for index, row in enumerate(results["comparisons"]):
         where = f"comparisons[{index}]"
@@ -202,44 +204,17 @@ def check_results(results: Any) -> None:
             )
 
 
+def _check_cell(cell: Any, where: str) -> None:
+    _require(
+        isinstance(cell, Mapping) and {"mean", "ci95", "n"} <= set(cell),
+        f"{where} must be {{mean, ci95, n}}, got {cell!r}",
+    )
+    _check_interval(cell["mean"], cell["ci95"], where)
+    _require(isinstance(cell["n"], int) and cell["n"] >= 1, f"{where}.n must be at least 1 user, got {cell['n']!r}")
+
+
 def _is_table(value: Any) -> bool:
     return isinstance(value, Mapping) and all(isinstance(row, Mapping) for row in value.values())
-
-
-def results_table(results: Mapping[str, Any], metrics: Sequence[str] | None = None) -> str:
-    """Plain-text tables for a terminal: one row per system with 95% intervals, then one per comparison.
-
-    Args:
-        results: content of `results.json`.
-        metrics: columns; None = every metric, in the order of the first system that has it.
-    """
-    systems: Mapping[str, Any] = results["systems"]
-    columns = list(metrics) if metrics else list(dict.fromkeys(m for row in systems.values() for m in row))
-    users = sorted({cell["n"] for row in systems.values() for cell in row.values()})
-    rows = [["system", *columns]]
-    rows += [[name, *(_cell(row.get(metric)) for metric in columns)] for name, row in systems.items()]
-    expected = results.get("analytic_random") or {}
-    if expected:
-        values = [f"{expected[m]:.3f}" if m in expected else "-" for m in columns]
-        rows.append(["(random, analytic)", *values])
-    counts = ", ".join(str(n) for n in users) or "no"
-    text = f"mean [95% interval over users], {counts} users\n{_aligned(rows)}"
-    if results["comparisons"]:
-        header = ["comparison", "metric", "difference", "95% interval", "p", "p (Holm)"]
-        body = [
-            [
-                f"{row['a']} - {row['b']}",
-                row["metric"],
-                f"{row['difference']:+.3f}",
-                f"{row['ci95'][0]:+.3f} to {row['ci95'][1]:+.3f}",
-                f"{row['p']:.2g}",
-                f"{row['p_holm']:.2g}" if "p_holm" in row else "-",
-            ]
-            for row in results["comparisons"]
-        ]
-        text += f"\n\npaired over users, sign-flip permutation test; Holm: corrected for all {len(body)} comparisons\n"
-        text += _aligned([header, *body])
-    return text
 
 
 def _summary(values: np.ndarray, config: EvaluationConfig, seed: int) -> dict[str, Any]:
@@ -296,19 +271,6 @@ def _check_interval(mean: Any, interval: Any, where: str) -> None:
         f"{where} must hold finite numbers, got {numbers!r}",
     )
     _require(interval[0] <= interval[1], f"{where}.ci95 must be [low, high], got {interval!r}")
-
-
-def _cell(cell: Mapping[str, Any] | None) -> str:
-    if cell is None:
-        return "-"
-    return f"{cell['mean']:.3f} [{cell['ci95'][0]:.3f}, {cell['ci95'][1]:.3f}]"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(lines)
 
 
 def _version(package: str) -> str:

@@ -20,7 +20,6 @@ from r2rank_jax.model.logprobs import TokenLoss, token_loss, token_statistics
 from r2rank_jax.model.transformer import extend, scores, vocabulary_kernel
 from r2rank_jax.types import Array, KeyValues, ListBatch, Params, Rationales
 
-
 # The most rationale tokens that `words_scores` reads at once, over all devices. Not measured on accelerators.
 WORDS_TOKENS = 2**16
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from r2rank_jax.config import ModelConfig, RunConfig, to_json
 from r2rank_jax.data.prompts.frame import Frame
-from r2rank_jax.evaluation.results import results_table
+from r2rank_jax.evaluation.table import results_table
 from r2rank_jax.model.hf_config import Form
 from r2rank_jax.phases import PhaseRecord
 from r2rank_jax.pretrained.folder import ModelOrigin

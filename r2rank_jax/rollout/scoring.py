@@ -41,6 +41,10 @@ class Readings:
         count = self.scores.shape[2] if rationales is None else rationales
         return np.mean(self.scores[:, :, first : first + count], axis=2, dtype=np.float64)
 
+    def typical(self) -> np.ndarray:
+        """int64 [lists, N]: which rationale's score is nearest to the mean; the first of several."""
+        return np.argmin(np.abs(self.scores - self.mean_scores()[..., None]), axis=2)
+
 
 def make_scorer(mesh: Mesh, config: RunConfig, stop_token: int, *, rationales: int | None = None) -> Scorer:
     """(params, batch) -> scores float32 [U, N, G] and rationales int32 [U, N, G, T], gathered on every process.

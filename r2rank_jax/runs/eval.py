@@ -23,13 +23,13 @@ from r2rank_jax.data.prepared.dataset import CandidateLists
 from r2rank_jax.data.prompts.templates import find_template
 from r2rank_jax.errors import CheckpointError
 from r2rank_jax.evaluation.baselines import item_knn_scores, popularity_scores, random_scores
-from r2rank_jax.evaluation.metrics import per_user_metrics
-from r2rank_jax.evaluation.results import Provenance, build_results, results_table, write_results
+from r2rank_jax.evaluation.results import Provenance, build_results, write_results
+from r2rank_jax.evaluation.table import results_table
 from r2rank_jax.files.atomic import replacing_file
 from r2rank_jax.lineage import other_settings, require_same_inputs
 from r2rank_jax.phases import PHASES, Phase
-from r2rank_jax.rollout.scoring import make_scorer
-from r2rank_jax.runs.inputs import Inputs, held_out_metrics, open_inputs
+from r2rank_jax.rollout.scoring import Readings, make_scorer
+from r2rank_jax.runs.inputs import Inputs, held_out_metrics, metrics_of, open_inputs
 from r2rank_jax.runs.notes import leaked_positives, notes_on, notes_on_references
 from r2rank_jax.runs.session.log import say
 from r2rank_jax.sharding import abstract_params, make_mesh
@@ -62,17 +62,14 @@ def run(config: RunConfig, run_dir: Path, *, step: int | None = None, other_data
 
     # -- baselines: from training interactions and histories, without labels ----------------------------------------
     say(f"eval: {len(lists.user)} held-out users, {lists.items.shape[1]} candidates each")
-    systems = {
-        name: per_user_metrics(
-            scores, lists.labels, None, config.evaluation.ks, seed=config.seed, reward=config.rl.reward
-        )
-        for name, scores in _baselines(inputs, lists).items()
-    }
+    systems = {name: metrics_of(inputs, scores, lists) for name, scores in _baselines(inputs, lists).items()}
 
-    # -- policies: greedy rationales, scored by the head ------------------------------------------------------------
+    # -- policies: rationales, scored by the head -------------------------------------------------------------------
     scorer = make_scorer(mesh, config, inputs.tokenizer.stop)
+    greedy = make_scorer(mesh, config, inputs.tokenizer.stop, rationales=1)
     training: dict[str, Any] = {}
-    outputs: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # phase -> scores, rationale tokens
+    outputs: dict[str, Readings] = {}
+    curves: dict[str, dict[str, np.ndarray]] = {}  # phase -> how many rationales -> NDCG of every user
     policies: dict[Phase, LoadedPolicy] = {}
     notes: list[str] = []
     for phase in phases:
@@ -83,8 +80,10 @@ def run(config: RunConfig, run_dir: Path, *, step: int | None = None, other_data
         policies[phase] = policy
         settings = other_settings(policy.record, config)
         notes += notes_on(phase, policy, differences, settings, leaked_positives(policy.record, inputs))
-        systems[phase], scores, tokens = held_out_metrics(inputs, scorer, mesh, policy.params, "test")
-        outputs[phase] = (scores, tokens)
+        systems[phase], outputs[phase] = held_out_metrics(inputs, scorer, mesh, policy.params, "test")
+        if config.evaluation.rationales > 1:
+            of_greedy, _ = held_out_metrics(inputs, greedy, mesh, policy.params, "test")
+            curves[phase] = {"greedy": of_greedy[_ndcg(config)], **_by_count(inputs, lists, outputs[phase])}
         record = policy.record
         training[phase] = {
             "steps": record.steps,
@@ -109,6 +108,7 @@ def run(config: RunConfig, run_dir: Path, *, step: int | None = None, other_data
         candidate_items=lists.items.shape[1] if np.all(np.sum(lists.labels > 0, axis=1) <= 1) else None,
         seed=config.seed,
         reward=config.rl.reward,
+        curves=curves,
         provenance=Provenance(
             data_hash=inputs.dataset.data_hash,
             candidate_hash=inputs.dataset.candidate_hash,
@@ -125,6 +125,29 @@ def run(config: RunConfig, run_dir: Path, *, step: int | None = None, other_data
     write_results(run_dir / "results.json", results)
     _write_rationales(run_dir / "rationales.jsonl", inputs, lists, outputs)
     print(results_table(results))
+
+
+def _ndcg(config: RunConfig) -> str:
+    return f"ndcg@{max(config.evaluation.ks)}"
+
+
+def _by_count(inputs: Inputs, lists: CandidateLists, readings: Readings) -> dict[str, np.ndarray]:
+    """NDCG of every user where items are ranked by the mean of 1, 2, 4, ... rationales.
+
+    Each is the mean over all disjoint groups of that many of the sampled rationales.
+    """
+    sampled = readings.scores.shape[2]
+    counts = [count for count in (2**power for power in range(16)) if count < sampled] + [sampled]
+    return {
+        str(count): np.mean(
+            [
+                metrics_of(inputs, readings.mean_scores(count, first=first), lists)[_ndcg(inputs.config)]
+                for first in range(0, sampled - count + 1, count)
+            ],
+            axis=0,
+        )
+        for count in counts
+    }
 
 
 def _phases(run_dir: Path, step: int | None) -> list[Phase]:
@@ -173,10 +196,13 @@ def _teacher(traces: Path) -> str:
         return str(json.loads(file.readline())["teacher"])
 
 
-def _write_rationales(
-    path: Path, inputs: Inputs, lists: CandidateLists, outputs: dict[str, tuple[np.ndarray, np.ndarray]]
-) -> None:
-    """Write each policy's score and rationale for each candidate of a few users, drawn by the seed."""
+def _write_rationales(path: Path, inputs: Inputs, lists: CandidateLists, outputs: dict[str, Readings]) -> None:
+    """Write each policy's score and rationale for each candidate of a few users, drawn by the seed.
+
+    Of several rationales it is the one whose score is nearest to their mean.
+    """
+    scores = {phase: readings.mean_scores() for phase, readings in outputs.items()}
+    typical = {phase: readings.typical() for phase, readings in outputs.items()}
     data, config = inputs.dataset, inputs.config
     template = find_template(config.data.template)
     count = min(config.evaluation.report_users, len(lists.user))
@@ -205,10 +231,12 @@ def _write_rationales(
                         "label": int(label),
                         "systems": {
                             phase: {
-                                "score": float(scores[row, n]),
-                                "rationale": inputs.encoder.decode(tokens[row, n]).strip(),
+                                "score": float(scores[phase][row, n]),
+                                "rationale": inputs.encoder.decode(
+                                    readings.rationales[row, n, typical[phase][row, n]]
+                                ).strip(),
                             }
-                            for phase, (scores, tokens) in outputs.items()
+                            for phase, readings in outputs.items()
                         },
                     }
                     for n, (item, label) in enumerate(zip(lists.items[row], lists.labels[row]))

@@ -106,6 +106,4 @@ def held_out_metrics(
 def metrics_of(inputs: Inputs, scores: np.ndarray, lists: CandidateLists) -> dict[str, np.ndarray]:
     """Metric name -> value per list, from scores [lists, N] of the system's candidates."""
     config = inputs.config
-    return per_user_metrics(
-        scores, lists.labels, None, config.evaluation.ks, seed=config.seed, reward=config.rl.reward
-    )
+    return per_user_metrics(scores, lists.labels, None, config.evaluation.ks, seed=config.seed, reward=config.rl.reward)

@@ -56,23 +56,30 @@ def run(config: RunConfig, run_dir: Path, source: Path, out: Path | None, *, pha
     users = min(config.evaluation.batch_users, -(-len(requests) // config.mesh.batch_shards) * config.mesh.batch_shards)
     scorer = make_scorer(mesh, config, tokenizer.stop)
     batches = request_batches(tokenizer, config.data, requests, users)
-    scores, rationales = score_lists(scorer, mesh, policy.params, batches)
+    readings = score_lists(scorer, mesh, policy.params, batches, words=config.model.score_reads == "words")
+    scores = readings.mean_scores()
     _require_finite(requests, scores)
 
     # A terminal may be unable to show a title; JSON can escape it.
     escaped = out is None and codecs.lookup(sys.stdout.encoding or "ascii").name != "utf-8"
     lines = []
-    for request, row, tokens in zip(requests, scores, rationales):
-        order = np.argsort(-row[: len(request.candidates)], kind="stable")
-        ranking = [
-            {
+    rows = zip(requests, scores, readings.scores, readings.rationales, readings.typical(), strict=True)
+    for request, means, each, tokens, typical in rows:
+        order = np.argsort(-means[: len(request.candidates)], kind="stable")
+        ranking = []
+        for n in order:
+            texts = [_text(tokenizer, row) for row in tokens[n]]
+            answer = {
                 "id": request.candidates[n].id,
                 "title": request.candidates[n].title,
-                "score": round(float(row[n]), 6),
-                "rationale": _text(tokenizer, tokens[n]),
+                "score": round(float(means[n]), 6),
+                "rationale": texts[typical[n]],
             }
-            for n in order
-        ]
+            if len(texts) > 1:
+                answer["rationales"] = [
+                    {"score": round(float(score), 6), "rationale": text} for score, text in zip(each[n], texts)
+                ]
+            ranking.append(answer)
         lines.append(json.dumps({"id": request.id, "ranking": ranking}, ensure_ascii=escaped))
     if out is None:
         print("\n".join(lines))

@@ -7,8 +7,9 @@ import pytest
 
 from r2rank_jax.config import EvaluationConfig
 from r2rank_jax.errors import ResultsError
-from r2rank_jax.evaluation.results import Provenance, build_results, read_results, results_table, write_results
+from r2rank_jax.evaluation.results import Provenance, build_results, read_results, write_results
 from r2rank_jax.evaluation.significance import holm
+from r2rank_jax.evaluation.table import results_table
 
 CONFIG = EvaluationConfig(ks=(1, 10), bootstrap_samples=200, permutation_samples=300)
 

@@ -33,6 +33,9 @@ rationale = tokenizer.decode(output[0, len(prompt):], skip_special_tokens=True)"
 ids = [i for part in parts for i in tokenizer(part, add_special_tokens=False).input_ids] + [{stop}]
 score = model(torch.tensor([ids])).logits[0, 0]""",
 }
+# Of a head that reads the words alone.
+_WORDS_SCORER = """ids = tokenizer(rationale, add_special_tokens=False).input_ids + [{stop}]
+score = model(torch.tensor([ids])).logits[0, 0]"""
 _USE["adapters"] = f"model = peft.PeftModel.from_pretrained(base_model, folder)\n{_USE['causal-lm']}"
 
 
@@ -81,7 +84,7 @@ def model_page(
         if training
         else "A pretrained model that r2rank_jax imported and exported without training it.\n",
         _facts(config, base, training, rounding),
-        _usage(form, ids, training, frame),
+        _words_usage(ids) if form == "scorer" and config.score_reads == "words" else _usage(form, ids, training, frame),
     ]
     if training is not None:
         if training.results is not None:
@@ -119,6 +122,14 @@ def _facts(config: ModelConfig, base: ModelOrigin | None, training: Training | N
             rows.append(("traces (the teacher's rationales), SHA-256", training.record.traces))
         rows.append(("commit of the code", results.get("commit", missing)))
     return "\n".join(["| | |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows), ""])
+
+
+def _words_usage(ids: SpecialIds) -> str:
+    return (
+        "## Use\n\nThe score is of the rationale alone: the model reads neither the user's history nor the candidate. "
+        "A rationale ends\nwith the stop token. An item's rank follows from the mean score of its rationales.\n\n"
+        f"```python\n{_WORDS_SCORER.format(stop=ids.stop)}\n```\n"
+    )
 
 
 def _usage(form: ExportForm, ids: SpecialIds, training: Training | None, frame: Frame | None) -> str:

@@ -39,7 +39,7 @@ class Readings:
             first: the first of them.
         """
         count = self.scores.shape[2] if rationales is None else rationales
-        return np.mean(self.scores[:, :, first : first + count], axis=2, dtype=np.float64)
+        return np.asarray(self.scores[:, :, first : first + count].mean(axis=2, dtype=np.float64))
 
     def typical(self) -> np.ndarray:
         """int64 [lists, N]: which rationale's score is nearest to the mean; the first of several."""

@@ -1,5 +1,6 @@
 """Parameters and FLOPs by formula: published counts, counted trees, and a case by hand."""
 
+import dataclasses
 import math
 
 import jax
@@ -53,6 +54,8 @@ def test_flops_by_hand():
     alone = 2 * weights * 8 + 4 * 4 * 2 * 4**2 / 2 + logits
     assert forward_flops(model, lists, shared=False) == alone
     assert forward_flops(model, lists._replace(users=3)) == 3 * expected
+    again = 2 * weights * 2 + 4 * 1 * 2 * 2 * 2 * (1 / 2)  # two rationales once more, on their own
+    assert forward_flops(dataclasses.replace(model, score_reads="words"), lists) == expected + again
     assert [update_flops(model, lists, trained=what) / expected for what in ("all", "adapters", "head")] == [3, 2, 1]
 
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from r2rank_jax.config import MeshConfig
-from r2rank_jax.model.forward import judge, prefix_forward
+from r2rank_jax.model.forward import judge, prefix_forward, words_forward, words_scores
 from r2rank_jax.model.logprobs import TokenLoss, token_loss, token_statistics
 from r2rank_jax.sharding import make_mesh, replicated, users
 from tests.support.tiny_models import QWEN2, QWEN3, make_batch, make_params, read_alone
 
 LLAMA = dataclasses.replace(QWEN2, attention_bias=False, kv_heads=4)
+WORDS = dataclasses.replace(QWEN3, score_reads="words")
 
 
 def judge_alone(config, params, batch, rationales, temperature=1.0):
@@ -39,7 +40,7 @@ def weighted_judge(config, params, batch, rationales):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [QWEN2, QWEN3, LLAMA], ids=["qwen2", "qwen3", "llama"])
+@pytest.mark.parametrize("config", [QWEN2, QWEN3, LLAMA, WORDS], ids=["qwen2", "qwen3", "llama", "words"])
 def test_shared_prefix_equals_independent_prompts(config):
     params, (batch, rationales) = make_params(config), make_batch(config)
     found = jax.jit(lambda p: judge(config, p, batch, rationales, temperature=0.7))(params)
@@ -50,8 +51,8 @@ def test_shared_prefix_equals_independent_prompts(config):
 
 
 @pytest.mark.slow
-def test_gradients_of_the_shared_prefix_equal_those_of_independent_prompts():
-    config = QWEN3
+@pytest.mark.parametrize("config", [QWEN3, WORDS], ids=["context", "words"])
+def test_gradients_of_the_shared_prefix_equal_those_of_independent_prompts(config):
     params, (batch, rationales) = make_params(config), make_batch(config)
     shared = jax.jit(jax.grad(lambda p: weighted_judge(config, p, batch, rationales)))(params)
     alone = jax.jit(jax.grad(lambda p: weighted(*judge_alone(config, p, batch, rationales), batch.mask)))(params)  # type: ignore[call-arg]
@@ -81,8 +82,8 @@ def extend_prefix(config, params, batch):
 
 
 @pytest.mark.slow
-def test_padding_and_masked_items_change_nothing():
-    config = QWEN2
+@pytest.mark.parametrize("config", [QWEN2, WORDS], ids=["context", "words"])
+def test_padding_and_masked_items_change_nothing(config):
     params, (batch, rationales) = make_params(config), make_batch(config)
     pad = lambda x, n: jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, n)], constant_values=7)  # noqa: E731
     other = dataclasses.replace(
@@ -104,6 +105,24 @@ def test_padding_and_masked_items_change_nothing():
     ]
     for x, y in zip(*map(jax.tree.leaves, grads)):
         np.testing.assert_allclose(x, y, atol=1e-4)
+
+
+def test_a_head_that_reads_words_does_not_see_user_and_item():
+    params, (batch, rationales) = make_params(WORDS), make_batch(WORDS)
+    other = dataclasses.replace(batch, prefix=(batch.prefix + 3) % 11, suffix=(batch.suffix + 5) % 11)
+    score = jax.jit(lambda batch: judge(WORDS, params, batch, rationales).scores)
+    real = np.asarray(batch.mask)
+    np.testing.assert_array_equal(np.asarray(score(batch))[real], np.asarray(score(other))[real])
+    context = jax.jit(lambda batch: judge(QWEN3, params, batch, rationales).scores)
+    assert np.abs(np.asarray(context(batch) - context(other))[real]).min() > 1e-6, "which the other head does"
+
+
+@pytest.mark.parametrize("tokens", [1, 60, 10**6])
+def test_words_are_scored_alike_some_items_at_a_time(monkeypatch, tokens):
+    params, (_, rationales) = make_params(WORDS), make_batch(WORDS)
+    expected = words_forward(WORDS, params, rationales) @ params["score_head"]
+    monkeypatch.setattr("r2rank_jax.model.forward.WORDS_TOKENS", tokens)
+    np.testing.assert_allclose(words_scores(WORDS, params, rationales), expected, atol=1e-6)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from r2rank_jax.config import MeshConfig, to_json
 from r2rank_jax.data.prompts.chat import read_chat_tokenizer
 from r2rank_jax.data.prompts.tokenizer import read_tokenizer
 from r2rank_jax.errors import ConfigError, PretrainedError
-from r2rank_jax.model.forward import read_rationales
+from r2rank_jax.model.forward import read_rationales, words_forward
 from r2rank_jax.model.transformer import scores
 from r2rank_jax.pretrained.exporting import export
 from r2rank_jax.pretrained.folder import load_pretrained, read_model_card
@@ -144,6 +144,22 @@ def test_a_scorer_gives_our_scores(tmp_path, run_dir):
         theirs = model(torch.from_numpy(tokens), attention_mask=mask).logits[:, 0].numpy()
     assert np.ptp(theirs) > 0.1
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_scorer_of_words_scores_the_rationale_alone(tmp_path):
+    words = dataclasses.replace(BASE, score_reads="words")
+    run_dir = write_run(tmp_path / "run", dataclasses.replace(CONFIG, model=words))
+    export(run_dir, tmp_path / "hf", form="scorer", dtype="float32")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf").eval()
+    (ids,) = read_tokenizer(run_dir / "tokenizer.json").encode([RATIONALE])
+    tokens = jnp.asarray([[[[*ids, STOP]]]])
+    length = jnp.full((1, 1, 1), tokens.shape[-1])
+    said = Rationales(tokens=tokens, length=length, stopped=length > 0)
+    params = policy_of(run_dir, config=dataclasses.replace(CONFIG, model=words))
+    ours = scores(params, words_forward(words, params, said)).item()
+    theirs = run_page(tmp_path / "hf", model=model, rationale=RATIONALE)["score"].item()
+    assert ours == pytest.approx(theirs, abs=1e-4) and "reads neither" in (tmp_path / "hf/README.md").read_text()
 
 
 def test_the_tokenizer_of_a_run_is_the_same_in_transformers(tmp_path, run_dir):

@@ -1,5 +1,6 @@
 """Decoding with caches writes what reading whole rows says, row by row and whatever stands beside the row."""
 
+import dataclasses
 import functools
 
 import jax
@@ -46,7 +47,7 @@ def spoken(config=QWEN2, batch=None, key=None, **changes):
 
 @pytest.mark.slow
 def test_log_probabilities_and_scores_are_the_trainers():
-    for config in (QWEN2, QWEN3):
+    for config in (QWEN2, QWEN3, dataclasses.replace(QWEN3, score_reads="words")):
         params, batch, out = spoken(config)
         seen = jax.jit(
             lambda p, b=batch, r=out.rationales, c=config: judge(c, p, b, r, temperature=SETTINGS["temperature"])

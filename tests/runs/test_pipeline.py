@@ -173,9 +173,10 @@ def test_scores_of_a_permuted_batch_are_the_permuted_scores(rl_run):
         orders.append(order[np.asarray(batch.user) >= 0])
     order = np.concatenate(orders)
 
-    scores, tokens = score_lists(scorer, mesh, params, iter(batches))
-    other_scores, other_tokens = score_lists(scorer, mesh, params, iter(shuffled))
-    assert scores.shape == (40, 5) and len(np.unique(scores)) > 20, "the test must tell items apart"
-    np.testing.assert_array_equal(other_scores, np.take_along_axis(scores, order, axis=1))
-    np.testing.assert_array_equal(other_tokens, np.take_along_axis(tokens, order[..., None], axis=1))
+    readings = score_lists(scorer, mesh, params, iter(batches))
+    other = score_lists(scorer, mesh, params, iter(shuffled))
+    assert readings.scores.shape == (40, 5, 1) and len(np.unique(readings.scores)) > 20, "it must tell items apart"
+    np.testing.assert_array_equal(other.scores, np.take_along_axis(readings.scores, order[..., None], axis=1))
+    order = order[..., None, None]
+    np.testing.assert_array_equal(other.rationales, np.take_along_axis(readings.rationales, order, axis=1))
     assert jax.device_get(params["score_head"]).any()

@@ -76,5 +76,12 @@ def read_alone(config, params, batch, rationales):
     hidden = extend(config, params, lead(tokens), lead(positions), lead(real))[0][:, 0, 0]
     places = np.minimum(first[:, None] - 1 + np.arange(shape[-1]), widest - 1)
     logits = jnp.take_along_axis(hidden, places[..., None], axis=1) @ vocabulary_kernel(params).T
+    if config.score_reads == "words":  # the rationale once more, as if nothing came before it
+        words = np.zeros((len(rows), shape[-1]), np.int32)
+        for row, (u, n, g) in enumerate(rows):
+            words[row] = rationales.tokens[u, n, g]
+        last = np.maximum(rationales.length, 1).reshape(-1) - 1
+        places = jnp.broadcast_to(jnp.arange(shape[-1]), words.shape)
+        hidden = extend(config, params, lead(words), lead(places), lead(places <= last[:, None]))[0][:, 0, 0]
     score = scores(params, hidden[np.arange(len(rows)), last])
     return logits.reshape(*shape, -1), score.reshape(shape[:3])

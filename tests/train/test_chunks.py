@@ -70,10 +70,12 @@ def assert_same(found, expected, tolerance=1e-5):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("chunk_items", "remat", "updates", "ratio"), [(1, "none", 1, "token"), (2, "block", 2, "sequence")]
+    ("chunk_items", "remat", "updates", "ratio", "score_reads"),
+    [(1, "none", 1, "token", "context"), (2, "block", 2, "sequence", "words")],
 )
-def test_rl_gradients_do_not_depend_on_the_chunk(monkeypatch, chunk_items, remat, updates, ratio):
-    settings = {"updates": updates, "ratio": ratio, "entropy_weight": 0.1}
+def test_rl_gradients_do_not_depend_on_the_chunk(monkeypatch, chunk_items, remat, updates, ratio, score_reads):
+    model = dataclasses.replace(QWEN3, score_reads=score_reads)
+    settings = {"updates": updates, "ratio": ratio, "entropy_weight": 0.1, "model": model}
     config = configured(**settings)
     params, reference = make_params(QWEN3), make_params(QWEN3, seed=4)
     batch, _ = inputs(config, users=2, groups=2)
@@ -110,7 +112,7 @@ def test_chunks_in_bfloat16_differ_by_its_rounding_only(monkeypatch):
 @pytest.mark.slow
 def test_chunks_on_eight_devices_equal_all_at_once_on_one(monkeypatch):
     mesh = MeshConfig(data=2, fsdp=2, tensor=2)
-    model = dataclasses.replace(QWEN3, vocabulary=48)
+    model = dataclasses.replace(QWEN3, vocabulary=48, score_reads="words")
     params, reference = make_params(model), make_params(model, seed=4)
     batch, _ = inputs(configured(), users=8, groups=2)
     batch = dataclasses.replace(batch, prefix=batch.prefix % 48, suffix=batch.suffix % 48)

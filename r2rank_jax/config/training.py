@@ -83,7 +83,7 @@ class RLConfig(Checked):
     """Estimator of the score part, the gradient of V(s)."""
     num_samples: Count = 16
     """M, number of rankings that the sampling estimators draw per list."""
-    credit: Literal["shared", "counterfactual", "pooled", "first_order", "leave_item_out", "swap"] = "counterfactual"
+    credit: Literal["shared", "counterfactual", "first_order", "leave_item_out", "swap"] = "counterfactual"
     """Rule that turns the reward of a list into the advantages of its rationales; see `ranking.credit`."""
     joint: bool = True
     """Let the score part train the backbone too, through the hidden state that the head reads."""
@@ -126,7 +126,7 @@ class RLConfig(Checked):
             f"{self.num_samples}; raise it, or set rl.estimator to exact",
         )
         require(
-            self.rationales >= 2 or self.credit not in ("counterfactual", "pooled", "first_order"),
+            self.rationales >= 2 or self.credit not in ("counterfactual", "first_order"),
             f"rl.credit={self.credit} compares rationales of the same item and needs rl.rationales >= 2, "
             f"got {self.rationales}; raise rl.rationales, or set rl.credit to shared and rl.rationales to 1",
         )

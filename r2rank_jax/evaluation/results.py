@@ -185,6 +185,9 @@ def check_results(results: Any) -> None:
         for name, cells in results.get(table, {}).items():  # results from before the curve have none
             for column, cell in cells.items():
                 _check_cell(cell, f"{table}.{name}.{column}")
+    for phase, cells in results.get("rationale_curve", {}).items():
+        bad = [count for count in cells if count != "greedy" and not count.isdigit()]
+        _require(not bad, f"rationale_curve.{phase} must hold greedy or numbers of rationales, got {bad}")
     _require(isinstance(results["comparisons"], list), "comparisons must be a list")
     for index, row in enumerate(results["comparisons"]):
         where = f"comparisons[{index}]"

@@ -54,9 +54,7 @@ from r2rank_jax.ranking.expectation import Method, add_terms, expected_reward
 from r2rank_jax.ranking.plackett_luce import mode
 from r2rank_jax.ranking.reward import Reward, Term
 
-Rule = Literal["shared", "counterfactual", "pooled", "first_order", "leave_item_out", "swap"]
-NEED_SEVERAL = ("counterfactual", "pooled", "first_order")
-"""Rules that compare rationales of the same item."""
+Rule = Literal["shared", "counterfactual", "first_order", "leave_item_out", "swap"]
 
 
 def item_advantages(
@@ -103,7 +101,7 @@ def item_advantages(
     if rule not in _RULES:
         raise ValueError(f'rule must be one of {tuple(_RULES)}; got {rule!r}; "counterfactual" is the default choice')
     num_rationales = scores.shape[-2]
-    if rule in NEED_SEVERAL and num_rationales < 2:
+    if rule in ("counterfactual", "first_order") and num_rationales < 2:
         raise ValueError(
             f'rule "{rule}" compares the rationales of an item, so scores needs G >= 2 on axis -2; got G='
             f'{num_rationales}; sample more rationales per item or use rule="shared"'
@@ -270,17 +268,6 @@ def _counterfactual(scores: jax.Array, labels: jax.Array, real: jax.Array, rewar
     return values[..., None] - jnp.mean(swapped, axis=-2)
 
 
-def _pooled(scores: jax.Array, labels: jax.Array, real: jax.Array, reward: Reward, method: Method) -> jax.Array:
-    """V of the mean scores, minus V with the item's mean taken over its other rationales: [..., G, N]."""
-    num_rationales = scores.shape[-2]
-    mean = jnp.mean(scores, axis=-2)  # [..., N]
-    without = (mean[..., None, :] * num_rationales - scores) / (num_rationales - 1)  # [..., G, N]
-    labels, real = labels[..., 0, :], real[..., 0, :]
-    values = expected_reward(mean, labels, real, reward=reward, method=method)  # [...]
-    swapped = swapped_expected_ndcg(mean, labels, without, real, reward=reward, method=method)
-    return values[..., None, None] - swapped
-
-
 def _first_order(scores: jax.Array, labels: jax.Array, real: jax.Array, reward: Reward, method: Method) -> jax.Array:
     """The derivative of V in the score, times the score's distance from the item's mean score: [..., G, N]."""
 
@@ -309,7 +296,6 @@ def _others(num_rationales: int) -> np.ndarray:
 _RULES: Mapping[str, Callable[..., jax.Array]] = {
     "shared": _shared,
     "counterfactual": _counterfactual,
-    "pooled": _pooled,
     "first_order": _first_order,
     "leave_item_out": _by_score(leave_item_out),
     "swap": _by_score(swap),

@@ -80,6 +80,7 @@ def _context(run: Run) -> dict[str, Any]:
         "analytic": results.get("analytic_random") or {},
         "comparisons": results.get("comparisons") or [],
         "interval_plot": figures.interval_plot(run),
+        "rationales_plot": figures.rationales_plot(run),
         "validation_plot": figures.validation_plot(run),
         "sft_plot": figures.sft_plot(run),
         "rl_plots": figures.rl_plots(run),

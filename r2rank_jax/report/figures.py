@@ -132,6 +132,28 @@ def validation_plot(run: Run) -> Markup | None:
         return _svg(figure, f"Validation {metric_label(run.metric)} over training time, per phase")
 
 
+def rationales_plot(run: Run) -> Markup | None:
+    """NDCG at the largest k by how many sampled rationales are averaged, and that of the greedy rationale."""
+    curves = {phase: cells for phase, cells in (run.results.get("rationale_curve") or {}).items() if phase in MARKERS}
+    if not curves:
+        return None
+    with _style("rationales"):
+        figure, axes = _figure(5.4, 3.1)
+        counts: list[int] = []
+        for phase, cells in curves.items():
+            counts = [int(count) for count in cells if count != "greedy"]
+            _line(axes, range(len(counts)), [cells[str(count)]["mean"] for count in counts], phase)
+            low, high = ([cells[str(count)]["ci95"][side] for count in counts] for side in (0, 1))
+            axes.fill_between(range(len(counts)), low, high, color=SYSTEM_COLOR[phase], alpha=0.12, linewidth=0)
+            if "greedy" in cells:
+                axes.axhline(cells["greedy"]["mean"], color=SYSTEM_COLOR[phase], linestyle=(0, (2, 3)), linewidth=1)
+        axes.set_xticks(range(len(counts)), [str(count) for count in counts])
+        axes.set_xlabel("rationales per item; dotted: one greedy rationale")
+        axes.set_title("NDCG by the mean score of several rationales")
+        _legend(axes)
+        return _svg(figure, "NDCG at the largest k by number of rationales, per phase")
+
+
 def sft_plot(run: Run) -> Markup | None:
     """Losses of the supervised phase over steps."""
     names = {"loss": INK, "rationale_loss": SFT, "head_loss": RL}

@@ -98,7 +98,7 @@ def assess(
     advantages = item_advantages(scores, batch.labels, batch.mask, rule=rl.credit, reward=reward).swapaxes(1, 2)
     if of_rationales is not None:
         advantages = advantages + centered(of_rationales(rationales), batch.mask)
-    values = expected_reward(_lists(rl, scores), batch.labels[:, None], batch.mask[:, None], reward=reward)
+    values = expected_reward(scores, batch.labels[:, None], batch.mask[:, None], reward=reward)
     return Assessment(
         old_logp=old_logp,
         reference_hidden=read_in_chunks(context, hidden, reference, (), rows),
@@ -125,7 +125,7 @@ def rl_gradients(
         reference=reference,
         key=key,
         tokens=jnp.maximum(jnp.sum(real), 1).astype(jnp.float32),
-        lists=jnp.float32(rationales.tokens.shape[0] * (1 if rl.credit == "pooled" else rationales.tokens.shape[2])),
+        lists=jnp.float32(rationales.tokens.shape[0] * rationales.tokens.shape[2]),
     )
     advantages = jnp.broadcast_to(assessment.advantages[..., None], real.shape)
     tokens = TokenConstants(sampled_logp=rollout.logp, old_logp=assessment.old_logp, advantages=advantages, real=real)
@@ -185,7 +185,7 @@ def score_loss(config: RunConfig, constants: Any, scores: Array, rows: Rows) -> 
         scores = without_scale_gradient(scores, batch.mask)
     value = surrogate(
         constants.key,
-        _lists(rl, scores.swapaxes(1, 2)),
+        scores.swapaxes(1, 2),  # [U, G, N]
         batch.labels[:, None],
         batch.mask[:, None],
         estimator=rl.estimator,
@@ -194,11 +194,6 @@ def score_loss(config: RunConfig, constants: Any, scores: Array, rows: Rows) -> 
     )
     reward = jnp.mean(value)
     return -rl.score_weight * reward, reward
-
-
-def _lists(rl: RLConfig, scores: Array) -> Array:
-    """The scores of the lists that are ranked, from scores [U, G, N]: one list for each g or, pooled, their mean."""
-    return jnp.mean(scores, axis=1, keepdims=True) if rl.credit == "pooled" else scores
 
 
 def token_loss(

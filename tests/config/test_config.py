@@ -94,6 +94,8 @@ def test_invalid_settings_are_refused_with_a_remedy():
         RLConfig(rationales=0, credit="shared")
     with pytest.raises(ConfigError, match=r"set sft.batch_users to 15 or 18"):
         RunConfig(name="x", mesh=MeshConfig(fsdp=3))
+    with pytest.raises(ConfigError, match=r"set model\.score_reads to context"):
+        RunConfig(name="x", model=ModelConfig(score_reads="words"), data=DataConfig(rationale_tokens=0))
     with pytest.raises(ConfigError, match="at least 2"):
         DataConfig(candidate_items=1)
     with pytest.raises(ConfigError, match=r"got 20; set it to 1 \.\. 19"):

@@ -75,7 +75,7 @@ def test_a_finished_run_has_every_section(run_dir):
 
 def test_figures_are_drawn_with_the_colors_of_the_page(run_dir):
     text = build(run_dir).read_text(encoding="utf-8")
-    assert text.count("<svg") == 6  # intervals, validation, SFT losses, value, KL, entropy
+    assert text.count("<svg") == 7  # intervals, rationales, validation, SFT losses, value, KL, entropy
     assert "#0102" not in text  # every placeholder color was replaced
     assert "var(--sft-continued)" in text.split("</style>", 1)[1]
 

@@ -118,6 +118,13 @@ def final_results(rl_shift: float = 0.03) -> dict[str, Any]:
         name: {metric: np.clip(base + shift + rng.normal(0, 0.05, 300), 0, 1) for metric in metrics}
         for name, shift in shifts.items()
     }
+    curves = {
+        name: {
+            count: systems[name]["ndcg@10"] + gain
+            for count, gain in (("greedy", 0.01), ("1", -0.02), ("2", 0), ("4", 0.01))
+        }
+        for name in ("sft", "rl")
+    }
     provenance = evaluation_results.Provenance(
         data_hash="sha256:6b1f0c5e0a0e4c1f8d3b",
         candidate_hash="sha256:aa12",
@@ -136,4 +143,5 @@ def final_results(rl_shift: float = 0.03) -> dict[str, Any]:
         candidate_items=ITEMS,
         seed=0,
         provenance=provenance,
+        curves=curves,
     )

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -103,14 +104,14 @@ def request_batches(
         batch_users: U; the last batch is filled with rows whose user is -1.
 
     Yields:
-        ListBatch of NumPy arrays with all labels 0. A user's id is the number of the request, from 0. An item's id is
-        its rank in the sorted order of the candidates' suffixes, so that ids do not depend on the order of the
-        candidates.
+        ListBatch of NumPy arrays with all labels 0. User, position and items are hashes of the request's id, of its
+        history and of each candidate's text, so that sampled rationales depend neither on the order of candidates nor
+        on other requests.
     """
     width = max(len(request.candidates) for request in requests)
     for start in range(0, len(requests), batch_users):
         rows = requests[start : start + batch_users]
-        encoded = [{"user": start + i, **_encode(tokenizer, config, request, width)} for i, request in enumerate(rows)]
+        encoded = [_encode(tokenizer, config, request, width) for request in rows]
         encoded += [{**encoded[-1], "user": -1}] * (batch_users - len(rows))
         arrays: dict[str, Any] = {
             name: np.stack([np.asarray(row[name]) for row in encoded]).astype(kind)
@@ -145,11 +146,10 @@ def _encode(tokenizer: TextTokenizer, config: DataConfig, request: RankingReques
     ]
     missing = width - len(suffixes)
     suffix, suffix_length = padded([*suffixes, *[(tokenizer.stop,)] * missing], config.suffix_tokens, tokenizer.pad)
-    order = np.argsort(np.array([repr(ids) for ids in suffixes]), kind="stable")
-    items = np.concatenate([np.argsort(order), np.arange(len(suffixes), width)])
     return {
-        "position": 0,
-        "items": items,
+        "user": _hash(request.id),
+        "position": _hash(prefix.tobytes()),
+        "items": np.array([*(_hash(repr(ids)) for ids in suffixes), *[0] * missing]),
         "prefix": prefix[0],
         "prefix_length": prefix_length[0],
         "suffix": suffix,
@@ -157,6 +157,11 @@ def _encode(tokenizer: TextTokenizer, config: DataConfig, request: RankingReques
         "labels": np.zeros(width),
         "mask": np.arange(width) < len(suffixes),
     }
+
+
+def _hash(content: str | bytes) -> int:
+    """31 bits of a hash that is the same in every process."""
+    return zlib.crc32(content.encode() if isinstance(content, str) else content) & 0x7FFFFFFF
 
 
 def _request(record: Any, number: str) -> RankingRequest:

@@ -21,6 +21,7 @@ from jax.sharding import AbstractMesh
 from r2rank_jax.config import RunConfig
 from r2rank_jax.model.adapters import is_adapter
 from r2rank_jax.model.counting import BatchShape, cache_bytes
+from r2rank_jax.model.forward import WORDS_TOKENS
 from r2rank_jax.plan.devices import Topology
 from r2rank_jax.plan.programs import abstract_rationales, abstract_rollout
 from r2rank_jax.rollout.generate import past_sizes
@@ -275,8 +276,14 @@ def _rollout(run: _RunState) -> dict[str, MemoryUse]:
             kept = {**resident, WEIGHTS: resident[WEIGHTS] + weights, CACHES: shared}
             programs["rollout merge"] = MemoryUse({CACHES: joined, BATCH: 2 * rows}, kept)
     kept = {**resident, CACHES: shared + (pasts[-1] + wave) * own}
-    kept[WEIGHTS] += weights  # the program uses only the head
-    programs["rollout finish"] = MemoryUse({BATCH: rows}, kept)
+    finish = {BATCH: rows}
+    if config.model.score_reads == "words":  # the rationales are read once more, some at a time
+        most = WORDS_TOKENS // config.mesh.batch_shards
+        again = min(shape.rows * shape.length, max(most, shape.users * shape.rationales * shape.length))
+        finish |= {WEIGHTS: weights, ACTIVATIONS: layer_residual_bytes(local, shape) * again // all_tokens // 2}
+    else:  # the program uses only the head
+        kept[WEIGHTS] += weights
+    programs["rollout finish"] = MemoryUse(finish, kept)
     return programs
 
 

@@ -174,6 +174,8 @@ class EvaluationConfig(Checked):
     rationales: Count = 1
     """G, number of rationales whose mean score ranks an item, in validation, `eval` and `rank`. 1: the greedy one.
     More: sampled at rl.temperature; more work, and a better ranking where the words carry it."""
+    validation_users: Annotated[int, Range(0, note="0: all")] = 0
+    """Number of users on whose lists training validates, the same for every seed of the run; 0: all."""
     report_users: Annotated[int, Range(0)] = 8
     """Number of users that the report shows with candidates and rationales."""
 

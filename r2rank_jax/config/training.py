@@ -52,8 +52,8 @@ class SFTConfig(Checked):
     head_loss: Text = "list_net"
     """Loss of the scores of a list: one of `ranking.losses`, or module:function with the same arguments."""
     log_every: Count = 20
-    validate_every: Count = 200
-    checkpoint_every: Count = 200
+    validate_every: Annotated[int, Range(0, note="0: at the end only")] = 200
+    checkpoint_every: Annotated[int, Range(0, note="0: at the end only")] = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +106,8 @@ class RLConfig(Checked):
     """Upper bound on the ratio of a token's probability in the trainer to that in the rollout, by which its PPO term is
     multiplied."""
     log_every: Count = 10
-    validate_every: Count = 100
-    checkpoint_every: Count = 100
+    validate_every: Annotated[int, Range(0, note="0: at the end only")] = 100
+    checkpoint_every: Annotated[int, Range(0, note="0: at the end only")] = 100
 
     def __post_init__(self) -> None:
         super().__post_init__()

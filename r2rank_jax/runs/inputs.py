@@ -28,6 +28,9 @@ from r2rank_jax.runs.starting_model import read_run_tokenizer
 from r2rank_jax.sharding import part_of_batch
 from r2rank_jax.types import Params
 
+# Separates the draw of validation users from other uses of the data's seed.
+VALIDATION_KEY = 2**31 - 3
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -66,7 +69,7 @@ def record_config(run_dir: Path, config: RunConfig) -> None:
 
 
 def held_out_metrics(
-    inputs: Inputs, scorer: Scorer, mesh: Mesh, params: Params, name: str
+    inputs: Inputs, scorer: Scorer, mesh: Mesh, params: Params, name: str, users: np.ndarray | None = None
 ) -> tuple[dict[str, np.ndarray], Readings]:
     """Rank the frozen lists of "valid" or "test" with a policy, by the mean score of the scorer's rationales.
 
@@ -76,6 +79,7 @@ def held_out_metrics(
         mesh: of the scorer.
         params: of the policy.
         name: "valid" or "test".
+        users: only their lists; None: all.
 
     Returns:
         Metric name -> value per list; and the rationales with their scores.
@@ -85,11 +89,14 @@ def held_out_metrics(
     """
     config = inputs.config
     lists, part = inputs.dataset.candidate_lists(name), part_of_batch(mesh)
+    if users is not None:
+        lists = lists.take(np.flatnonzero(np.isin(lists.user, users)))
     batches = evaluation_batches(
         inputs.dataset,
         inputs.encoder,
         name,
         batch_users=config.evaluation.batch_users,
+        users=users,  # type: ignore[arg-type]  # an array is a sequence
         process_index=part.places,
         process_count=part.parts,
     )
@@ -101,6 +108,18 @@ def held_out_metrics(
             "that are not; the policy's training diverged: train again with a lower learning rate"
         )
     return metrics_of(inputs, readings.mean_scores(), lists), readings
+
+
+def validation_metrics(inputs: Inputs, scorer: Scorer, mesh: Mesh, params: Params) -> dict[str, np.ndarray]:
+    """Metric name -> value per validation list of all users, or of `evaluation.validation_users` of them.
+
+    The users are drawn by the seed of the prepared data, so that runs with other seeds are judged by the same lists.
+    """
+    count, users = inputs.config.evaluation.validation_users, None
+    if count:
+        everyone = np.unique(inputs.dataset.candidate_lists("valid").user)
+        users = np.random.default_rng([inputs.dataset.seed, VALIDATION_KEY]).permutation(everyone)[:count]
+    return held_out_metrics(inputs, scorer, mesh, params, "valid", users)[0]
 
 
 def metrics_of(inputs: Inputs, scores: np.ndarray, lists: CandidateLists) -> dict[str, np.ndarray]:

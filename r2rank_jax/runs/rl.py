@@ -26,9 +26,9 @@ from r2rank_jax.phases import PhaseRecord
 from r2rank_jax.rollout.decoding import Rollout
 from r2rank_jax.rollout.generate import make_rollout
 from r2rank_jax.rollout.scoring import make_scorer
-from r2rank_jax.runs.inputs import held_out_metrics, open_inputs, record_config
+from r2rank_jax.runs.inputs import open_inputs, record_config, validation_metrics
 from r2rank_jax.runs.session.divergence import SkippedUpdates
-from r2rank_jax.runs.session.log import RunLog, say
+from r2rank_jax.runs.session.log import RunLog, is_due, say
 from r2rank_jax.runs.session.resuming import resume
 from r2rank_jax.sharding import abstract_lists, abstract_params, gather, make_mesh, part_of_batch, to_mesh
 from r2rank_jax.train.calibration import best_scale
@@ -68,7 +68,7 @@ def run(config: RunConfig, run_dir: Path) -> None:
     # -- the compiled functions -------------------------------------------------------------------------------------
     rollout_fn = make_rollout(mesh, config, inputs.tokenizer.stop)  # prompts -> sampled rationales
     assess, update = make_rl_steps(mesh, config)  # rationales -> advantages; advantages -> new parameters
-    scorer = make_scorer(mesh, config, inputs.tokenizer.stop)  # greedy rationale -> score, for validation
+    scorer = make_scorer(mesh, config, inputs.tokenizer.stop)  # rationales -> scores, for validation
     rate = learning_rate(rl.optimizer, rl.steps * rl.updates)
 
     # -- state: from the latest checkpoint, or the SFT policy with its head calibrated ------------------------------
@@ -112,7 +112,7 @@ def run(config: RunConfig, run_dir: Path) -> None:
                 skipped.count(step, bool(metrics["skipped"]), batch)
             jax.block_until_ready(metrics)  # queued collectives of several processes can deadlock on CPU
 
-            # 4. log, validate by greedy ranking, commit
+            # 4. log, validate, commit
             last = step == rl.steps
             if last:
                 skipped.require_an_update(rl.steps * rl.updates)
@@ -125,14 +125,14 @@ def run(config: RunConfig, run_dir: Path) -> None:
                 }
                 log.write(step, values)
                 gap = 0.0
-            if step % rl.validate_every == 0 or last:
+            if is_due(step, rl.validate_every) or last:
                 try:
-                    validation, _ = held_out_metrics(inputs, scorer, mesh, state.policy, "valid")  # of the average
+                    validation = validation_metrics(inputs, scorer, mesh, state.policy)  # of the average
                 except ScoresError:
                     skipped.stop_at_scores(step, finite_at)
                 finite_at = step
                 log.write(step, {f"validation/{metric}": float(v.mean()) for metric, v in validation.items()})
-            if (step % rl.checkpoint_every == 0 and not skipped.suspicious) or last:
+            if (is_due(step, rl.checkpoint_every) and not skipped.suspicious) or last:
                 record = PhaseRecord(
                     phase="rl",
                     config=to_json(config),

@@ -26,9 +26,9 @@ from r2rank_jax.lineage import require_same_inputs
 from r2rank_jax.phases import Phase, PhaseRecord
 from r2rank_jax.rollout.scoring import make_scorer
 from r2rank_jax.runs.control import steps_of_same_work
-from r2rank_jax.runs.inputs import held_out_metrics, open_inputs, record_config
+from r2rank_jax.runs.inputs import open_inputs, record_config, validation_metrics
 from r2rank_jax.runs.session.divergence import SkippedUpdates
-from r2rank_jax.runs.session.log import RunLog, say
+from r2rank_jax.runs.session.log import RunLog, is_due, say
 from r2rank_jax.runs.session.resuming import resume
 from r2rank_jax.runs.starting_model import adopt, starting_params
 from r2rank_jax.sharding import abstract_params, make_mesh, part_of_batch, to_mesh
@@ -115,14 +115,14 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
             if step % config.sft.log_every == 0 or last:
                 values = {name: float(value) for name, value in metrics.items()}
                 log.write(step, values | {"skipped": skipped.total, "learning_rate": float(rate(step - 1))})
-            if step % config.sft.validate_every == 0 or last:
+            if is_due(step, config.sft.validate_every) or last:
                 try:
-                    validation, _ = held_out_metrics(inputs, scorer, mesh, state.policy, "valid")
+                    validation = validation_metrics(inputs, scorer, mesh, state.policy)
                 except ScoresError:
                     skipped.stop_at_scores(step, finite_at)
                 finite_at = step
                 log.write(step, {f"validation/{metric}": float(v.mean()) for metric, v in validation.items()})
-            if (step % config.sft.checkpoint_every == 0 and not skipped.suspicious) or last:
+            if (is_due(step, config.sft.checkpoint_every) and not skipped.suspicious) or last:
                 record = PhaseRecord(
                     phase=phase,
                     config=to_json(config),

@@ -102,3 +102,8 @@ def _drop_later(path: Path, phase: Phase, step: int) -> None:
             kept.append(line)
     with replacing_file(path) as partial:
         partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+
+def is_due(step: int, every: int) -> bool:
+    """Whether what happens every so many steps happens at this one; `every` 0 means never."""
+    return every > 0 and step % every == 0

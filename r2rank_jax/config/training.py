@@ -88,7 +88,8 @@ class RLConfig(Checked):
     joint: bool = True
     """Let the score part train the backbone too, through the hidden state that the head reads."""
     fixed_scale: bool = True
-    """Remove from ∇V the direction that scales all scores together, which changes V but no ranking."""
+    """Remove from ∇V the direction that scales all scores together, which changes V but no ranking, and from the
+    advantages what a rationale gains by it."""
     score_weight: Weight = 1.0
     """Weight of the score part."""
     token_weight: Weight = 0.5

@@ -3,7 +3,8 @@
 V(s) = E_{ranking ~ PL(s)}[R(ranking)]        the value of a list with scores s; R is `rl.reward`
 ∇J   = E[ ∇V(s) through s ]                   score part: the head, and with `joint` the backbone behind it;
                                               with `fixed_scale`, without the direction that multiplies all scores
-     + E[ Σ_i A_i ∇log π(rationale_i) ]       token part: PPO, A_i from `ranking.credit` and `rl.rationale_rewards`
+     + E[ Σ_i A_i ∇log π(rationale_i) ]       token part: PPO, A_i from `ranking.credit` and `rl.rationale_rewards`;
+                                              with `fixed_scale`, without the gain of spreading all scores
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from r2rank_jax.train.context import UpdateContext, update_context
 from r2rank_jax.train.losses import clipped_policy, sequence_log_ratio, without_scale_gradient
 from r2rank_jax.train.objectives import reward_of
 from r2rank_jax.train.rationale_rewards import centered, rationale_rewards_of
+from r2rank_jax.train.spread import spread_advantages
 from r2rank_jax.train.state import TrainState, abstract_state, apply_gradients, make_optimizer
 from r2rank_jax.types import Array, KeyValues, ListBatch, Params, Rationales
 
@@ -95,7 +97,10 @@ def assess(
     old_logp = read_in_chunks(context, logp, params, (), rows) if rl.updates > 1 else None
     scores = rollout.scores.swapaxes(1, 2)  # [U, G, N]
     reward, of_rationales = reward_of(rl), rationale_rewards_of(rl)
-    advantages = item_advantages(scores, batch.labels, batch.mask, rule=rl.credit, reward=reward).swapaxes(1, 2)
+    advantages = item_advantages(scores, batch.labels, batch.mask, rule=rl.credit, reward=reward)
+    if rl.fixed_scale:
+        advantages -= spread_advantages(scores, batch.labels, batch.mask, rule=rl.credit, reward=reward)
+    advantages = advantages.swapaxes(1, 2)
     if of_rationales is not None:
         advantages = advantages + centered(of_rationales(rationales), batch.mask)
     values = expected_reward(scores, batch.labels[:, None], batch.mask[:, None], reward=reward)

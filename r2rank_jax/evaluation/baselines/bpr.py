@@ -1,8 +1,8 @@
 """BPR-MF: matrix factorization trained on pairs of items.
 
-The library `implicit` has a BPR as well, but it draws the other item of a pair in proportion to popularity. That is
-another objective: its scores hardly rise with popularity, and it ranks worse against uniform negatives
-(docs/baselines.md). The paper draws that item uniformly, and so does this module.
+The library `implicit` has a BPR as well, but its scores hardly rise with popularity, as if the other item of a pair
+were drawn by popularity. The paper draws it uniformly. Which is better depends on the negatives of the lists to rank
+(docs/baselines.md), so this module offers both and what lies between.
 """
 
 from __future__ import annotations
@@ -43,12 +43,20 @@ class _Pairs(NamedTuple):
 
 
 def fit_bpr(
-    train: TrainingData, *, factors: int, regularization: float, learning_rate: float, epochs: int, seed: int
+    train: TrainingData,
+    *,
+    factors: int,
+    regularization: float,
+    learning_rate: float,
+    negative_exponent: float,
+    epochs: int,
+    seed: int,
 ) -> Scorer:
     """Matrix factorization for Bayesian personalized ranking (Rendle et al. 2009, section 4.3.1).
 
     Maximizes the sum of ln sigmoid(x_ui - x_uj) - regularization (|w_u|^2 + |h_i|^2 + |h_j|^2 + b_i^2 + b_j^2) / 2 over
-    the training pairs (u, i), each with one uniform item j that u does not have, where x_ui = w_u'h_i + b_i.
+    the training pairs (u, i), each with one other item j that u does not have, where x_ui = w_u'h_i + b_i. The paper
+    draws j uniformly, which is a `negative_exponent` of 0.
 
     A user's vector is that of training: unlike the other systems, BPR-MF does not use the validation positive when it
     scores a test list. A user without training interactions is scored by the item biases alone.
@@ -58,6 +66,7 @@ def fit_bpr(
         factors: size of the vectors.
         regularization: weight of the squared norms.
         learning_rate: of the gradient steps.
+        negative_exponent: j is drawn in proportion to its number of training interactions to this power.
         epochs: number of passes over the training pairs.
         seed: of the initial vectors, the order and the other items.
 
@@ -66,6 +75,8 @@ def fit_bpr(
     """
     rng = np.random.default_rng(seed)
     pairs = np.unique(train.users * train.item_count + train.items)  # a pair as one number: sorted and searchable
+    chances = np.bincount(train.items, minlength=train.item_count) ** float(negative_exponent)
+    up_to = np.cumsum(chances / chances.sum())
     initial = _Factors(
         jnp.asarray(rng.normal(0, 0.1, (train.user_count, factors)), jnp.float32),
         jnp.asarray(rng.normal(0, 0.1, (train.item_count, factors)), jnp.float32),
@@ -74,7 +85,7 @@ def fit_bpr(
     state = _State(initial, jnp.asarray(learning_rate, jnp.float32), jnp.asarray(regularization, jnp.float32))
     for _ in range(epochs):
         # A scan compiles its body once for all epochs. `evaluation/` is pure and leaves jit to the runs.
-        state, _ = jax.lax.scan(_step, state, _draw(rng, pairs, train.item_count))
+        state, _ = jax.lax.scan(_step, state, _draw(rng, pairs, up_to))
     users, items, biases = (np.array(values, np.float64) for values in state.factors)
     users[np.bincount(train.users, minlength=train.user_count) == 0] = 0.0
 
@@ -85,14 +96,25 @@ def fit_bpr(
     return score
 
 
-def _draw(rng: np.random.Generator, pairs: IntArray, item_count: int) -> _Pairs:
-    """The batches of an epoch: every training pair once, in random order, each with another item."""
+def _draw(rng: np.random.Generator, pairs: IntArray, up_to: FloatArray) -> _Pairs:
+    """The batches of an epoch: every training pair once, in random order, each with another item.
+
+    Args:
+        rng: draws.
+        pairs: int [E], sorted, user * items + item.
+        up_to: float [items], cumulative probability of the other item.
+    """
+    item_count = len(up_to)
+
+    def draw(count: int) -> IntArray:
+        return np.minimum(np.searchsorted(up_to, rng.random(count), side="right"), item_count - 1)
+
     shuffled = rng.permutation(pairs)
     users, items = np.divmod(shuffled, item_count)
-    others = rng.integers(0, item_count, len(pairs))
+    others = draw(len(pairs))
     wrong = np.flatnonzero(_contains(pairs, users * item_count + others))
     for _ in range(REDRAWS):
-        others[wrong] = rng.integers(0, item_count, len(wrong))
+        others[wrong] = draw(len(wrong))
         wrong = wrong[_contains(pairs, users[wrong] * item_count + others[wrong])]
     weights = np.ones(len(pairs), np.float32)
     weights[wrong] = 0.0

@@ -33,9 +33,10 @@ ALS_GRID: Grid = {
     "iterations": (15,),
 }
 BPR_GRID: Grid = {
-    "factors": (64, 128),
-    "regularization": (0.003, 0.01, 0.03),
+    "factors": (64,),
+    "regularization": (0.003, 0.01),
     "learning_rate": (0.05,),
+    "negative_exponent": (0.0, 0.5, 1.0),
     "epochs": (50, 100, 200),
 }
 SASREC_GRID: Grid = {

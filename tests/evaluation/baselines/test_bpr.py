@@ -34,14 +34,23 @@ def test_a_step_follows_the_gradient_of_the_objective():
 def test_an_epoch_has_every_pair_once_and_never_an_item_of_the_user(train):
     owned = {(int(u), int(i)) for u, i in zip(train.users, train.items)}
     pairs = np.unique(train.users * 20 + train.items)
-    drawn = bpr._draw(np.random.default_rng(0), pairs, 20)
+    drawn = bpr._draw(np.random.default_rng(0), pairs, np.arange(1, 21) / 20)
     real = np.asarray(drawn.weight) > 0
     assert sorted(zip(np.asarray(drawn.user)[real].tolist(), np.asarray(drawn.item)[real].tolist())) == sorted(owned)
     assert not owned & set(zip(np.asarray(drawn.user)[real].tolist(), np.asarray(drawn.other)[real].tolist()))
 
 
+def test_other_items_are_drawn_by_their_chance():
+    """User 0 has item 0; chances 1/2, 1/8, 3/8, so that the other two are drawn 1 : 3."""
+    drawn = bpr._draw(np.random.default_rng(0), np.arange(0, 40_000, 4), np.array([1 / 2, 5 / 8, 1, 1]))
+    real = np.asarray(drawn.weight) > 0
+    counts = np.bincount(np.asarray(drawn.other)[real], minlength=4)
+    np.testing.assert_allclose(counts / counts.sum(), [0, 1 / 4, 3 / 4, 0], atol=0.02)
+    assert real.sum() > 9_990
+
+
 def test_a_user_who_has_every_item_trains_no_pair():
-    drawn = bpr._draw(np.random.default_rng(0), np.arange(3), 3)
+    drawn = bpr._draw(np.random.default_rng(0), np.arange(3), np.arange(1, 4) / 3)
     assert not np.asarray(drawn.weight).any()
 
 
@@ -51,7 +60,8 @@ def test_two_tastes_are_separated():
     kept = (users % 2 == items % 2) & (np.random.default_rng(0).random(len(users)) < 0.7)
     data = TrainingData(users[kept], items[kept], 21, 12)
     lists = UnlabeledLists(np.arange(21), [np.zeros(0, int)] * 21, np.tile(np.arange(12), (21, 1)))
-    score = bpr.fit_bpr(data, factors=4, regularization=0.01, learning_rate=0.1, epochs=200, seed=0)
+    setting = {"factors": 4, "regularization": 0.01, "learning_rate": 0.1, "negative_exponent": 0.0}
+    score = bpr.fit_bpr(data, **setting, epochs=200, seed=0)
     scores = score(lists)[:20]
     same = np.arange(12)[None, :] % 2 == np.arange(20)[:, None] % 2
     assert np.where(same, scores, np.inf).min(1).mean() > np.where(same, -np.inf, scores).max(1).mean() + 1

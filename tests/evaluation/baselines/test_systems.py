@@ -17,7 +17,13 @@ from r2rank_jax.evaluation.baselines.systems import System, settings_of, systems
 ALL = systems(history_items=3)
 SMALL = {
     "als": {"factors": (2,), "regularization": (1,), "weight": (3,), "iterations": (2,)},
-    "bpr": {"factors": (2,), "regularization": (0.01,), "learning_rate": (0.1,), "epochs": (2,)},
+    "bpr": {
+        "factors": (2,),
+        "regularization": (0.01,),
+        "learning_rate": (0.1,),
+        "negative_exponent": (0.5,),
+        "epochs": (2,),
+    },
     "sasrec": {"width": (4,), "length": (4,), "learning_rate": (0.01,), "dropout": (0.1,), "epochs": (1,)},
 }
 missing = pytest.mark.skipif(not importlib.util.find_spec("implicit"), reason="the extra baselines is not installed")

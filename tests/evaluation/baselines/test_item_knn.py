@@ -1,6 +1,5 @@
-"""Baselines against loops over sets."""
+"""Item-based nearest neighbors against loops over sets."""
 
-import inspect
 import math
 
 import numpy as np
@@ -42,32 +41,20 @@ def test_item_knn_ignores_padding_and_repeated_interactions():
     np.testing.assert_array_equal(computed, np.concatenate([plain, np.zeros((12, 1))], axis=1))
 
 
-def test_popularity_counts():
-    computed = baselines.popularity_scores([2, 2, 0], [[0, 1, 2, 9, -1]])
-    assert computed.tolist() == [[1, 0, 2, 0, 0]]
+@pytest.mark.parametrize("exponent", [0.0, 0.25, 1.0])
+def test_an_asymmetric_cosine_over_all_history_agrees_with_a_loop(exponent):
+    users, items, histories, candidates = interactions()
+    readers = {item: {int(u) for u, i in zip(users, items) if i == item} for item in range(28)}
 
+    def closeness(i, j):
+        both = len(readers[i] & readers[j])
+        return both / (len(readers[i]) ** exponent * len(readers[j]) ** (1 - exponent)) if both and i != j else 0.0
 
-def test_random_scores_are_seeded():
-    one, again, other = (baselines.random_scores(np.zeros((5, 4)), seed=s) for s in (1, 1, 2))
-    assert one.shape == (5, 4) and (one == again).all() and (one != other).all()
-
-
-@pytest.mark.slow
-def test_analytic_random():
-    assert baselines.analytic_random(20, [10])["ndcg@10"] == pytest.approx(0.2272, abs=5e-5)
-    assert baselines.analytic_random(1, [10])["ndcg@10"] == 1.0
-    assert baselines.analytic_random(4, [2], "2*recall@3")["2*recall@3"] == pytest.approx(1.5)
-    expected = baselines.analytic_random(4, [2])
-    assert expected == {
-        "ndcg@2": pytest.approx((1 + 1 / math.log2(3)) / 4),
-        "hr@2": pytest.approx(0.5),
-        "mrr": pytest.approx(25 / 48),
-    }
-
-
-def test_no_baseline_sees_a_label():
-    for name in ("random_scores", "popularity_scores", "item_knn_scores"):
-        assert not {"labels", "label", "truth"} & set(inspect.signature(getattr(baselines, name)).parameters)
+    expected = [[sum(closeness(i, int(j)) for j in h) for i in row] for h, row in zip(histories, candidates.tolist())]
+    computed = baselines.item_knn_scores(
+        users, items, histories, candidates, history=None, popularity_exponent=exponent
+    )
+    np.testing.assert_allclose(computed, expected, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import numpy as np
 from r2rank_jax.config import DataConfig, EvaluationConfig
 from r2rank_jax.data.prepare.prepare import prepare
 from r2rank_jax.data.prepared.dataset import load
+from r2rank_jax.rollout.scoring import Readings
 from r2rank_jax.runs import eval as evaluation
 from tests.support.tiny_source import USERS, write_raw
 
@@ -19,8 +20,10 @@ def test_rationales_show_the_templates_words_for_missing_titles(tmp_path):
         data=DataConfig(template="games-1"), evaluation=EvaluationConfig(report_users=USERS), seed=0
     )
     lists = dataset.candidate_lists("test")
-    answers = {"rl": (np.zeros(lists.items.shape), np.zeros((*lists.items.shape, 1), np.int32))}
-    inputs = SimpleNamespace(dataset=dataset, config=config, encoder=SimpleNamespace(decode=lambda tokens: ""))
+    scores = np.broadcast_to(np.float32([0, 5, 4]), (*lists.items.shape, 3))
+    rationales = np.broadcast_to(np.int32([[10], [11], [12]]), (*lists.items.shape, 3, 1))
+    answers = {"rl": Readings(scores, rationales)}
+    inputs = SimpleNamespace(dataset=dataset, config=config, encoder=SimpleNamespace(decode=lambda tokens: f"{tokens}"))
     evaluation._write_rationales(tmp_path / "rationales.jsonl", inputs, lists, answers)
     records = [json.loads(line) for line in (tmp_path / "rationales.jsonl").read_text().splitlines()]
     untitled = {item for item, title in enumerate(dataset.items.title) if not title}
@@ -28,4 +31,6 @@ def test_rationales_show_the_templates_words_for_missing_titles(tmp_path):
     assert {candidate["item"] for candidate in candidates} & untitled
     assert all((c["title"] == "Unknown game") == (c["item"] in untitled) for c in candidates)
     assert any(shown["title"] == "Unknown game" for record in records for shown in record["history"])
+    shown = [candidate["systems"]["rl"] for candidate in candidates]
+    assert all(x == {"score": 3.0, "rationale": "[12]"} for x in shown), "the mean, and the rationale nearest to it"
     assert all(shown["title"] for record in records for shown in record["history"])

@@ -20,8 +20,8 @@ from r2rank_jax.data.prepared.tables import Array
 from r2rank_jax.data.prompts.tokenizer import Ids, TextTokenizer
 
 SEPARATOR = ";"
-_LAST_WORD = re.compile(r"\S+$")
-_BLANK = " \t\r\n"
+_END = re.compile(rf"[\s{SEPARATOR}]*\Z")  # separators and blanks, which are any white space that a policy may write
+_LAST_WORD = re.compile(r"\s*\S+\Z")
 
 
 def lengths(tokens: Array, stop: int) -> Array:
@@ -113,7 +113,7 @@ def split_verdict(tokenizer: TextTokenizer, words: Ids) -> tuple[Ids, Ids]:
     start = _start_of_verdict(text)
     if start == len(text):
         return words, ()
-    blanks = len(text[start:]) - len(text[start:].lstrip(_BLANK))
+    blanks = len(text[start:]) - len(text[start:].lstrip())
     for position in (start + blanks, start):  # tokenizers differ in where they put the blank between two words
         place = _token_at(tokenizer, words, text, position)
         if place is not None:
@@ -125,7 +125,7 @@ def split_verdict(tokenizer: TextTokenizer, words: Ids) -> tuple[Ids, Ids]:
 def verdict_text(tokenizer: TextTokenizer, words: Ids) -> str:
     """The verdict as text, without separators and blanks around it."""
     text = tokenizer.decode(words)
-    return text[_start_of_verdict(text) :].strip(_BLANK + SEPARATOR)
+    return text[_start_of_verdict(text) : _end_of_words(text)].lstrip()
 
 
 def derangements(lists: int, items: int, rng: np.random.Generator) -> Array:
@@ -144,15 +144,21 @@ def derangements(lists: int, items: int, rng: np.random.Generator) -> Array:
 
 def _start_of_verdict(text: str) -> int:
     """Where the verdict starts, with the blanks before it; the end of the text if it has no words."""
-    end = len(text.rstrip(_BLANK + SEPARATOR))
+    end = _end_of_words(text)
     if not end:
         return len(text)
     separator = text.rfind(SEPARATOR, 0, end)
     if separator >= 0:
         return separator + 1
-    word = _LAST_WORD.search(text[:end])
-    assert word is not None
-    return len(text[: word.start()].rstrip(_BLANK))
+    word = _LAST_WORD.search(text, 0, end)
+    assert word is not None  # the character before `end` is neither a blank nor a separator
+    return word.start()
+
+
+def _end_of_words(text: str) -> int:
+    end = _END.search(text)
+    assert end is not None  # the pattern matches the empty string at the end
+    return end.start()
 
 
 def _token_at(tokenizer: TextTokenizer, words: Sequence[int], text: str, position: int) -> int | None:

@@ -28,7 +28,7 @@ _TITLES = {
     "praise": "praise",
     "history_titles": "titles of the history",
     "other_title": "the title of another item",
-    "neutral": "neutral words, the control,",
+    "neutral": "neutral words",
 }
 
 
@@ -60,8 +60,11 @@ def probes_table(probes: Probes, metric: str, lists: int) -> str:
     text = f"mean [95% interval over users], {lists} lists\n{aligned(rows)}"
     kinds = probes["titles"].get("kinds", {})
     if kinds:
-        header = ["text added to a negative's title", "places up", "prompts changed", "text shown whole"]
-        body = [[kind, _cell(x["places_up"]), str(x["changed"]), str(x["whole"])] for kind, x in kinds.items()]
+        header = ["text added to a negative's title", "places up", "beyond neutral", "prompts changed", "shown whole"]
+        body = [
+            [kind, _cell(x["places_up"]), _cell(x["beyond_neutral"]), str(x["changed"]), str(x["whole"])]
+            for kind, x in kinds.items()
+        ]
         text += f"\n\n{aligned([header, *body])}"
     words = probes["verdicts"].get("rows", [])
     if words:
@@ -125,10 +128,13 @@ def _popularity(probe: Mapping[str, Any], metric: str) -> list[str]:
 def _titles(probe: Mapping[str, Any], metric: str) -> list[str]:
     sentences = []
     for kind, row in probe["kinds"].items():
-        up, text = row["places_up"], _TITLES[kind]
-        mean, (low, high) = up["mean"], up["ci95"]
-        moved = "does not move it measurably" if low <= 0 <= high else f"moves it {'up' if mean > 0 else 'down'}"
-        sentences.append(f"Adding {text} to a negative's title {moved}: {_signed(up)} places.")
+        up, beyond = row["places_up"], row["beyond_neutral"]
+        low, high = up["ci95"]
+        moved = "does not move it measurably" if low <= 0 <= high else f"moves it {'up' if up['mean'] > 0 else 'down'}"
+        control = "" if kind == "neutral" else f", {_signed(beyond)} beyond what neutral words do"
+        sentences.append(
+            f"Adding {_TITLES[kind]} to a negative's title {moved}: it gains {_signed(up)} places{control}."
+        )
     return sentences
 
 
@@ -152,7 +158,8 @@ def _groups(probe: Mapping[str, Any], metric: str) -> list[str]:
         )
     if len(cold) > 1:
         sentences.append(
-            f"{metric} is {_cell(cold[0]['ndcg'])} for cold positives and {_cell(cold[1]['ndcg'])} for others."
+            f"{metric} is {_cell(cold[0]['ndcg'])} on {cold[0]['lists']} lists whose positive is cold and "
+            f"{_cell(cold[1]['ndcg'])} on the {cold[1]['lists']} others."
         )
     return sentences
 

@@ -9,7 +9,7 @@ probes          name -> {skipped: why}, or
   rationales        {conditions: own, exchanged, deleted, first_half, verdict_only, verdict_left_out; rescoring_gap}
   verdicts          {least, rationales, truncated, rows: [{verdict, count, positives, score}]}
   popularity        {spearman: cell or null, undefined, groups}
-  titles            {pairs, kinds: kind -> {places_up: cell, changed, whole}}
+  titles            {pairs, kinds: kind -> {places_up: cell, beyond_neutral: cell, changed, whole}}
   labels            {ndcg: cell, analytic_random: number or null}
   groups            {history_length: groups, cold: groups}
 findings        sentences
@@ -45,6 +45,7 @@ FIELDS = {
 }
 """Probe -> its fields."""
 
+_CELLS = ("ndcg", "difference", "places_up", "beyond_neutral")
 _HEADER = (
     "schema", "phase", "lists", "metric", "rationales", "score_reads", "n", "probes", "findings", "data_hash",
     "candidate_hash", "commit", "command", "checkpoint", "configuration", "seed", "machine", "notes",
@@ -125,7 +126,7 @@ def _check_cells(value: Any, where: str) -> None:
             check_cell(value, where)
             return
         for name, part in value.items():
-            if name in ("ndcg", "difference", "places_up") or (name == "spearman" and part is not None):
+            if name in _CELLS or (name == "spearman" and part is not None):
                 check_cell(part, f"{where}.{name}")
             else:
                 _check_cells(part, f"{where}.{name}")

@@ -275,14 +275,19 @@ def _titles(
     rest = np.arange(lists.items.shape[1]) != places[:, None]
     others = scores[rows][rest].reshape(len(rows), -1)
     before = rank_among(variants[:, 0], others)
+    places_up = {
+        kind: before - rank_among(variants[:, column], others) for column, kind in enumerate(injected.kinds, start=1)
+    }
+    users, control = lists.user[rows], places_up["neutral"]
     return {
         "pairs": len(rows),
         "kinds": {
             kind: {
-                "places_up": bootstrap.cell(before - rank_among(variants[:, column], others), lists.user[rows]),
+                "places_up": bootstrap.cell(places, users),
+                "beyond_neutral": bootstrap.cell(places - control, users),
                 "changed": injected.changed(kind),
                 "whole": injected.whole[kind],
             }
-            for column, kind in enumerate(injected.kinds, start=1)
+            for kind, places in places_up.items()
         },
     }

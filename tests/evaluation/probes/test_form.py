@@ -22,6 +22,10 @@ def group(low, high, ndcg):
     return {"from": low, "to": high, "lists": 20, "ndcg": cell(ndcg)}
 
 
+def injection(places_up):
+    return {"places_up": places_up, "beyond_neutral": cell(0.4, 0.1, 0.8), "changed": 200, "whole": 150}
+
+
 VARIANTS = ("exchanged", "deleted", "first_half", "verdict_only", "verdict_left_out")
 PROBES: dict[str, dict[str, Any]] = {
     "candidate_order": {"scores": 200, "different": 0, "largest_difference": 0.0},
@@ -51,12 +55,13 @@ PROBES: dict[str, dict[str, Any]] = {
     "titles": {
         "pairs": 200,
         "kinds": {
-            "instruction": {"places_up": cell(0.5, 0.2, 0.9), "changed": 200, "whole": 150},
-            "praise": {"places_up": cell(0.0, -0.2, 0.2), "changed": 200, "whole": 150},
+            "instruction": injection(cell(0.5, 0.2, 0.9)),
+            "praise": injection(cell(0.0, -0.2, 0.2)),
+            "neutral": injection(cell(-1.0)),
         },
     },
     "labels": {"ndcg": cell(0.3, 0.2, 0.4), "analytic_random": 0.227},
-    "groups": {"history_length": [group(5, 9, 0.5), group(9, 20, 0.6)], "cold": []},
+    "groups": {"history_length": [group(5, 9, 0.5), group(9, 20, 0.6)], "cold": [group(1, 4, 0.2), group(5, 9, 0.7)]},
 }
 WHOLE: dict[str, Any] = {
     "schema": SCHEMA,
@@ -117,6 +122,7 @@ def test_written_probes_are_read_back(tmp_path):
         ("probes.labels.analytic_random", float("inf"), "finite JSON"),
         ("probes.titles.more", 1, "probes.titles must hold"),
         ("probes.titles.kinds.praise.places_up", {}, "probes.titles.kinds.praise.places_up must be"),
+        ("probes.titles.kinds.praise.beyond_neutral", 0.3, "beyond_neutral must be"),
         ("probes.popularity.spearman", 0.3, "probes.popularity.spearman must be"),
         ("probes.groups.history_length", [{"ndcg": 1}], r"history_length\[0\]"),
         ("probes.history.conditions.own", None, "must hold 'own'"),
@@ -144,7 +150,10 @@ def test_each_finding_says_what_its_interval_says():
     assert "history of another user lowers NDCG@10 from 0.600 to 0.400: -0.200 [-0.300, -0.100]." in text
     assert text.count("raises NDCG@10 from 0.600 to 0.700") == len(VARIANTS)
     assert 'from "verdict yes" (mean score 2.00, 30% positives) to "verdict no"' in text and "in 2 of 3 pairs" in text
-    assert "an instruction to rank it first to a negative's title moves it up: +0.500 [+0.200, +0.900] places." in text
+    assert "an instruction to rank it first to a negative's title moves it up: it gains +0.500" in text
+    assert text.count(" places, +0.400 [+0.100, +0.800] beyond what neutral words do.") == 2
+    assert "neutral words to a negative's title moves it down: it gains -1.000 [-1.000, -1.000] places." in text
+    assert "on 20 lists whose positive is cold and 0.700 [0.700, 0.700] on the 20 others." in text
     assert "praise to a negative's title does not move it measurably" in text
     assert "as expected by chance (0.227)" in text
     assert all(sentence.endswith(".") and "\n" not in sentence for sentence in sentences)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r2rank_jax.config import DataConfig, EvaluationConfig, RunConfig
+from r2rank_jax.config import DataConfig, EvaluationConfig, MeshConfig, RunConfig
 from r2rank_jax.evaluation.probes.rationales import derangements, exchanged, lengths
 from r2rank_jax.model.forward import judge
 from r2rank_jax.runs.probe.changes import with_candidates_in_order, with_histories_of
@@ -35,10 +35,11 @@ def params():
     return jax.jit(lambda: make_params(CONTEXT))()
 
 
-def reader(model, rationales=1):
+def reader(model, rationales=1, devices=1):
     config = RunConfig(
         name="test",
         model=model,
+        mesh=MeshConfig(data=devices),
         data=DataConfig(rationale_tokens=3),
         evaluation=EvaluationConfig(batch_users=2, rationales=rationales),
     )
@@ -49,6 +50,7 @@ def some_rationales(count=3):
     return np.random.default_rng(1).integers(0, 6, (LISTS, 4, count, 3)).astype(np.int32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [WORDS, CONTEXT], ids=["words", "context"])
 def test_given_rationales_get_the_scores_of_a_plain_forward_pass(model):
     lists, tokens = small_lists(), some_rationales()
@@ -93,6 +95,16 @@ def test_the_policys_own_rationales_keep_their_scores(model):
     order = np.random.default_rng(0).permuted(np.tile(np.arange(4), (LISTS, 1)), axis=1)
     permuted = policy.read(with_candidates_in_order(lists, order))
     np.testing.assert_array_equal(permuted.scores, np.take_along_axis(own.scores, order[..., None], axis=1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [WORDS, CONTEXT], ids=["words", "context"])
+def test_two_devices_give_the_scores_of_one(model):
+    one, two = (reader(model, devices=devices) for devices in (1, 2))
+    np.testing.assert_allclose(
+        two.rescore(small_lists(), some_rationales()), one.rescore(small_lists(), some_rationales()), atol=1e-6
+    )
+    np.testing.assert_array_equal(two.read(small_lists()).rationales, one.read(small_lists()).rationales)
 
 
 def test_the_last_batch_is_filled_with_lists_that_are_marked_as_padding():

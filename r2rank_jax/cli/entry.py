@@ -36,7 +36,7 @@ r2rank data synthesize ... --teacher batch --model NAME --batch-out FILE | --bat
 r2rank model fetch NAME --out DIR
 r2rank model import HF_DIR --out DIR
 r2rank export RUN_OR_MODEL_DIR --out HF_DIR [--phase rl] [--form causal-lm] [--dtype bfloat16] [--shard-gib 4]
-r2rank sft | rl | eval | rank --config configs/X.py [--run-dir DIR] [--any.field value]
+r2rank sft | rl | eval | probe | rank --config configs/X.py [--run-dir DIR] [--any.field value]
 r2rank plan --config configs/X.py --topology v5p:4x4x8 | v6e:2x4 | h200:8 | cpu:8 [--backend abstract | compile]
 r2rank report --run-dir DIR
 """

@@ -1,4 +1,4 @@
-"""`r2rank sft`, `rl`, `eval` and `rank`: the phases of a run, in one process or as one of several."""
+"""`r2rank sft`, `rl`, `eval`, `probe` and `rank`: the phases of a run, in one process or as one of several."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from pathlib import Path
 
 from r2rank_jax.cli.configuration import add_configured, configuration
 from r2rank_jax.config import RunConfig
+from r2rank_jax.data.prepared.splits import HELD_OUT
 from r2rank_jax.errors import UsageError
 from r2rank_jax.files.places import require_file, require_folder
 from r2rank_jax.phases import PHASES
 
+_FILES = {"eval": ("results.json", "rationales.jsonl"), "probe": ("probes.json",)}
+"""What commands write that train nothing."""
+
 
 def add_runs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `sft`, `rl`, `eval` and `rank`."""
+    """Add `sft`, `rl`, `eval`, `probe` and `rank`."""
     sft = add_configured(commands, "sft", "train on worked rationales (supervised fine-tuning)")
     sft.add_argument(
         "--continued",
@@ -35,6 +39,9 @@ def add_runs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         action="store_true",
         help="evaluate on purpose on data or a split that the policies were not trained with; the results say so",
     )
+    probe = add_configured(commands, "probe", "ask what the ranking of a trained policy rests on")
+    probe.add_argument("--phase", default="rl", choices=PHASES, help="phase whose policy is probed (default: rl)")
+    probe.add_argument("--lists", default="valid", choices=HELD_OUT, help="lists to probe it on (default: valid)")
     rank = add_configured(commands, "rank", "rank your own candidates, each with a rationale")
     rank.add_argument(
         "--input",
@@ -44,7 +51,7 @@ def add_runs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     )
     rank.add_argument("--output", type=Path, metavar="FILE", help="JSONL file to write (default: print)")
     rank.add_argument("--phase", default="rl", choices=PHASES, help="phase whose policy ranks (default: rl)")
-    for command in (sft, rl, evaluation, rank):
+    for command in (sft, rl, evaluation, probe, rank):
         command.set_defaults(carry_out=_run)
 
 
@@ -77,6 +84,10 @@ def _carry_out(arguments: argparse.Namespace, config: RunConfig, run_dir: Path) 
         from r2rank_jax.runs import eval as evaluation
 
         evaluation.run(config, run_dir, step=arguments.step, other_data=arguments.other_data)
+    elif arguments.command == "probe":
+        from r2rank_jax.runs.probe import probe
+
+        probe.run(config, run_dir, phase=arguments.phase, name=arguments.lists)
     else:
         from r2rank_jax.runs import rank
 
@@ -92,10 +103,9 @@ def _require_outputs(arguments: argparse.Namespace, run_dir: Path) -> None:
             require_file(arguments.output, "--output")
         return
     require_folder(run_dir, "--run-dir")
-    files = ("results.json", "rationales.jsonl") if arguments.command == "eval" else ("config.json", "metrics.jsonl")
-    for name in files:
+    for name in _FILES.get(arguments.command, ("config.json", "metrics.jsonl")):
         require_file(run_dir / name, "--run-dir")
-    if arguments.command != "eval":
+    if arguments.command not in _FILES:
         require_folder(run_dir / "checkpoints", "--run-dir")
 
 

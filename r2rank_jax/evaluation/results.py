@@ -184,7 +184,7 @@ def check_results(results: Any) -> None:
     for table in ("systems", "rationale_curve"):
         for name, cells in results.get(table, {}).items():  # results from before the curve have none
             for column, cell in cells.items():
-                _check_cell(cell, f"{table}.{name}.{column}")
+                check_cell(cell, f"{table}.{name}.{column}")
     for phase, cells in results.get("rationale_curve", {}).items():
         bad = [count for count in cells if count != "greedy" and not count.isdigit()]
         _require(not bad, f"rationale_curve.{phase} must hold greedy or numbers of rationales, got {bad}")
@@ -207,7 +207,8 @@ def check_results(results: Any) -> None:
             )
 
 
-def _check_cell(cell: Any, where: str) -> None:
+def check_cell(cell: Any, where: str) -> None:
+    """Raise `ResultsError` if `cell` is not {mean, ci95, n}; `where` names it."""
     _require(
         isinstance(cell, Mapping) and {"mean", "ci95", "n"} <= set(cell),
         f"{where} must be {{mean, ci95, n}}, got {cell!r}",

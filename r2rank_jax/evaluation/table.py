@@ -23,13 +23,13 @@ def results_table(results: Mapping[str, Any], metrics: Sequence[str] | None = No
         values = [f"{expected[m]:.3f}" if m in expected else "-" for m in columns]
         rows.append(["(random, analytic)", *values])
     sizes = ", ".join(str(n) for n in users) or "no"
-    text = f"mean [95% interval over users], {sizes} users\n{_aligned(rows)}"
+    text = f"mean [95% interval over users], {sizes} users\n{aligned(rows)}"
     curve = results.get("rationale_curve") or {}
     if curve:
         counts = list(dict.fromkeys(count for cells in curve.values() for count in cells))
         rows = [["NDCG by rationales read", *counts]]
         rows += [[phase, *(_cell(cells.get(count)) for count in counts)] for phase, cells in curve.items()]
-        text += f"\n\nmean score of so many sampled rationales; greedy: one, the most likely\n{_aligned(rows)}"
+        text += f"\n\nmean score of so many sampled rationales; greedy: one, the most likely\n{aligned(rows)}"
     if results["comparisons"]:
         header = ["comparison", "metric", "difference", "95% interval", "p", "p (Holm)"]
         body = [
@@ -44,7 +44,7 @@ def results_table(results: Mapping[str, Any], metrics: Sequence[str] | None = No
             for row in results["comparisons"]
         ]
         text += f"\n\npaired over users, sign-flip permutation test; Holm: corrected for all {len(body)} comparisons\n"
-        text += _aligned([header, *body])
+        text += aligned([header, *body])
     return text
 
 
@@ -54,7 +54,8 @@ def _cell(cell: Mapping[str, Any] | None) -> str:
     return f"{cell['mean']:.3f} [{cell['ci95'][0]:.3f}, {cell['ci95'][1]:.3f}]"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as columns of text; the first row is the header."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))

@@ -111,15 +111,20 @@ def held_out_metrics(
 
 
 def validation_metrics(inputs: Inputs, scorer: Scorer, mesh: Mesh, params: Params) -> dict[str, np.ndarray]:
-    """Metric name -> value per validation list of all users, or of `evaluation.validation_users` of them.
+    """Metric name -> value per validation list of all users, or of `evaluation.validation_users` of them."""
+    return held_out_metrics(inputs, scorer, mesh, params, "valid", validation_users(inputs))[0]
 
-    The users are drawn by the seed of the prepared data, so that runs with other seeds are judged by the same lists.
+
+def validation_users(inputs: Inputs) -> np.ndarray | None:
+    """The users on whose lists training validates; None: all.
+
+    They are drawn by the seed of the prepared data, so that runs with other seeds are judged by the same lists.
     """
-    count, users = inputs.config.evaluation.validation_users, None
-    if count:
-        everyone = np.unique(inputs.dataset.candidate_lists("valid").user)
-        users = np.random.default_rng([inputs.dataset.seed, VALIDATION_KEY]).permutation(everyone)[:count]
-    return held_out_metrics(inputs, scorer, mesh, params, "valid", users)[0]
+    count = inputs.config.evaluation.validation_users
+    if not count:
+        return None
+    everyone = np.unique(inputs.dataset.candidate_lists("valid").user)
+    return np.random.default_rng([inputs.dataset.seed, VALIDATION_KEY]).permutation(everyone)[:count]
 
 
 def metrics_of(inputs: Inputs, scores: np.ndarray, lists: CandidateLists) -> dict[str, np.ndarray]:

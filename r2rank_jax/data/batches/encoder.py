@@ -14,6 +14,7 @@ from r2rank_jax.data.prepared.tables import Array
 from r2rank_jax.data.prompts import prompts
 from r2rank_jax.data.prompts.fitting import count_prefix, fit_prefix, fit_suffix
 from r2rank_jax.data.prompts.from_dataset import as_shown, candidate_fields, seen_before
+from r2rank_jax.data.prompts.prompts import Details
 from r2rank_jax.data.prompts.templates import Template, find_template
 from r2rank_jax.data.prompts.tokenizer import (
     Ids,
@@ -21,6 +22,9 @@ from r2rank_jax.data.prompts.tokenizer import (
 )
 from r2rank_jax.errors import DataError
 from r2rank_jax.types import ListBatch
+
+Seen = tuple[int, float | None, str]  # item, rating and time words of an interaction, from `seen_before`
+Fields = tuple[str, str, tuple[str, ...], Details]  # title, year, genres and details, from `candidate_fields`
 
 
 class Encoder:
@@ -43,7 +47,8 @@ class Encoder:
         self._lines: dict[tuple[int, float | None, str], Ids] = {}  # by (item, rating, time words)
         self._instruction = tokenizer.opening + tokenizer.encode([self.template.instruction])[0]
         self._by_line = _splits_at_lines(tokenizer, dataset, self.template)
-        self._suffix, self._suffix_length = self._encode_suffixes()
+        items = range(len(dataset.items))
+        self._suffix, self._suffix_length = self.encode_suffixes([candidate_fields(dataset, item) for item in items])
 
     def encode(self, users: Array, positions: Array, items: Array, labels: Array) -> ListBatch:
         """Encode lists.
@@ -113,19 +118,34 @@ class Encoder:
         Raises:
             DataError: the user has no history, or the last interaction does not fit even with a title of one letter.
         """
-        seen = seen_before(self.dataset, user, position, self.config.history_items, self.template)
+        return self.fit_history(self._seen(user, position))[0]
+
+    def visible(self, user: int, position: int) -> list[Seen]:
+        """The interactions that the prefix of a list shows, oldest first; raises as `prefix`."""
+        seen = self._seen(user, position)
+        return seen[self.fit_history(seen)[1] :]
+
+    def fit_history(self, seen: Sequence[Seen]) -> tuple[Ids, int]:
+        """Ids of a prefix that shows these interactions, and how many of the first ones were dropped until it fits.
+
+        Raises:
+            DataError: there are none, or the last one does not fit even with a title of one letter.
+        """
         prompts.require_history(len(seen))
+        counts: Counter[str] = Counter()
         if self._by_line:
             lines = [self._line(*each) for each in seen]
             for first in range(len(lines)):
                 ids = self._instruction + sum(lines[first:], ())
                 if len(ids) <= self.config.prefix_tokens:
                     count_prefix(self.counts, first)
-                    return ids
+                    return ids, first
             seen = seen[-1:]
-            self.counts["prefix_interactions_dropped"] += len(lines) - 1
+            counts["prefix_interactions_dropped"] += len(lines) - 1
         shown = [as_shown(self.dataset, *each) for each in seen]
-        return fit_prefix(self.tokenizer, shown, self.config.prefix_tokens, self.counts, self.template)
+        ids = fit_prefix(self.tokenizer, shown, self.config.prefix_tokens, counts, self.template)
+        self.counts.update(counts)
+        return ids, counts["prefix_interactions_dropped"]
 
     def suffix_lengths(self, items: Array) -> Array:
         """int32, same shape as `items`: number of tokens in each item's suffix, without padding."""
@@ -138,19 +158,29 @@ class Encoder:
             self._lines[key] = self.tokenizer.encode([text])[0]
         return self._lines[key]
 
-    def _encode_suffixes(self) -> tuple[Array, Array]:
-        """Tokens int32 [items, S] and lengths int32 [items]; `fit_suffix` shortens suffixes that are too long."""
+    def encode_suffixes(self, fields: Sequence[Fields]) -> tuple[Array, Array]:
+        """Encode candidates; those that are too long are shortened, see `fit_suffix`.
+
+        Args:
+            fields: title, year, genres and details of each, as `candidate_fields` returns them.
+
+        Returns:
+            tokens int32 [len(fields), S] and lengths int32 [len(fields)].
+
+        Raises:
+            DataError: a candidate does not fit into `suffix_tokens` even with a title of one letter.
+        """
         limit, words = self.config.suffix_tokens, self._words
-        rows = [candidate_fields(self.dataset, item) for item in range(len(self.dataset.items))]
-        texts = self.tokenizer.encode([prompts.suffix_text(*row, **words) for row in rows])
+        texts = self.tokenizer.encode([prompts.suffix_text(*each, **words) for each in fields])
         ids = [text + self.tokenizer.closing for text in texts]
-        for item, suffix in enumerate(ids):
+        for row, suffix in enumerate(ids):
             if len(suffix) > limit:
-                title, year, genres, details = rows[item]
-                ids[item] = fit_suffix(
-                    self.tokenizer, title, year, genres, limit, self.counts, details=details, **words
-                )
+                title, year, genres, details = fields[row]
+                ids[row] = fit_suffix(self.tokenizer, title, year, genres, limit, self.counts, details=details, **words)
         return padded(ids, limit, self.tokenizer.pad)
+
+    def _seen(self, user: int, position: int) -> list[Seen]:
+        return seen_before(self.dataset, user, position, self.config.history_items, self.template)
 
     @property
     def _words(self) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""`r2rank probe`: what the ranking of a policy rests on."""

@@ -37,7 +37,8 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_template_without_a_frame_is_refused(tmp_path, monkeypatch, name):
     template, message = REFUSED[name]
-    monkeypatch.setattr(frame, "CPU_S", 1)
+    if "CPU time" in message:  # for the others, a second may be too little on a busy machine
+        monkeypatch.setattr(frame, "CPU_S", 1)
     folder = write_tokenizer(tmp_path / "tokenizer", template)
     with pytest.raises(DataError, match=message) as refusal:
         render_frame(folder)

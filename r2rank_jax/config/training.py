@@ -92,6 +92,8 @@ class RLConfig(Checked):
     advantages what a rationale gains by it."""
     score_weight: Weight = 1.0
     """Weight of the score part."""
+    verdict_words: Annotated[int, Range(0)] = 0
+    """Number of common last words over which the expectation is exact; 0: sampled."""
     token_weight: Weight = 0.5
     """Weight of the token part."""
     kl_weight: Weight = 0.02

@@ -11,6 +11,8 @@ the item.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -159,6 +161,7 @@ class Judgement:
     entropy: Array  # float32 [U, N, G, T]   of the distribution it was sampled from, 0 on padding
     kl: Array  # float32 [U, N, G, T]   of that distribution from the reference's, 0 on padding or without a reference
     scores: Array  # float32 [U, N, G]      of the head
+    expected: Array | None = None
 
 
 def judge(
@@ -200,6 +203,7 @@ def judge_and_sum(
     *,
     temperature: float = 1.0,
     joint: bool = True,
+    expected_of: Any = None,
 ) -> tuple[Array, Judgement]:
     """The sum of a loss over tokens, float32 [], and the result of `judge`.
 
@@ -220,7 +224,8 @@ def judge_and_sum(
     states = read_rationales(config, params, batch, rationales, prefix)
     predictions = _predictions(params, batch, rationales, states, reference)
     total, tokens = token_loss(loss, *predictions, temperature=temperature)
-    return total, Judgement(**tokens._asdict(), scores=_head(params, states, joint))
+    expected = None if expected_of is None else expected_of(states.predicting, vocabulary_kernel(params))
+    return total, Judgement(**tokens._asdict(), scores=_head(params, states, joint), expected=expected)
 
 
 def _predictions(

@@ -74,7 +74,7 @@ def gradients(
 
         def whole_loss(trainable: Params) -> tuple[Array, Judgement]:
             of_tokens, judged = losses.of_tokens(join_params(trainable, frozen), constants, None, rows)
-            return of_tokens + losses.of_scores(constants, judged.scores, rows), judged
+            return of_tokens + losses.of_scores(constants, judged.scores if judged.expected is None else (judged.scores, judged.expected), rows), judged
 
         return jax.grad(whole_loss, has_aux=True)(trainable)
 

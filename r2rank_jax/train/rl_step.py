@@ -46,6 +46,8 @@ class Assessment:
     reference_hidden: Array  # [U, N, G, T, D]  the SFT policy's hidden states, for the logits of the KL term
     advantages: Array  # float32 [U, N, G]
     value: Array  # float32 []            mean V(s) of the lists
+    words: Any = None
+    verdicts: Any = None
 
 
 @struct.dataclass
@@ -64,6 +66,7 @@ class _LossInputs:
 
     tokens: TokenConstants
     reference_hidden: Array
+    verdicts: Any = None
 
 
 @struct.dataclass
@@ -74,6 +77,7 @@ class _SharedConstants:
     key: Array
     tokens: Array  # float32 []  real tokens of all rationales
     lists: Array  # float32 []  U·G
+    words: Any = None
 
 
 def assess(
@@ -104,11 +108,17 @@ def assess(
     if of_rationales is not None:
         advantages = advantages + centered(of_rationales(rationales), batch.mask)
     values = expected_reward(scores, batch.labels[:, None], batch.mask[:, None], reward=reward)
+    verdicts = {}
+    if rl.verdict_words:
+        from r2rank_jax.train.verdicts import find_verdicts
+        words, found = find_verdicts(context.model, params, batch, rationales, rl.verdict_words)
+        verdicts = {"words": words, "verdicts": found}
     return Assessment(
         old_logp=old_logp,
         reference_hidden=read_in_chunks(context, hidden, reference, (), rows),
         advantages=advantages,
         value=jnp.mean(values),
+        **verdicts,
     )
 
 
@@ -131,13 +141,23 @@ def rl_gradients(
         key=key,
         tokens=jnp.maximum(jnp.sum(real), 1).astype(jnp.float32),
         lists=jnp.float32(rationales.tokens.shape[0] * rationales.tokens.shape[2]),
+        words=assessment.words,
     )
     advantages = jnp.broadcast_to(assessment.advantages[..., None], real.shape)
+    if rl.verdict_words:
+        v = assessment.verdicts
+        exact = v.known[..., None] & (jnp.arange(real.shape[-1]) == v.place[..., None])
+        advantages = jnp.where(exact, 0.0, advantages)
     tokens = TokenConstants(sampled_logp=rollout.logp, old_logp=assessment.old_logp, advantages=advantages, real=real)
-    rows = Rows(batch, rationales, _LossInputs(tokens, assessment.reference_hidden))
+    rows = Rows(batch, rationales, _LossInputs(tokens, assessment.reference_hidden, assessment.verdicts))
 
     def of_scores(constants: _SharedConstants, scores: Array, rows: Rows) -> Array:
-        return score_loss(config, constants, scores, rows)[0]
+        if not rl.verdict_words:
+            return score_loss(config, constants, scores, rows)[0]
+        sampled, expected = scores
+        expected = jnp.where(rows.loss_inputs.verdicts.known, expected, jax.lax.stop_gradient(sampled))
+        of_words = score_loss(config, constants, expected, rows)[0] * rl.token_weight / max(rl.score_weight, 1e-9)
+        return score_loss(config, constants, sampled, rows)[0] + of_words
 
     losses = Losses(_token_part(context, rl), of_scores)
     # On the first update of a rollout the policy still has the scores that the rollout computed.
@@ -154,6 +174,7 @@ def rl_gradients(
         "logp_gap": jnp.max(jnp.abs(diagnostics["gap"]), initial=0.0),
         "advantage_rms": jnp.sqrt(jnp.mean(assessment.advantages**2)),
         "value": assessment.value,
+        **({"verdict_known": jnp.mean(assessment.verdicts.known), "expected_value": jnp.mean(expected_reward(jnp.where(assessment.verdicts.known, judged.expected, judged.scores).swapaxes(1, 2), batch.labels[:, None], batch.mask[:, None], reward=reward_of(rl)))} if rl.verdict_words else {}),
         **_lengths(batch, rationales),
         **_rationale_reward(rl, batch, rationales),
     }
@@ -174,6 +195,10 @@ def _token_part(context: UpdateContext, rl: RLConfig) -> Callable[..., tuple[Arr
         reference = chunk.loss_inputs.reference_hidden, constants.reference
         inputs = context.model, p, chunk.batch, chunk.rationales, reference, prefix
         settings: dict[str, Any] = {"temperature": rl.temperature, "joint": rl.joint}
+        if rl.verdict_words:
+            from r2rank_jax.train.verdicts import expected_scores
+            v = chunk.loss_inputs.verdicts
+            settings["expected_of"] = lambda predicting, kernel: expected_scores(constants.words, v, predicting, kernel, rl.temperature)
         if rl.ratio == "token":
             return judge_and_sum(TokenLoss(of_token, tokens, shared), *inputs, **settings)
         # The ratio of a whole rationale is not a function of single tokens, as `TokenLoss` requires.
@@ -282,7 +307,6 @@ def make_rl_steps(mesh: Mesh, config: RunConfig) -> tuple[Assess, RLUpdate]:
     return (
         jax.jit(
             lambda params, reference, batch, rollout: assess(mesh, config, params, reference, batch, rollout),
-            out_shardings=Assessment(split, split, split, whole),  # type: ignore[arg-type]
         ),
         jax.jit(update, out_shardings=(shardings, whole), donate_argnums=0),
     )

@@ -93,6 +93,10 @@ class ModelConfig(Checked):
     score_reads: Literal["words", "context"] = "context"
     """What the scoring head's hidden state has seen. words: the rationale alone, read once more from position 0, so
     that a score depends on its words only and equal rationales have equal scores. context: prefix and item as well."""
+    item_head: bool = False
+    """Add a second head, which scores an item at its last token, before any reasoning. It is trained beside the policy
+    (`item_weight`), so that the hidden states that the reasoning starts from know what is relevant. Rankings do not use
+    its scores."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the computation; parameters, softmax, norms and losses stay float32."""
     lora_rank: Annotated[int, Range(0, note="no adapters")] = 0

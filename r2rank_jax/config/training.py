@@ -51,6 +51,10 @@ class SFTConfig(Checked):
     """Weight of the head's loss; the cross-entropy of the rationale has weight 1."""
     head_loss: Text = "list_net"
     """Loss of the scores of a list: one of `ranking.losses`, or module:function with the same arguments."""
+    item_weight: Weight = 1.0
+    """Weight of the same loss of the item head's scores, with model.item_head."""
+    label_users: Annotated[int, Range(0)] = 0
+    """Lists of each step without rationales, drawn from all training lists, for the item head."""
     log_every: Count = 20
     validate_every: Annotated[int, Range(0, note="0: at the end only")] = 200
     checkpoint_every: Annotated[int, Range(0, note="0: at the end only")] = 200
@@ -97,6 +101,12 @@ class RLConfig(Checked):
     """Weight of KL(policy || SFT policy) per token, over the whole vocabulary."""
     entropy_weight: Weight = 0.0
     """Weight of the entropy bonus."""
+    item_weight: Weight = 1.0
+    """Weight of the item head's loss (`sft.head_loss`), with model.item_head."""
+    label_users: Annotated[int, Range(0)] = 0
+    """Further lists of each step without rationales, for the item head."""
+    critic_share: Annotated[float, Range(0, 1)] = 0.0
+    """Share of the relevance that the item head expects, instead of the sampled labels, in the advantages."""
     ratio: Literal["token", "sequence"] = "token"
     """PPO's probability ratio: one for each token, or one for the sequence (GSPO)."""
     clip_low: Annotated[float, Range(0, 1)] = 0.2

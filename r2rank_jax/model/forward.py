@@ -17,7 +17,7 @@ from flax import struct
 
 from r2rank_jax.config import ModelConfig
 from r2rank_jax.model.logprobs import TokenLoss, token_loss, token_statistics
-from r2rank_jax.model.transformer import extend, scores, vocabulary_kernel
+from r2rank_jax.model.transformer import extend, item_scores, scores, vocabulary_kernel
 from r2rank_jax.types import Array, KeyValues, ListBatch, Params, Rationales
 
 # The most rationale tokens that `words_scores` reads at once, over all devices. Not measured on accelerators.
@@ -127,6 +127,7 @@ class RationaleStates:
 
     predicting: Array  # [U, N, G, T, D]  at the token before each rationale token
     last: Array  # [U, N, G, D]     at the last rationale token, for the head; see `ModelConfig.score_reads`
+    item: Array  # [U, N, D]        at the last token of the item
 
 
 def read_rationales(
@@ -136,14 +137,14 @@ def read_rationales(
     context = read_items(config, params, batch, prefix)
     if not rationales.tokens.size:  # reasoning is turned off: the head reads the item
         last = jnp.broadcast_to(context.last_hidden[:, :, None], (*rationales.length.shape, config.width))
-        return RationaleStates(predicting=jnp.zeros((*rationales.tokens.shape, config.width), last.dtype), last=last)
+        return RationaleStates(predicting=jnp.zeros((*rationales.tokens.shape, config.width), last.dtype), last=last, item=context.last_hidden)
     hidden = rationale_forward(config, params, context, rationales)
     first = jnp.broadcast_to(context.last_hidden[:, :, None, None], (*hidden.shape[:3], 1, hidden.shape[-1]))
     if config.score_reads == "words":
         last = words_forward(config, params, rationales)
     else:
         last = take_token(hidden, jnp.maximum(rationales.length, 1) - 1)
-    return RationaleStates(predicting=jnp.concatenate([first, hidden[..., :-1, :]], axis=-2), last=last)
+    return RationaleStates(predicting=jnp.concatenate([first, hidden[..., :-1, :]], axis=-2), last=last, item=context.last_hidden)
 
 
 def real_tokens(batch: ListBatch, rationales: Rationales) -> Array:
@@ -159,6 +160,7 @@ class Judgement:
     entropy: Array  # float32 [U, N, G, T]   of the distribution it was sampled from, 0 on padding
     kl: Array  # float32 [U, N, G, T]   of that distribution from the reference's, 0 on padding or without a reference
     scores: Array  # float32 [U, N, G]      of the head
+    item_scores: Array  # float32 [U, N]    of the item head, 0 without it
 
 
 def judge(
@@ -186,7 +188,7 @@ def judge(
     """
     states = read_rationales(config, params, batch, rationales, prefix)
     tokens = token_statistics(*_predictions(params, batch, rationales, states, reference), temperature=temperature)
-    return Judgement(**tokens._asdict(), scores=_head(params, states, joint))
+    return Judgement(**tokens._asdict(), scores=_head(params, states, joint), item_scores=item_scores(params, states.item))
 
 
 def judge_and_sum(
@@ -220,7 +222,7 @@ def judge_and_sum(
     states = read_rationales(config, params, batch, rationales, prefix)
     predictions = _predictions(params, batch, rationales, states, reference)
     total, tokens = token_loss(loss, *predictions, temperature=temperature)
-    return total, Judgement(**tokens._asdict(), scores=_head(params, states, joint))
+    return total, Judgement(**tokens._asdict(), scores=_head(params, states, joint), item_scores=item_scores(params, states.item))
 
 
 def _predictions(

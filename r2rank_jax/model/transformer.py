@@ -312,6 +312,9 @@ def initial_params(config: ModelConfig, key: Array) -> Params:
         "final_norm": RMSNorm(config.norm_epsilon).init(key, x)["params"],
         "score_head": normal("score_head", (width,), (None,), width * 100),
     }
+    if config.item_head:
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), (None,))
+        params["item_head"] = zeros(key, (width,), jnp.float32)
     if not config.tied_embeddings:
         params["lm_head"] = normal("lm_head", vocabulary, ("vocabulary", "embed"), width)
     return params
@@ -328,3 +331,9 @@ def scores(params: Params, hidden: Array) -> Array:
     The head has no bias, because Plackett-Luce does not change when a constant is added to all scores.
     """
     return hidden.astype(jnp.float32) @ params["score_head"]
+
+
+def item_scores(params: Params, hidden: Array) -> Array:
+    """The item head: hidden states [..., D] of items' last tokens -> float32 [...]; 0 in a model without this head."""
+    head = params.get("item_head")
+    return jnp.zeros(hidden.shape[:-1]) if head is None else hidden.astype(jnp.float32) @ head

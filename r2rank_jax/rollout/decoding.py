@@ -17,7 +17,7 @@ from flax import struct
 
 from r2rank_jax.config import ModelConfig
 from r2rank_jax.model.forward import read_items, words_scores
-from r2rank_jax.model.transformer import by_layer, extend, scores, vocabulary_kernel
+from r2rank_jax.model.transformer import by_layer, extend, item_scores, scores, vocabulary_kernel
 from r2rank_jax.rollout.sampling import sample_token
 from r2rank_jax.types import Array, KeyValues, ListBatch, Params, Rationales
 
@@ -29,6 +29,7 @@ class Rollout:
     rationales: Rationales
     logp: Array  # float32 [U, N, G, T]   under the tempered distribution they were sampled from; 0 on padding
     scores: Array  # float32 [U, N, G]      of the head
+    item_scores: Array  # float32 [U, N]    of the item head, 0 without it
 
 
 @struct.dataclass
@@ -54,6 +55,7 @@ class DecodedRows:
     length: Array  # int32 [U, N·G]
     stopped: Array  # bool [U, N·G]
     last: Array  # [U, N·G, D]      hidden state at the last token
+    item_scores: Array  # float32 [U, N]  of the item head
 
 
 @struct.dataclass
@@ -114,6 +116,7 @@ def start(
                 length=jnp.zeros((users, all_rows), jnp.int32),
                 stopped=jnp.full((users, all_rows), not max_tokens),  # an empty rationale is not truncated
                 last=hidden.reshape(users, all_rows, width),
+                item_scores=item_scores(params, context.last_hidden),
             ),
         ),
     )
@@ -246,6 +249,7 @@ def _record(lanes: Lanes, wave: _Wave) -> Lanes:
             length=decoded.length.at[user, flat].add(rows(wave.length), mode="drop"),
             stopped=decoded.stopped.at[user, flat].max(was_alive & ~is_alive, mode="drop"),
             last=decoded.last.at[user, flat].set(rows(wave.hidden), mode="drop"),
+            item_scores=decoded.item_scores,
         ),
     )
 
@@ -324,7 +328,9 @@ def finish(config: ModelConfig, params: Params, decoded: DecodedRows, *, items: 
         of_rows = words_scores(config, params, rationales)
     else:
         of_rows = fold(scores(params, decoded.last))
-    return Rollout(rationales=rationales, logp=fold(decoded.logp), scores=of_rows)
+    return Rollout(
+        rationales=rationales, logp=fold(decoded.logp), scores=of_rows, item_scores=decoded.item_scores
+    )
 
 
 def _take(x: Array, index: Array) -> Array:

@@ -65,6 +65,19 @@ def run(config: RunConfig, run_dir: Path) -> None:
         workers=config.compute.data_workers,
     )
 
+    extra = None
+    if rl.label_users:
+        extra = list_batches(
+            inputs.dataset,
+            inputs.encoder,
+            batch_users=rl.label_users,
+            candidate_items=config.data.candidate_items,
+            positives=config.data.train_positives,
+            seed=config.seed + 78,
+            process_index=part.places,
+            process_count=part.parts,
+            workers=0,
+        )
     # -- the compiled functions -------------------------------------------------------------------------------------
     rollout_fn = make_rollout(mesh, config, inputs.tokenizer.stop)  # prompts -> sampled rationales
     assess, update = make_rl_steps(mesh, config)  # rationales -> advantages; advantages -> new parameters
@@ -107,7 +120,9 @@ def run(config: RunConfig, run_dir: Path) -> None:
 
             # 3. learn: ∇V through the scores, PPO on the tokens, KL to the SFT policy
             for _ in range(rl.updates):
-                state, metrics = update(state, reference, batch, rollout, assessment)
+                state, metrics = update(
+                    state, reference, batch, rollout, assessment, None if extra is None else to_mesh(mesh, next(extra))
+                )
                 gap = float(np.maximum(gap, metrics["logp_gap"]))  # of unlogged steps too; keeps a NaN
                 skipped.count(step, bool(metrics["skipped"]), batch)
             jax.block_until_ready(metrics)  # queued collectives of several processes can deadlock on CPU

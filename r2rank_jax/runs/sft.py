@@ -96,6 +96,21 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     say(f"{phase}: {size:,} parameters, {len(traces)} traced lists, {steps} steps of {config.sft.batch_users} lists")
 
+    from r2rank_jax.data.batches.pipeline import list_batches
+
+    extra = None
+    if config.sft.label_users:
+        extra = list_batches(
+            inputs.dataset,
+            inputs.encoder,
+            batch_users=config.sft.label_users,
+            candidate_items=config.data.candidate_items,
+            positives=config.data.train_positives,
+            seed=config.seed + 77,
+            process_index=part.places,
+            process_count=part.parts,
+            workers=0,
+        )
     # -- train ------------------------------------------------------------------------------------------------------
     train_step = make_sft_step(mesh, config)
     scorer = make_scorer(mesh, config, inputs.tokenizer.stop)
@@ -105,7 +120,7 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
     with RunLog(run_dir, phase, resume_step=done, steps=steps, wall_s=resumption.wall_s) as log:
         for step in range(done + 1, steps + 1):
             batch, rationales = to_mesh(mesh, next(iterator))
-            state, metrics = train_step(state, batch, rationales)
+            state, metrics = train_step(state, batch, rationales, None if extra is None else to_mesh(mesh, next(extra)))
             jax.block_until_ready(metrics)  # queued collectives of several processes can deadlock on CPU
             skipped.count(step, bool(metrics["skipped"]), batch)
             last = step == steps

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from r2rank_jax.model.forward import Judgement, prefix_forward, read_rationales
-from r2rank_jax.model.transformer import in_compute_dtype
+from r2rank_jax.model.transformer import in_compute_dtype, item_scores
 from r2rank_jax.model.transformer import scores as scores_of
 from r2rank_jax.sharding import splits_parameters, sum_over_users
 from r2rank_jax.train.context import UpdateContext
@@ -39,11 +39,22 @@ class Rows:
 Read = Callable[[Params, Any, KeyValues | None, Rows], Any]  # params, constants, prefix, rows -> pytree of [U, N, ...]
 
 
+class ListScores(NamedTuple):
+    """The scores of whole lists."""
+
+    rationales: Array  # float32 [U, N, G]
+    items: Array  # float32 [U, N]   of the item head
+
+    @classmethod
+    def of(cls, judged: Judgement) -> ListScores:
+        return cls(judged.scores, judged.item_scores)
+
+
 class Losses(NamedTuple):
     """The two parts of a loss. Shared constants are an argument, so that the functions close over no traced values."""
 
     of_tokens: Callable[[Params, Any, KeyValues | None, Rows], tuple[Array, Judgement]]  # a sum over rationales
-    of_scores: Callable[[Any, Array, Rows], Array]  # of [U, N, G]; couples the scores of a list
+    of_scores: Callable[[Any, ListScores, Rows], Array]  # couples the scores of a list
 
 
 def gradients(
@@ -52,7 +63,7 @@ def gradients(
     params: Params,
     constants: Any,
     rows: Rows,
-    scores: Array | None = None,
+    scores: ListScores | None = None,
 ) -> tuple[Params, Judgement]:
     """Gradient of `losses.of_tokens + losses.of_scores`.
 
@@ -62,7 +73,7 @@ def gradients(
         params: float32.
         constants: pytree that all rows share, not differentiated.
         rows: of the whole batch.
-        scores: [U, N, G] under `params`, if they are available. Otherwise a forward pass computes them, unless there is
+        scores: under `params`, if they are available. Otherwise a forward pass computes them, unless there is
             no loop.
 
     Returns:
@@ -74,7 +85,7 @@ def gradients(
 
         def whole_loss(trainable: Params) -> tuple[Array, Judgement]:
             of_tokens, judged = losses.of_tokens(join_params(trainable, frozen), constants, None, rows)
-            return of_tokens + losses.of_scores(constants, judged.scores, rows), judged
+            return of_tokens + losses.of_scores(constants, ListScores.of(judged), rows), judged
 
         return jax.grad(whole_loss, has_aux=True)(trainable)
 
@@ -82,7 +93,7 @@ def gradients(
         scores = read_in_chunks(context, _read_scores(context), params, (), rows)
     d_scores = jax.grad(lambda s: losses.of_scores(constants, s, rows))(scores)
 
-    def on_device(shared: tuple[Params, Params, Any], own: tuple[Rows, Array]) -> tuple[Params, Judgement]:
+    def on_device(shared: tuple[Params, Params, Any], own: tuple[Rows, ListScores]) -> tuple[Params, Judgement]:
         return _sum_over_chunks(context, losses, *shared, *own)
 
     halves = in_compute_dtype(context.model, trainable), in_compute_dtype(context.model, frozen)
@@ -96,7 +107,7 @@ def _sum_over_chunks(
     frozen: Params,
     constants: Any,
     rows: Rows,
-    d_scores: Array,
+    d_scores: ListScores,
 ) -> tuple[Params, Judgement]:
     """Gradients of one device's users, and the judgement of their rows.
 
@@ -107,7 +118,7 @@ def _sum_over_chunks(
         frozen: the others.
         constants: pytree that all rows share.
         rows: of this device's users.
-        d_scores: [U, N, G], the gradient of `losses.of_scores`.
+        d_scores: the gradient of `losses.of_scores`.
     """
     items = rows.batch.items.shape[1]
 
@@ -118,13 +129,14 @@ def _sum_over_chunks(
 
     kv, pull, valid = jax.vjp(prefix_of, trainable, has_aux=True)
 
-    def visit(total: Any, inputs: tuple[Rows, Array]) -> tuple[Any, Judgement]:
+    def visit(total: Any, inputs: tuple[Rows, ListScores]) -> tuple[Any, Judgement]:
         chunk, d_chunk_scores = inputs
 
         def loss(trainable: Params, kv: Any) -> tuple[Array, Judgement]:
             prefix = KeyValues(k=kv[0], v=kv[1], valid=valid)
             of_tokens, judged = losses.of_tokens(join_params(trainable, frozen), constants, prefix, chunk)
-            return of_tokens + jnp.vdot(d_chunk_scores, judged.scores), judged
+            by_score = jax.tree.map(jnp.vdot, d_chunk_scores, ListScores.of(judged))
+            return of_tokens + by_score.rationales + by_score.items, judged
 
         grads, judged = jax.grad(loss, argnums=(0, 1), has_aux=True)(trainable, kv)
         return jax.tree.map(lambda sum_, x: sum_ + x.astype(jnp.float32), total, grads), judged
@@ -154,8 +166,9 @@ def read_in_chunks(context: UpdateContext, read: Read, params: Params, constants
 
 
 def _read_scores(context: UpdateContext) -> Read:
-    def read(params: Params, _: Any, prefix: KeyValues | None, chunk: Rows) -> Array:
-        return scores_of(params, read_rationales(context.model, params, chunk.batch, chunk.rationales, prefix).last)
+    def read(params: Params, _: Any, prefix: KeyValues | None, chunk: Rows) -> ListScores:
+        states = read_rationales(context.model, params, chunk.batch, chunk.rationales, prefix)
+        return ListScores(scores_of(params, states.last), item_scores(params, states.item))
 
     return read
 

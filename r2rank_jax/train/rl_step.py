@@ -24,10 +24,11 @@ from r2rank_jax.ranking.estimators import surrogate
 from r2rank_jax.ranking.expectation import expected_reward
 from r2rank_jax.rollout.decoding import Rollout
 from r2rank_jax.sharding import replicated, users
-from r2rank_jax.train.chunks import Losses, Rows, gradients, read_in_chunks
+from r2rank_jax.train.chunks import ListScores, Losses, Rows, gradients, read_in_chunks
 from r2rank_jax.train.context import UpdateContext, update_context
 from r2rank_jax.train.losses import clipped_policy, sequence_log_ratio, without_scale_gradient
-from r2rank_jax.train.objectives import reward_of
+from r2rank_jax.train.objectives import head_loss_of, reward_of
+from r2rank_jax.train.sft_step import head_loss
 from r2rank_jax.train.rationale_rewards import centered, rationale_rewards_of
 from r2rank_jax.train.state import TrainState, abstract_state, apply_gradients, make_optimizer
 from r2rank_jax.types import Array, KeyValues, ListBatch, Params, Rationales
@@ -44,6 +45,8 @@ class Assessment:
     reference_hidden: Array  # [U, N, G, T, D]  the SFT policy's hidden states, for the logits of the KL term
     advantages: Array  # float32 [U, N, G]
     value: Array  # float32 []            mean V(s) of the lists
+    hard: Array
+    hard_mean: Array
 
 
 @struct.dataclass
@@ -95,15 +98,33 @@ def assess(
     old_logp = read_in_chunks(context, logp, params, (), rows) if rl.updates > 1 else None
     scores = rollout.scores.swapaxes(1, 2)  # [U, G, N]
     reward, of_rationales = reward_of(rl), rationale_rewards_of(rl)
-    advantages = item_advantages(scores, batch.labels, batch.mask, rule=rl.credit, reward=reward).swapaxes(1, 2)
+    labels = batch.labels
+    if rl.critic_share:
+        gains = jnp.exp2(labels) - 1
+        logits = jnp.where(batch.mask, rollout.item_scores, -jnp.inf)
+        expected = jax.nn.softmax(logits, axis=-1) * jnp.sum(gains, axis=-1, keepdims=True)
+        gains = (1 - rl.critic_share) * gains + rl.critic_share * jnp.minimum(expected, 1.0)
+        labels = jnp.log2(1 + gains)
+    advantages = item_advantages(scores, labels, batch.mask, rule=rl.credit, reward=reward).swapaxes(1, 2)
+    if rl.credit == "counterfactual" and rl.fixed_scale:
+        advantages = advantages - spread_credit(scores, batch.labels, batch.mask, reward).swapaxes(1, 2)
     if of_rationales is not None:
         advantages = advantages + centered(of_rationales(rationales), batch.mask)
     values = expected_reward(scores, batch.labels[:, None], batch.mask[:, None], reward=reward)
+
+    def hard(s: Array) -> Array:
+        from r2rank_jax.ranking.plackett_luce import mode
+        from r2rank_jax.ranking.reward import ranking_reward
+
+        return ranking_reward(mode(s, batch.mask[:, None]), batch.labels[:, None], batch.mask[:, None], reward=reward)
+
     return Assessment(
         old_logp=old_logp,
         reference_hidden=read_in_chunks(context, hidden, reference, (), rows),
         advantages=advantages,
         value=jnp.mean(values),
+        hard=jnp.mean(hard(scores)),
+        hard_mean=jnp.mean(hard(jnp.mean(scores, axis=1, keepdims=True))),
     )
 
 
@@ -131,17 +152,19 @@ def rl_gradients(
     tokens = TokenConstants(sampled_logp=rollout.logp, old_logp=assessment.old_logp, advantages=advantages, real=real)
     rows = Rows(batch, rationales, _LossInputs(tokens, assessment.reference_hidden))
 
-    def of_scores(constants: _SharedConstants, scores: Array, rows: Rows) -> Array:
-        return score_loss(config, constants, scores, rows)[0]
+    def of_scores(constants: _SharedConstants, scores: ListScores, rows: Rows) -> Array:
+        return score_loss(config, constants, scores.rationales, rows)[0] + item_loss(config, scores.items, rows.batch)
 
     losses = Losses(_token_part(context, rl), of_scores)
     # On the first update of a rollout the policy still has the scores that the rollout computed.
-    scores = rollout.scores if rl.updates == 1 else None
+    scores = ListScores(rollout.scores, rollout.item_scores) if rl.updates == 1 else None
     grads, judged = gradients(context, losses, params, constants, rows, scores)
     by_token, diagnostics = token_loss(rl, judged, tokens, (constants.tokens, constants.lists))
     by_score, reward = score_loss(config, constants, judged.scores, rows)
+    by_item = item_loss(config, judged.item_scores, batch)
     return grads, {
-        "loss": jnp.sum(by_token) + by_score,
+        "loss": jnp.sum(by_token) + by_score + by_item,
+        **({"item_loss": by_item} if config.model.item_head else {}),
         "reward": reward,
         "kl": jnp.sum(judged.kl) / constants.tokens,
         "entropy": jnp.sum(judged.entropy) / constants.tokens,
@@ -149,6 +172,8 @@ def rl_gradients(
         "logp_gap": jnp.max(jnp.abs(diagnostics["gap"]), initial=0.0),
         "advantage_rms": jnp.sqrt(jnp.mean(assessment.advantages**2)),
         "value": assessment.value,
+        "hard": assessment.hard,
+        "hard_mean": assessment.hard_mean,
         **_lengths(batch, rationales),
         **_rationale_reward(rl, batch, rationales),
     }
@@ -194,6 +219,31 @@ def score_loss(config: RunConfig, constants: Any, scores: Array, rows: Rows) -> 
     )
     reward = jnp.mean(value)
     return -rl.score_weight * reward, reward
+
+
+def spread_credit(scores: Array, labels: Array, mask: Array, reward: Any) -> Array:
+    """scores [U, G, N] -> the part of counterfactual advantages that only spreads all scores."""
+    real, groups = mask[:, None], scores.shape[1]
+
+    def total(s: Array) -> Array:
+        return jnp.sum(expected_reward(s, labels[:, None], real, reward=reward))
+
+    scores = jnp.where(real, scores, 0.0)
+    count = jnp.maximum(jnp.sum(real, axis=-1, keepdims=True), 1)
+    mean = jnp.sum(scores, axis=-1, keepdims=True) / count
+    centered = jnp.where(real, scores - mean, 0.0)
+    price = jnp.sum(jax.grad(total)(scores) * centered) / (jnp.sum(centered**2) + 1e-9)
+    # replacing s_i by x changes half the sum of squares around the mean by (x - s_i)(x + s_i - 2 mean - (x - s_i)/N)/2
+    x, s = scores[:, None], scores[:, :, None]  # x [U, 1, G', N], s [U, G, 1, N]
+    change = (x - s) * (x + s - 2 * mean[:, :, None] - (x - s) / count[:, :, None]) / 2
+    return jnp.where(real, -price * jnp.sum(change, axis=2) / (groups - 1), 0.0)
+
+
+def item_loss(config: RunConfig, scores: Array, batch: ListBatch) -> Array:
+    """The loss of the item head's scores [U, N], weighted; 0 without this head."""
+    if not config.model.item_head:
+        return jnp.zeros(())
+    return config.rl.item_weight * head_loss(head_loss_of(config.sft), scores[..., None], batch, None)
 
 
 def token_loss(
@@ -263,10 +313,26 @@ def make_rl_steps(mesh: Mesh, config: RunConfig) -> tuple[Assess, RLUpdate]:
     optimizer = make_optimizer(settings, steps)
 
     def update(
-        state: TrainState, reference: Params, batch: ListBatch, rollout: Rollout, assessment: Assessment
+        state: TrainState,
+        reference: Params,
+        batch: ListBatch,
+        rollout: Rollout,
+        assessment: Assessment,
+        extra: Any = None,
     ) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(state.key(), UPDATE)
         grads, metrics = rl_gradients(mesh, config, state.params, reference, batch, rollout, assessment, key)
+        if extra is not None:
+            from r2rank_jax.model.forward import read_items
+            from r2rank_jax.model.transformer import item_scores
+
+            def label_loss(params: Params) -> Array:
+                hidden = read_items(config.model, params, extra).last_hidden
+                return item_loss(config, item_scores(params, hidden), extra)
+
+            loss, more = jax.value_and_grad(label_loss)(state.params)
+            grads = jax.tree.map(jnp.add, grads, more)
+            metrics["label_loss"] = loss
         state, changed = apply_gradients(state, grads, optimizer, settings.ema_decay, config.trained)
         return state, metrics | changed
 
@@ -277,7 +343,7 @@ def make_rl_steps(mesh: Mesh, config: RunConfig) -> tuple[Assess, RLUpdate]:
     return (
         jax.jit(
             lambda params, reference, batch, rollout: assess(mesh, config, params, reference, batch, rollout),
-            out_shardings=Assessment(split, split, split, whole),  # type: ignore[arg-type]
+            out_shardings=Assessment(split, split, split, whole, whole, whole),  # type: ignore[arg-type]
         ),
         jax.jit(update, out_shardings=(shardings, whole), donate_argnums=0),
     )

@@ -15,7 +15,7 @@ from r2rank_jax.model.logprobs import TokenLoss
 from r2rank_jax.ranking.losses import Loss
 from r2rank_jax.ranking.metrics import has_relevant
 from r2rank_jax.sharding import replicated
-from r2rank_jax.train.chunks import Losses, Rows, gradients
+from r2rank_jax.train.chunks import ListScores, Losses, Rows, gradients
 from r2rank_jax.train.context import update_context
 from r2rank_jax.train.objectives import head_loss_of
 from r2rank_jax.train.state import TrainState, abstract_state, apply_gradients, make_optimizer
@@ -56,14 +56,19 @@ def sft_gradients(
         loss = TokenLoss(lambda statistics, _, tokens: -statistics.logp / tokens, (), tokens)
         return judge_and_sum(loss, context.model, p, chunk.batch, chunk.rationales, prefix=prefix)
 
-    def of_scores(shared: Any, scores: Array, rows: Rows) -> Array:
-        return config.sft.head_weight * head_loss(of_list, scores, rows.batch, shared[1])
+    def of_scores(shared: Any, scores: ListScores, rows: Rows) -> Array:
+        loss = config.sft.head_weight * head_loss(of_list, scores.rationales, rows.batch, shared[1])
+        if config.model.item_head:
+            loss += config.sft.item_weight * head_loss(of_list, scores.items[..., None], rows.batch, shared[1])
+        return loss
 
     grads, judged = gradients(context, Losses(of_tokens, of_scores), params, (tokens, key), rows)
     parts = {
         "rationale_loss": -jnp.sum(judged.logp) / tokens,
         "head_loss": head_loss(of_list, judged.scores, batch, key),
     }
+    if config.model.item_head:
+        parts["item_loss"] = head_loss(of_list, judged.item_scores[..., None], batch, key)
     return grads, {"loss": parts["rationale_loss"] + config.sft.head_weight * parts["head_loss"], **parts}
 
 
@@ -81,8 +86,23 @@ def make_sft_step(mesh: Mesh, config: RunConfig) -> SFTStep:
     settings = config.sft.optimizer
     optimizer = make_optimizer(settings, config.sft.steps)
 
-    def step(state: TrainState, batch: ListBatch, rationales: Rationales) -> tuple[TrainState, dict[str, Array]]:
+    of_list = head_loss_of(config.sft)
+
+    def item_loss(params: Params, batch: ListBatch) -> Array:
+        from r2rank_jax.model.forward import read_items
+        from r2rank_jax.model.transformer import item_scores
+
+        hidden = read_items(config.model, params, batch).last_hidden
+        return config.sft.item_weight * head_loss(of_list, item_scores(params, hidden)[..., None], batch, None)
+
+    def step(
+        state: TrainState, batch: ListBatch, rationales: Rationales, extra: Any = None
+    ) -> tuple[TrainState, dict[str, Array]]:
         grads, metrics = sft_gradients(mesh, config, state.params, batch, rationales, state.key())
+        if extra is not None:
+            loss, more = jax.value_and_grad(item_loss)(state.params, extra)
+            grads = jax.tree.map(jnp.add, grads, more)
+            metrics["label_loss"] = loss
         state, update = apply_gradients(state, grads, optimizer, settings.ema_decay, config.trained)
         return state, metrics | update
 

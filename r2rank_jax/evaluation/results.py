@@ -15,7 +15,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -144,33 +144,48 @@ def machine_info() -> dict[str, Any]:
 
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:
-    """Check `results` and write them as JSON. `path` holds either the old or the new content, never a part of it.
+    """Check `results` and write them, see `write_checked`."""
+    write_checked(path, results, check_results)
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Read and check what `write_results` wrote, see `read_checked`."""
+    return read_checked(path, check_results, "r2rank eval")
+
+
+def write_checked(path: Path, content: Mapping[str, Any], check: Callable[[Any], None]) -> None:
+    """Check content and write it as JSON. `path` holds either the old or the new content, never a part of it.
 
     Raises:
-        ResultsError: the content has another form, or a number that JSON cannot represent (NaN, infinity).
+        ResultsError: `check` refuses the content, or it has a number that JSON cannot represent (NaN, infinity).
     """
-    check_results(results)
+    check(content)
     try:
-        text = json.dumps(results, indent=2, allow_nan=False, ensure_ascii=False)
+        text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
     except (TypeError, ValueError) as error:
-        raise ResultsError(f"results must be plain, finite JSON values: {error}") from error
+        raise ResultsError(f"{path.stem} must be plain, finite JSON values: {error}") from error
     with replacing_file(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def read_results(path: Path) -> dict[str, Any]:
-    """Read and check what `write_results` wrote.
+def read_checked(path: Path, check: Callable[[Any], None], command: str) -> dict[str, Any]:
+    """Read and check what `write_checked` wrote.
+
+    Args:
+        path: of the file.
+        check: raises `ResultsError` for content of another form.
+        command: that writes such a file, for the message.
 
     Raises:
         FileNotFoundError: there is no file at `path`.
         ResultsError: the file does not hold JSON, or holds JSON of another form.
     """
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ResultsError(f"{path} must hold JSON: {error}; run `r2rank eval` again") from error
-    check_results(results)
-    return results
+        raise ResultsError(f"{path} must hold JSON: {error}; run `{command}` again") from error
+    check(content)
+    return content
 
 
 def check_results(results: Any) -> None:

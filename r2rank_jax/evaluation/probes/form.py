@@ -21,14 +21,12 @@ from `own`; groups are [{from, to, lists, ndcg: cell}]. `docs/probes.md` says wh
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from r2rank_jax.errors import ResultsError
-from r2rank_jax.evaluation.results import check_cell
-from r2rank_jax.files.atomic import replacing_file
+from r2rank_jax.evaluation.results import check_cell, read_checked, write_checked
 
 SCHEMA = 1
 """Incremented when a reader of the old form would misread the new one."""
@@ -53,33 +51,13 @@ _HEADER = (
 
 
 def write_probes(path: Path, probes: Mapping[str, Any]) -> None:
-    """Check `probes` and write them as JSON. `path` holds either the old or the new content, never a part of it.
-
-    Raises:
-        ResultsError: the content has another form, or a number that JSON cannot represent (NaN, infinity).
-    """
-    check_probes(probes)
-    try:
-        text = json.dumps(probes, indent=2, allow_nan=False, ensure_ascii=False)
-    except (TypeError, ValueError) as error:
-        raise ResultsError(f"probes must be plain, finite JSON values: {error}") from error
-    with replacing_file(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    """Check `probes` and write them, see `results.write_checked`."""
+    write_checked(path, probes, check_probes)
 
 
 def read_probes(path: Path) -> dict[str, Any]:
-    """Read and check what `write_probes` wrote.
-
-    Raises:
-        FileNotFoundError: there is no file at `path`.
-        ResultsError: the file does not hold JSON, or holds JSON of another form.
-    """
-    try:
-        probes = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ResultsError(f"{path} must hold JSON: {error}; run `r2rank probe` again") from error
-    check_probes(probes)
-    return probes
+    """Read and check what `write_probes` wrote, see `results.read_checked`."""
+    return read_checked(path, check_probes, "r2rank probe")
 
 
 def check_probes(probes: Any) -> None:

@@ -28,8 +28,8 @@ class TrainingData:
         users, items = ids(self.users, "users", ndim=1), ids(self.items, "items", ndim=1)
         require_pairs(users, items)
         for name, values, count in (("users", users, self.user_count), ("items", items, self.item_count)):
-            if values.size and int(values.max()) >= count:
-                raise ValueError(f"{name} must be dense ids below {count}, got {int(values.max())}")
+            if values.size and int(np.max(values)) >= count:
+                raise ValueError(f"{name} must be dense ids below {count}, got {int(np.max(values))}")
         object.__setattr__(self, "users", users)
         object.__setattr__(self, "items", items)
 
@@ -62,7 +62,7 @@ class UnlabeledLists:
                 f"users, histories and candidates must have one row per list, got {len(users)}, {len(histories)} and "
                 f"{len(candidates)}"
             )
-        if any(values.size and int(values.min()) < 0 for values in (users, candidates, *histories)):
+        if any(values.size and int(np.min(values)) < 0 for values in (users, candidates, *histories)):
             raise ValueError("users, histories and candidates must hold dense ids >= 0")
         object.__setattr__(self, "users", users)
         object.__setattr__(self, "candidates", candidates)

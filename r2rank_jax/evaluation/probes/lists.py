@@ -80,11 +80,11 @@ def lists_of_other_users(users: IntArray, rng: np.random.Generator) -> IntArray 
         rng: draws the order of the users.
     """
     distinct, place, counts = np.unique(users, return_inverse=True, return_counts=True)
-    if 2 * counts.max(initial=0) > len(users) or len(distinct) < 2:
+    if 2 * np.max(counts, initial=0) > len(users) or len(distinct) < 2:
         return None
     by_user = np.argsort(rng.permutation(len(distinct))[place], kind="stable")
     others = np.empty(len(users), np.int64)
-    others[by_user] = np.roll(by_user, counts.max())  # a shift by the longest run leaves no list within its own run
+    others[by_user] = np.roll(by_user, np.max(counts))  # a shift by the longest run leaves no list within its own run
     return others
 
 

@@ -40,3 +40,7 @@ class ScoresError(R2RankError, ValueError):
 
 class ResultsError(R2RankError, ValueError):
     """Results that do not have the format documented in `evaluation/results.py`."""
+
+
+class ExperimentError(R2RankError, RuntimeError):
+    """An experiment whose runs failed, or that does not match what was run."""

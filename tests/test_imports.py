@@ -29,6 +29,7 @@ ORDER = [
     "report",
     "plan",
     "runs",
+    "experiments",
     "cli",
 ]
 # The same for the rooms of data/, by stage of life.

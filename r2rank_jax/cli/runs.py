@@ -14,7 +14,7 @@ from r2rank_jax.errors import UsageError
 from r2rank_jax.files.places import require_file, require_folder
 from r2rank_jax.phases import PHASES
 
-_FILES = {"eval": ("results.json", "rationales.jsonl"), "probe": ("probes.json",)}
+_FILES = {"eval": ("results.json", "by_list.npz", "rationales.jsonl"), "probe": ("probes.json",)}
 """What commands write that train nothing."""
 
 
@@ -38,6 +38,13 @@ def add_runs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "--other-data",
         action="store_true",
         help="evaluate on purpose on data or a split that the policies were not trained with; the results say so",
+    )
+    evaluation.add_argument(
+        "--phase",
+        action="append",
+        default=[],
+        choices=PHASES,
+        help="evaluate this phase only; may be repeated (default: all that the run directory has)",
     )
     probe = add_configured(commands, "probe", "ask what the ranking of a trained policy rests on")
     probe.add_argument("--phase", default="rl", choices=PHASES, help="phase whose policy is probed (default: rl)")
@@ -83,7 +90,7 @@ def _carry_out(arguments: argparse.Namespace, config: RunConfig, run_dir: Path) 
     elif arguments.command == "eval":
         from r2rank_jax.runs import eval as evaluation
 
-        evaluation.run(config, run_dir, step=arguments.step, other_data=arguments.other_data)
+        evaluation.run(config, run_dir, step=arguments.step, other_data=arguments.other_data, only=arguments.phase)
     elif arguments.command == "probe":
         from r2rank_jax.runs.probe import probe
 

@@ -1,7 +1,8 @@
 """`r2rank eval`: every system ranks the same frozen test lists, once.
 
-Writes `results.json` (means with bootstrap intervals, paired tests, hashes, machine) and, for the report,
-`rationales.jsonl` (the policies' rationales for the candidates of a few users).
+Writes `results.json` (means with bootstrap intervals, paired tests, hashes, machine), `by_list.npz` (every metric of
+every list, for tests of your own) and, for the report, `rationales.jsonl` (the policies' rationales for the candidates
+of a few users).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ from r2rank_jax.runs.session.log import say
 from r2rank_jax.sharding import abstract_params, make_mesh
 from r2rank_jax.train.objectives import check
 
+BY_LIST = "by_list.npz"
 PAIRS = (
     ("sft", "random"),
     ("rl", "sft"),
@@ -45,7 +48,14 @@ PAIRS = (
 )
 
 
-def run(config: RunConfig, run_dir: Path, *, step: int | None = None, other_data: bool = False) -> None:
+def run(
+    config: RunConfig,
+    run_dir: Path,
+    *,
+    step: int | None = None,
+    other_data: bool = False,
+    only: Sequence[Phase] = (),
+) -> None:
     """Evaluate the baselines and every phase of `run_dir` on the test lists.
 
     Args:
@@ -53,10 +63,11 @@ def run(config: RunConfig, run_dir: Path, *, step: int | None = None, other_data
         run_dir: the run directory.
         step: evaluate this checkpoint of every phase that has it, and no other; None: the latest of every phase.
         other_data: accept data or a split that the policies were not trained with, and say so in the results.
+        only: evaluate these phases; empty: all that `run_dir` has.
     """
     check(config)
     mesh = make_mesh(config.mesh)
-    phases = _phases(run_dir, step)
+    phases = _phases(run_dir, step, only)
     inputs = open_inputs(config, run_dir)
     lists = inputs.dataset.candidate_lists("test")
 
@@ -123,6 +134,7 @@ def run(config: RunConfig, run_dir: Path, *, step: int | None = None, other_data
         ),
     )
     write_results(run_dir / "results.json", results)
+    _write_by_list(run_dir / BY_LIST, lists, systems, curves)
     _write_rationales(run_dir / "rationales.jsonl", inputs, lists, outputs)
     print(results_table(results))
 
@@ -150,10 +162,27 @@ def _by_count(inputs: Inputs, lists: CandidateLists, readings: Readings) -> dict
     }
 
 
-def _phases(run_dir: Path, step: int | None) -> list[Phase]:
+def _write_by_list(
+    path: Path,
+    lists: CandidateLists,
+    systems: dict[str, dict[str, np.ndarray]],
+    curves: dict[str, dict[str, np.ndarray]],
+) -> None:
+    """Write `user` and `position` [L], and each metric [L] as `system/SYSTEM/METRIC` or `curve/PHASE/COUNT`."""
+    arrays = {"user": lists.user, "position": lists.position}
+    for kind, table in (("system", systems), ("curve", curves)):
+        arrays |= {f"{kind}/{name}/{column}": x for name, row in table.items() for column, x in row.items()}
+    with replacing_file(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+def _phases(run_dir: Path, step: int | None, only: Sequence[Phase]) -> list[Phase]:
     """The phases to evaluate."""
-    steps = {phase: sealed_steps(run_dir / "checkpoints" / phase) for phase in PHASES}
-    phases = [phase for phase in PHASES if steps[phase] and step in (None, *steps[phase])]
+    steps = {phase: sealed_steps(run_dir / "checkpoints" / phase) for phase in only or PHASES}
+    missing = [phase for phase in only if not steps[phase]]
+    if missing:
+        raise CheckpointError(f"--phase must be one that {run_dir} has trained, got {missing[0]}; train it first")
+    phases = [phase for phase in steps if steps[phase] and step in (None, *steps[phase])]
     if step is not None and not phases:
         checkpoints = "; ".join(f"{phase}: {', '.join(map(str, s))}" for phase, s in steps.items() if s) or "none"
         raise CheckpointError(f"--step must be a checkpoint of a phase in {run_dir} ({checkpoints}), got {step}")

@@ -93,6 +93,9 @@ class ModelConfig(Checked):
     score_reads: Literal["words", "context"] = "context"
     """What the scoring head's hidden state has seen. words: the rationale alone, read once more from position 0, so
     that a score depends on its words only and equal rationales have equal scores. context: prefix and item as well."""
+    critic: bool = False
+    """Add a critic, a second head at each item's last token, before any reasoning. Rankings do not use it; see
+    `train.critic`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the computation; parameters, softmax, norms and losses stay float32."""
     lora_rank: Annotated[int, Range(0, note="no adapters")] = 0
@@ -214,13 +217,19 @@ class RunConfig(Checked):
             "model.score_reads=words scores the words of a rationale and needs data.rationale_tokens > 0, got "
             f"{self.data.rationale_tokens}; raise it, or set model.score_reads to context",
         )
+        for wanted in ("sft.critic_users", "rl.critic_share"):
+            phase, name = wanted.split(".")
+            require(
+                self.model.critic or not getattr(getattr(self, phase), name),
+                f"{wanted} needs model.critic, which is off; turn it on, or set {wanted} to 0",
+            )
         shards = self.mesh.batch_shards
-        for phase in ("sft", "rl", "evaluation"):
-            users = getattr(self, phase).batch_users
+        for wanted in ("sft.batch_users", "rl.batch_users", "evaluation.batch_users", "sft.critic_users"):
+            phase, name = wanted.split(".")
+            users = getattr(getattr(self, phase), name)
             lower, upper = users // shards * shards, -(-users // shards) * shards
             choices = " or ".join(str(n) for n in sorted({lower, upper}) if n > 0)
             require(
                 users % shards == 0,
-                f"{phase}.batch_users={users} must be divisible by mesh.data x mesh.fsdp = {shards}; "
-                f"set {phase}.batch_users to {choices}",
+                f"{wanted}={users} must be divisible by mesh.data x mesh.fsdp = {shards}; set {wanted} to {choices}",
             )

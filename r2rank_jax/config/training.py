@@ -51,6 +51,8 @@ class SFTConfig(Checked):
     """Weight of the head's loss; the cross-entropy of the rationale has weight 1."""
     head_loss: Text = "list_net"
     """Loss of the scores of a list: one of `ranking.losses`, or module:function with the same arguments."""
+    critic_users: Annotated[int, Range(0, note="none")] = 0
+    """Further lists of each step, without rationales, whose labels train the critic (model.critic)."""
     log_every: Count = 20
     validate_every: Annotated[int, Range(0, note="0: at the end only")] = 200
     checkpoint_every: Annotated[int, Range(0, note="0: at the end only")] = 200
@@ -98,6 +100,9 @@ class RLConfig(Checked):
     """Weight of KL(policy || SFT policy) per token, over the whole vocabulary."""
     entropy_weight: Weight = 0.0
     """Weight of the entropy bonus."""
+    critic_share: Annotated[float, Range(0, 1)] = 0.0
+    """Share of the relevance that the SFT policy's critic expects, in place of the sampled labels, in the
+    advantages."""
     ratio: Literal["token", "sequence"] = "token"
     """PPO's probability ratio: one for each token, or one for the sequence (GSPO)."""
     clip_low: Annotated[float, Range(0, 1)] = 0.2

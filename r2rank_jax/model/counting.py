@@ -28,7 +28,7 @@ class BatchShape(NamedTuple):
 
 
 def parameters(model: ModelConfig) -> int:
-    """The number of parameters, including the scoring head."""
+    """The number of parameters, including the heads."""
     heads = 2 * model.heads + 2 * model.kv_heads  # queries and outputs; keys and values
     layer = heads * model.head_size * model.width + 3 * model.width * model.mlp_width + 2 * model.width
     if model.attention_bias:
@@ -37,7 +37,7 @@ def parameters(model: ModelConfig) -> int:
         layer += 2 * model.head_size
     layer += model.lora_rank * _adapted_axes(model)
     matrices = 1 if model.tied_embeddings else 2
-    return model.layers * layer + matrices * model.vocabulary * model.width + 2 * model.width
+    return model.layers * layer + matrices * model.vocabulary * model.width + (2 + model.critic) * model.width
 
 
 def _adapted_axes(model: ModelConfig) -> int:

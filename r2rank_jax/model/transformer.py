@@ -312,6 +312,10 @@ def initial_params(config: ModelConfig, key: Array) -> Params:
         "final_norm": RMSNorm(config.norm_epsilon).init(key, x)["params"],
         "score_head": normal("score_head", (width,), (None,), width * 100),
     }
+    if config.critic:
+        params["critic_head"] = nn.with_logical_partitioning(nn.initializers.zeros_init(), (None,))(
+            key, (width,), jnp.float32
+        )
     if not config.tied_embeddings:
         params["lm_head"] = normal("lm_head", vocabulary, ("vocabulary", "embed"), width)
     return params
@@ -328,3 +332,8 @@ def scores(params: Params, hidden: Array) -> Array:
     The head has no bias, because Plackett-Luce does not change when a constant is added to all scores.
     """
     return hidden.astype(jnp.float32) @ params["score_head"]
+
+
+def critic_scores(params: Params, hidden: Array) -> Array:
+    """The critic's head (`ModelConfig.critic`): hidden states [..., D] of items' last tokens -> float32 [...]."""
+    return hidden.astype(jnp.float32) @ params["critic_head"]

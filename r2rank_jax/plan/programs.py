@@ -24,7 +24,9 @@ def lowered_sft(mesh: Mesh, config: RunConfig) -> Iterator[tuple[str, jax.stages
     state = abstract_state(mesh, config.model, config.sft.optimizer, config.sft.steps, config.trained)
     batch = abstract_lists(mesh, config, config.sft.batch_users)
     rationales = abstract_rationales(mesh, config, config.sft.batch_users, 1)
-    yield "sft step", make_sft_step(mesh, config).lower(state, batch, rationales)  # type: ignore[attr-defined]
+    critics = config.sft.critic_users
+    lists = abstract_lists(mesh, config, critics) if critics else None
+    yield "sft step", make_sft_step(mesh, config).lower(state, batch, rationales, lists)  # type: ignore[attr-defined]
 
 
 def lowered_rl(mesh: Mesh, config: RunConfig) -> Iterator[tuple[str, jax.stages.Lowered]]:

@@ -98,7 +98,7 @@ def score_lists(
         order, user = gather(mesh, to_mesh(mesh, (order, np.asarray(batch.user))))
         results.append(tuple(x[user >= 0] for x in (scores, tokens, order)))
     scores, tokens, order = (np.concatenate(parts) for parts in zip(*results, strict=True))
-    if words:
+    if words and tokens.size:
         scores = _same_for_equal_rationales(scores, tokens)
     inverse = np.argsort(order, axis=1)
     return Readings(

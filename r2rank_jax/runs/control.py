@@ -20,13 +20,21 @@ def steps_of_same_work(sft: RunConfig, rl: RunConfig, *, traced_items: int) -> i
         traced_items: N of the traced lists.
     """
     one_update = update_flops(sft.model, _shape(sft, sft.sft.batch_users, traced_items, 1), trained=sft.trained)
+    one_update += _critic_flops(sft, sft.sft.critic_users)
 
     shape = _shape(rl, rl.rl.batch_users, rl.data.candidate_items, rl.rl.rationales)
     forward, hidden = forward_flops(rl.model, shape), forward_flops(rl.model, shape, logits=False)
     rollout = forward
     assess = hidden + (forward if rl.rl.updates > 1 else 0)
+    if rl.rl.critic_share:
+        assess += forward_flops(rl.model, shape._replace(length=0))
     updates = rl.rl.updates * (update_flops(rl.model, shape, trained=rl.trained) + forward - hidden)
     return max(1, round(rl.rl.steps * (rollout + assess + updates) / one_update))
+
+
+def _critic_flops(config: RunConfig, users: int) -> float:
+    shape = _shape(config, users, config.data.candidate_items, 1)._replace(length=0)
+    return update_flops(config.model, shape, trained=config.trained)
 
 
 def _shape(config: RunConfig, users: int, items: int, rationales: int) -> BatchShape:

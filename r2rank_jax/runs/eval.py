@@ -35,6 +35,7 @@ from r2rank_jax.runs.inputs import Inputs, held_out_metrics, metrics_of, open_in
 from r2rank_jax.runs.notes import leaked_positives, notes_on, notes_on_references
 from r2rank_jax.runs.session.log import say
 from r2rank_jax.sharding import abstract_params, make_mesh
+from r2rank_jax.train.critic import make_critic
 from r2rank_jax.train.objectives import check
 
 BY_LIST = "by_list.npz"
@@ -45,6 +46,7 @@ PAIRS = (
     ("sft_continued", "sft"),
     ("rl", "popularity"),
     ("rl", "item_knn"),
+    ("rl", "critic"),
 )
 
 
@@ -92,6 +94,8 @@ def run(
         settings = other_settings(policy.record, config)
         notes += notes_on(phase, policy, differences, settings, leaked_positives(policy.record, inputs))
         systems[phase], outputs[phase] = held_out_metrics(inputs, scorer, mesh, policy.params, "test")
+        if phase == "sft" and config.model.critic:
+            systems["critic"], _ = held_out_metrics(inputs, make_critic(mesh, config), mesh, policy.params, "test")
         if config.evaluation.rationales > 1:
             of_greedy, _ = held_out_metrics(inputs, greedy, mesh, policy.params, "test")
             curves[phase] = {"greedy": of_greedy[_ndcg(config)], **_by_count(inputs, lists, outputs[phase])}

@@ -5,7 +5,9 @@ This module also writes the configuration that a run directory records.
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from jax.sharding import Mesh
 
 from r2rank_jax.config import RunConfig, to_json
 from r2rank_jax.data.batches.encoder import Encoder
-from r2rank_jax.data.batches.pipeline import evaluation_batches
+from r2rank_jax.data.batches.pipeline import Batches, evaluation_batches, list_batches
 from r2rank_jax.data.prepared.dataset import CandidateLists, Dataset, load_for_prompts
 from r2rank_jax.data.prompts.tokenizer import FastTokenizer
 from r2rank_jax.errors import ConfigError, ScoresError
@@ -25,11 +27,13 @@ from r2rank_jax.phases import InputHashes
 from r2rank_jax.pretrained.folder import tokenizer_hash
 from r2rank_jax.rollout.scoring import Readings, Scorer, score_lists
 from r2rank_jax.runs.starting_model import read_run_tokenizer
-from r2rank_jax.sharding import part_of_batch
-from r2rank_jax.types import Params
+from r2rank_jax.sharding import Part, part_of_batch
+from r2rank_jax.types import ListBatch, Params
 
 # Separates the draw of validation users from other uses of the data's seed.
 VALIDATION_KEY = 2**31 - 3
+# Separates the order of the critic's lists from that of the policy's.
+CRITIC_SEED = 2**31 - 5
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,38 @@ def open_inputs(config: RunConfig, run_dir: Path) -> Inputs:
         tokenizer=tokenizer_hash(run_dir),
     )
     return Inputs(hashes, config, dataset, tokenizer, Encoder(tokenizer, dataset, config.data))
+
+
+def training_batches(inputs: Inputs, part: Part, users: int, seed: int) -> Batches[ListBatch]:
+    """This process's rows of the batches of training lists: all lists, shuffled, with fresh negatives in each epoch.
+
+    Args:
+        inputs: from `open_inputs`.
+        part: from `part_of_batch`.
+        users: lists of a global batch.
+        seed: of the order and the negatives.
+    """
+    config = inputs.config
+    return list_batches(
+        inputs.dataset,
+        inputs.encoder,
+        batch_users=users,
+        candidate_items=config.data.candidate_items,
+        positives=config.data.train_positives,
+        seed=seed,
+        process_index=part.places,
+        process_count=part.parts,
+        workers=config.compute.data_workers,
+    )
+
+
+def critic_batches(inputs: Inputs, part: Part, users: int, seed: int, *, first: int) -> Iterator[ListBatch | None]:
+    """As `training_batches`, in an order of their own, from batch `first` on; None for ever if `users` is 0."""
+    if not users:
+        return itertools.repeat(None)
+    batches = training_batches(inputs, part, users, (seed + CRITIC_SEED) % 2**32)
+    batches.set_state({"next_index": first})
+    return batches
 
 
 def record_config(run_dir: Path, config: RunConfig) -> None:

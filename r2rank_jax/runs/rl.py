@@ -19,14 +19,13 @@ from jax.sharding import Mesh
 
 from r2rank_jax.checkpoint import Checkpoints, load_policy
 from r2rank_jax.config import RunConfig, to_json
-from r2rank_jax.data.batches.pipeline import list_batches
 from r2rank_jax.errors import ScoresError
 from r2rank_jax.lineage import require_same_inputs
 from r2rank_jax.phases import PhaseRecord
 from r2rank_jax.rollout.decoding import Rollout
 from r2rank_jax.rollout.generate import make_rollout
 from r2rank_jax.rollout.scoring import make_scorer
-from r2rank_jax.runs.inputs import open_inputs, record_config, validation_metrics
+from r2rank_jax.runs.inputs import open_inputs, record_config, training_batches, validation_metrics
 from r2rank_jax.runs.session.divergence import SkippedUpdates
 from r2rank_jax.runs.session.log import RunLog, is_due, say
 from r2rank_jax.runs.session.resuming import resume
@@ -53,17 +52,7 @@ def run(config: RunConfig, run_dir: Path) -> None:
     # -- data: every training list, with fresh negatives in each epoch; no traces -----------------------------------
     inputs, part = open_inputs(config, run_dir), part_of_batch(mesh)
     require_same_inputs(sft.record, config, inputs.hashes)
-    iterator = list_batches(
-        inputs.dataset,
-        inputs.encoder,
-        batch_users=rl.batch_users,
-        candidate_items=config.data.candidate_items,
-        positives=config.data.train_positives,
-        seed=config.seed,
-        process_index=part.places,
-        process_count=part.parts,
-        workers=config.compute.data_workers,
-    )
+    iterator = training_batches(inputs, part, rl.batch_users, config.seed)
 
     # -- the compiled functions -------------------------------------------------------------------------------------
     rollout_fn = make_rollout(mesh, config, inputs.tokenizer.stop)  # prompts -> sampled rationales

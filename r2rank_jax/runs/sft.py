@@ -26,7 +26,7 @@ from r2rank_jax.lineage import require_same_inputs
 from r2rank_jax.phases import Phase, PhaseRecord
 from r2rank_jax.rollout.scoring import make_scorer
 from r2rank_jax.runs.control import steps_of_same_work
-from r2rank_jax.runs.inputs import open_inputs, record_config, validation_metrics
+from r2rank_jax.runs.inputs import critic_batches, open_inputs, record_config, validation_metrics
 from r2rank_jax.runs.session.divergence import SkippedUpdates
 from r2rank_jax.runs.session.log import RunLog, is_due, say
 from r2rank_jax.runs.session.resuming import resume
@@ -91,6 +91,7 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
         like = abstract_state(mesh, config.model, config.sft.optimizer, steps, config.trained)
         state, saved = checkpoints.restore(done, like)
         iterator.set_state(saved.iterator)
+    critic_lists = critic_batches(inputs, part, config.sft.critic_users, seed, first=done)
     if not continued:
         record_config(run_dir, config)  # only now: a refused command must not change a run's record
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -105,7 +106,8 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
     with RunLog(run_dir, phase, resume_step=done, steps=steps, wall_s=resumption.wall_s) as log:
         for step in range(done + 1, steps + 1):
             batch, rationales = to_mesh(mesh, next(iterator))
-            state, metrics = train_step(state, batch, rationales)
+            lists = to_mesh(mesh, next(critic_lists))
+            state, metrics = train_step(state, batch, rationales, lists)
             jax.block_until_ready(metrics)  # queued collectives of several processes can deadlock on CPU
             skipped.count(step, bool(metrics["skipped"]), batch)
             last = step == steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,8 @@ def adopt(directory: Path, run_dir: Path) -> None:
 
 
 def starting_params(mesh: Mesh, config: RunConfig, fresh: Params) -> Params:
-    """The weights of the imported model that a run starts from, with the adapters, which it lacks, from `fresh`."""
-    plain = without_adapters(config.model)
+    """The weights of the imported model that a run starts from; adapters and a critic, which it lacks, are `fresh`."""
+    plain = replace(without_adapters(config.model), critic=False)
     loaded = load_pretrained(Path(str(config.pretrained)), abstract_params(mesh, plain), plain)
 
     def overlay(new: Any, old: Any) -> Any:

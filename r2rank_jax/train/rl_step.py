@@ -18,8 +18,9 @@ from flax import struct
 from jax.sharding import Mesh
 
 from r2rank_jax.config import RLConfig, RunConfig
-from r2rank_jax.model.forward import Judgement, judge, judge_and_sum, read_rationales, real_tokens
+from r2rank_jax.model.forward import Judgement, judge, judge_and_sum, read_items, read_rationales, real_tokens
 from r2rank_jax.model.logprobs import TokenLoss, TokenStatistics
+from r2rank_jax.model.transformer import critic_scores
 from r2rank_jax.ranking.credit import item_advantages
 from r2rank_jax.ranking.estimators import surrogate
 from r2rank_jax.ranking.expectation import expected_reward
@@ -27,6 +28,7 @@ from r2rank_jax.rollout.decoding import Rollout
 from r2rank_jax.sharding import replicated, users
 from r2rank_jax.train.chunks import Losses, Rows, gradients, read_in_chunks
 from r2rank_jax.train.context import UpdateContext, update_context
+from r2rank_jax.train.critic import expected_labels
 from r2rank_jax.train.losses import clipped_policy, sequence_log_ratio, without_scale_gradient
 from r2rank_jax.train.objectives import reward_of
 from r2rank_jax.train.rationale_rewards import centered, rationale_rewards_of
@@ -91,15 +93,22 @@ def assess(
     def logp(p: Params, _: Any, prefix: KeyValues | None, chunk: Rows) -> Array:
         return judge(context.model, p, chunk.batch, chunk.rationales, prefix=prefix, temperature=rl.temperature).logp
 
+    def expected(p: Params, _: Any, prefix: KeyValues | None, chunk: Rows) -> Array:
+        return critic_scores(p, read_items(context.model, p, chunk.batch, prefix).last_hidden)
+
     def hidden(p: Params, _: Any, prefix: KeyValues | None, chunk: Rows) -> Array:
         return read_rationales(context.model, p, chunk.batch, chunk.rationales, prefix).predicting
 
     old_logp = read_in_chunks(context, logp, params, (), rows) if rl.updates > 1 else None
     scores = rollout.scores.swapaxes(1, 2)  # [U, G, N]
     reward, of_rationales = reward_of(rl), rationale_rewards_of(rl)
-    advantages = item_advantages(scores, batch.labels, batch.mask, rule=rl.credit, reward=reward)
+    labels = batch.labels
+    if rl.critic_share:
+        of_critic = read_in_chunks(context, expected, reference, (), rows)
+        labels = expected_labels(of_critic, labels, batch.mask, share=rl.critic_share)
+    advantages = item_advantages(scores, labels, batch.mask, rule=rl.credit, reward=reward)
     if rl.fixed_scale:
-        advantages -= spread_advantages(scores, batch.labels, batch.mask, rule=rl.credit, reward=reward)
+        advantages -= spread_advantages(scores, labels, batch.mask, rule=rl.credit, reward=reward)
     advantages = advantages.swapaxes(1, 2)
     if of_rationales is not None:
         advantages = advantages + centered(of_rationales(rationales), batch.mask)

@@ -17,11 +17,13 @@ from r2rank_jax.ranking.metrics import has_relevant
 from r2rank_jax.sharding import replicated
 from r2rank_jax.train.chunks import Losses, Rows, gradients
 from r2rank_jax.train.context import update_context
+from r2rank_jax.train.critic import critic_gradients
 from r2rank_jax.train.objectives import head_loss_of
 from r2rank_jax.train.state import TrainState, abstract_state, apply_gradients, make_optimizer
 from r2rank_jax.types import Array, KeyValues, ListBatch, Params, Rationales, WeightedSum
 
-SFTStep = Callable[[TrainState, ListBatch, Rationales], tuple[TrainState, dict[str, Array]]]
+# state, batch, rationales, lists of the critic or None -> state, metrics
+SFTStep = Callable[..., tuple[TrainState, dict[str, Array]]]
 
 
 def sft_gradients(
@@ -77,12 +79,17 @@ def head_loss(of_list: Loss, scores: Array, batch: ListBatch, key: Array | None)
 
 
 def make_sft_step(mesh: Mesh, config: RunConfig) -> SFTStep:
-    """The jitted step. It donates the train state that it is given."""
+    """The jitted step. It donates the train state that it is given; `lists` train the critic."""
     settings = config.sft.optimizer
     optimizer = make_optimizer(settings, config.sft.steps)
 
-    def step(state: TrainState, batch: ListBatch, rationales: Rationales) -> tuple[TrainState, dict[str, Array]]:
+    def step(
+        state: TrainState, batch: ListBatch, rationales: Rationales, lists: ListBatch | None = None
+    ) -> tuple[TrainState, dict[str, Array]]:
         grads, metrics = sft_gradients(mesh, config, state.params, batch, rationales, state.key())
+        if lists is not None:
+            of_critic, metrics["critic_loss"] = critic_gradients(mesh, config, state.params, lists)
+            grads = jax.tree.map(jnp.add, grads, of_critic)
         state, update = apply_gradients(state, grads, optimizer, settings.ema_decay, config.trained)
         return state, metrics | update
 

@@ -16,12 +16,12 @@ from r2rank_jax.config import ModelConfig, OptimizerConfig, Trained
 from r2rank_jax.model.adapters import INPUT_AXES, is_adapter
 from r2rank_jax.model.transformer import initial_params
 from r2rank_jax.sharding import abstract, by_logical_axes
-from r2rank_jax.train.trainable import join_params, split_params
+from r2rank_jax.train.trainable import HEADS, join_params, split_params
 from r2rank_jax.types import Array, Params
 
 HEAD = "score_head"
-MATRICES = {name for matrices in INPUT_AXES.values() for name in matrices} | {"lm_head", HEAD}
-"""Parameters that decay, besides adapters. The head has no bias."""
+MATRICES = {name for matrices in INPUT_AXES.values() for name in matrices} | {"lm_head", *HEADS}
+"""Parameters that decay, besides adapters. The heads have no bias."""
 
 DECAY_SHARE = 0.2
 """Last share of the steps of `warmup_stable_decay` in which the rate falls. With a fifth, Hägele et al. 2024 ("Scaling

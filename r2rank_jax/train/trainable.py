@@ -1,4 +1,4 @@
-"""Which parameters an update trains: all of them, the adapters, or the scoring head alone.
+"""Which parameters an update trains: all of them, the adapters, or the heads alone.
 
 Frozen parameters are not arguments of the differentiated functions, so they need neither gradients nor optimizer
 moments.
@@ -15,11 +15,13 @@ from r2rank_jax.config import Trained
 from r2rank_jax.model.adapters import is_adapter
 from r2rank_jax.types import Params
 
+HEADS = ("score_head", "critic_head")
+
 
 def is_trainable(trained: Trained, path: tuple[Any, ...]) -> bool:
-    """Whether the parameter at this path of the tree is trained. The scoring head always is."""
+    """Whether the parameter at this path of the tree is trained. The heads always are."""
     name = path[-1].key
-    return trained == "all" or name == "score_head" or (trained == "adapters" and is_adapter(name))
+    return trained == "all" or name in HEADS or (trained == "adapters" and is_adapter(name))
 
 
 def split_params(trained: Trained, params: Params) -> tuple[Params, Params]:

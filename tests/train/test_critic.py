@@ -21,7 +21,6 @@ from r2rank_jax.train.state import fresh_state
 from tests.support.tiny_models import make_params
 from tests.support.training_steps import MESHES, STOP, local_batches, make_config
 
-
 ONE = MeshConfig()
 
 

@@ -28,12 +28,12 @@ import runpy
 from r2rank_jax.config import with_values
 from r2rank_jax.experiments.design import Arm, Experiment, Preparation, Protocol
 
-NO_REASONING = {{"data.rationale_tokens": 0, "model.score_reads": "context", "evaluation.rationales": 1}}
+NO_REASONING = {{"data.rationale_tokens": 0, "model.mlp_width": 24, "evaluation.rationales": 1}}
 
 
 def experiment():
     config = runpy.run_path({root!r} + "/tiny.py")["config"]()
-    values = {{"model.score_reads": "words", "evaluation.rationales": 2, "sft.steps": 2, "rl.steps": 2}}
+    values = {{"evaluation.rationales": 2, "sft.steps": 2, "rl.steps": 2}}
     raw, popular = {root!r} + "/raw", {root!r} + "/popular"
     command = ("data", "prepare", "--source", raw, "--out", popular, "--candidates", "5", "--negatives", "popularity")
     return Experiment(
@@ -135,7 +135,7 @@ def test_results_are_what_each_run_measured(finished):
 def test_an_arm_is_trained_with_the_settings_of_the_arm_that_it_starts_from(finished):
     root, _, _ = finished
     config = json.loads((root / "runs/tiny/seed0/direct_rl/config.json").read_text())
-    assert config["data"]["rationale_tokens"] == 0 and config["model"]["score_reads"] == "context"
+    assert config["data"]["rationale_tokens"] == 0 and config["model"]["mlp_width"] == 24
     assert config["rl"]["reward"] == "recall@1" and config["sft"]["steps"] == 2
 
 

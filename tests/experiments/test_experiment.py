@@ -16,10 +16,10 @@ from r2rank_jax.data.prepare.prepare import prepare
 from r2rank_jax.data.teacher.synthesize import synthesize
 from r2rank_jax.data.teacher.template import TemplateTeacher
 from r2rank_jax.errors import ExperimentError
+from r2rank_jax.evaluation.probes.form import read_probes
 from r2rank_jax.evaluation.results import read_results
 from r2rank_jax.experiments.datasets import require_same_interactions
 from r2rank_jax.experiments.design import Arm, Experiment, Protocol
-from r2rank_jax.runs.control import ranking_flops, rl_step_flops, sft_step_flops
 from tests.support.command_line import environment, write_tiny
 from tests.support.tiny_source import tiny_rows, write_raw
 
@@ -28,12 +28,12 @@ import runpy
 from r2rank_jax.config import with_values
 from r2rank_jax.experiments.design import Arm, Experiment, Preparation, Protocol
 
-NO_REASONING = {{"data.rationale_tokens": 0, "model.mlp_width": 24, "evaluation.rationales": 1}}
+NO_REASONING = {{"data.rationale_tokens": 0, "model.mlp_width": 24}}  # which also compiles fast
 
 
 def experiment():
     config = runpy.run_path({root!r} + "/tiny.py")["config"]()
-    values = {{"evaluation.rationales": 2, "sft.steps": 2, "rl.steps": 2}}
+    values = {{"sft.steps": 2, "rl.steps": 2}}
     raw, popular = {root!r} + "/raw", {root!r} + "/popular"
     command = ("data", "prepare", "--source", raw, "--out", popular, "--candidates", "5", "--negatives", "popularity")
     return Experiment(
@@ -42,14 +42,13 @@ def experiment():
         config=with_values(config, values),
         seeds=(0,),
         arms=(
-            Arm(name="sft", phase="sft", asks="words"),
             Arm(name="direct", phase="sft", values=NO_REASONING, asks="no words"),
             Arm(name="direct_rl", phase="rl", start="direct", values={{"rl.reward": "recall@1"}}, asks="RL of scores"),
             Arm(name="control", phase="sft_continued", start="direct_rl", asks="the same work"),
         ),
         baselines=("popularity", "item_knn"),
-        comparisons=(("direct_rl", "direct"), ("direct_rl", "control"), ("sft", "item_knn")),
-        probes=("sft",),
+        comparisons=(("direct_rl", "direct"), ("direct_rl", "control"), ("direct_rl", "item_knn")),
+        probes=("direct_rl",),
         also=(
             Protocol(
                 name="popular",
@@ -63,7 +62,6 @@ def experiment():
     )
 """
 ARMS = {
-    "sft": ("sft", "sft"),
     "direct": ("direct", "sft"),
     "direct_rl": ("direct_rl", "rl"),
     "control": ("direct_rl", "sft_continued"),
@@ -102,8 +100,8 @@ def finished(tmp_path_factory):
         assert "seed0/direct_rl: done" in out and not (root / "results").exists(), "the test lists are not scored yet"
         code, out, err = command(file, *places)
         assert code == 0, (out, err)
-        assert "seed0/sft: started" not in out
-        assert [out.count(f"{kind}: done") for kind in ("test", "popular", "probes")] == [3, 3, 1]
+        assert "seed0/direct: started" not in out
+        assert [out.count(f"{kind}: done") for kind in ("test", "popular", "probes")] == [2, 2, 1]
         yield root, file, places
 
 
@@ -121,8 +119,6 @@ def test_results_are_what_each_run_measured(finished):
         assert results["systems"]["popularity"]["ndcg@10"]["mean"] == pytest.approx(baseline)
         pairs = [row["b"] for row in results["comparisons"] if row["metric"] == "ndcg@10"]
         assert pairs == ["direct", "control", "item_knn"]
-        assert set(results["rationale_curve"]) == {"sft"}
-        assert set(results["rationale_curve"]["sft"]) == {"greedy", "1", "2"}
     own, popular = (read_results(root / f"results/{name}.json") for name in ("tiny", "tiny_popular"))
     assert own["candidate_hash"] != popular["candidate_hash"] and own["data_hash"] == popular["data_hash"]
     assert len(own["baselines"]["item_knn"]["trials"]) > 1 and own["baselines"] == popular["baselines"]
@@ -140,37 +136,21 @@ def test_an_arm_is_trained_with_the_settings_of_the_arm_that_it_starts_from(fini
 
 
 @pytest.mark.slow
-def test_costs_are_those_of_all_phases_of_an_arm(finished):
-    root, file, _ = finished
-    cost = read_results(root / "results/tiny.json")["cost"]
-    design = cli.experiment.load_experiment(file)
-    sft, rl = (design.config_of(design.arm(name), 0) for name in ("sft", "direct_rl"))
-    assert cost["sft"]["training_flops"] == pytest.approx(2 * sft_step_flops(sft, traced_items=5))
-    assert cost["direct"]["training_flops"] == pytest.approx(2 * sft_step_flops(rl, traced_items=5))
-    after_rl = cost["direct"]["training_flops"] + 2 * rl_step_flops(rl)
-    assert cost["direct_rl"]["training_flops"] == pytest.approx(after_rl)
-    control = cost["control"]["training_flops"]
-    assert control != after_rl and control == pytest.approx(after_rl, rel=0.3), "as much work, in whole steps"
-    assert cost["direct_rl"]["minutes"] > cost["direct"]["minutes"] > 0
-    readings = {row["rationales"]: row for row in cost["sft"]["readings"]}
-    assert list(readings) == ["greedy", "1", "2"]
-    assert readings["1"]["list_flops"] == readings["greedy"]["list_flops"] < readings["2"]["list_flops"]
-    assert readings["2"]["list_flops"] == ranking_flops(sft, items=5, rationales=2)
-    assert [row["rationales"] for row in cost["direct_rl"]["readings"]] == ["none"]
-    assert cost["direct_rl"]["readings"][0]["list_flops"] < readings["1"]["list_flops"]
-
-
-@pytest.mark.slow
-def test_probes_are_those_of_the_test_lists(finished):
+def test_costs_and_probes_are_those_of_the_runs(finished):
     root, _, _ = finished
     results = read_results(root / "results/tiny.json")
-    probed = results["probes"]["sft"]
-    measured = json.loads((root / "runs/tiny/seed0/sft/probe-sft/probes.json").read_text())
-    assert list(results["probes"]) == ["sft"] and measured["lists"] == "test"
-    assert probed["conditions"]["own"]["mean"] == pytest.approx(results["systems"]["sft"]["ndcg@10"]["mean"])
-    assert list(probed["conditions"]) == ["own", "exchanged", "deleted", "verdict_only", "other_user"]
-    exchanged = measured["probes"]["rationales"]["conditions"]["exchanged"]["ndcg"]["mean"]
-    assert probed["conditions"]["exchanged"] == {"mean": exchanged, "seeds": [exchanged]}
+    cost = results["cost"]
+    work = {name: arm["training_flops"] for name, arm in cost.items()}
+    assert list(cost) == list(ARMS) and work["control"] == pytest.approx(work["direct_rl"], rel=0.3), "in whole steps"
+    assert cost["direct_rl"]["minutes"] > cost["direct"]["minutes"] > 0
+    ndcg = results["systems"]["direct_rl"]["ndcg@10"]["mean"]
+    assert [(row["rationales"], row["ndcg"]) for row in cost["direct_rl"]["readings"]] == [("none", ndcg)]
+
+    measured = read_probes(root / "runs/tiny/seed0/direct_rl/probe-rl/probes.json")
+    assert measured["lists"] == "test" and measured["candidate_hash"] == results["candidate_hash"]
+    probed = results["probes"]["direct_rl"]
+    assert list(results["probes"]) == ["direct_rl"] and list(probed["conditions"]) == ["own", "other_user"]
+    assert probed["conditions"]["own"]["mean"] == pytest.approx(ndcg)
     assert probed["chance"]["ci95"] == measured["probes"]["labels"]["ndcg"]["ci95"]
     assert read_results(root / "results/tiny_popular.json")["probes"] == {}
 
@@ -181,13 +161,14 @@ def test_the_page_is_rebuilt_from_the_results_alone(finished, tmp_path):
     original = (root / "RESULTS.md").read_text()
     results = read_results(root / "results/tiny.json")
     for shown in (
-        f"{results['systems']['sft']['ndcg@10']['mean']:.3f} [",
+        f"{results['systems']['direct_rl']['ndcg@10']['mean']:.3f} [",
         "the same 5\ncandidates",
         "Nothing is learned in two steps.",
         "## A tiny experiment: popular negatives",
         "`results/tiny_popular.json`: seeds 0;",
         f"| direct_rl | {results['cost']['direct_rl']['training_flops']:.3g} |",
-        f"({results['probes']['sft']['conditions']['exchanged']['seeds'][0]:.3f})",
+        "| does not apply |",
+        f"({results['probes']['direct_rl']['conditions']['other_user']['seeds'][0]:.3f})",
     ):
         assert shown in original, shown
     shutil.copytree(root / "results", tmp_path / "results")
@@ -208,7 +189,7 @@ def test_another_configuration_or_other_lists_are_refused(finished, tmp_path):
     code, _, err = command(changed, *places)
     assert code == 2 and "seed0/direct_rl was run with other settings" in err and "rl.reward: recall@1 -> mrr" in err
 
-    for measured in ("sft/results.json", "direct/also-popular/results.json", "sft/probe-sft/probes.json"):
+    for measured in ("direct/results.json", "direct_rl/also-popular/results.json", "direct_rl/probe-rl/probes.json"):
         path = root / "runs/tiny/seed0" / measured
         original = path.read_text()
         path.write_text(original.replace(json.loads(original)["candidate_hash"], "0" * 64))
@@ -219,7 +200,7 @@ def test_another_configuration_or_other_lists_are_refused(finished, tmp_path):
 
 @pytest.mark.slow
 def test_a_second_seed_is_averaged_and_nothing_is_run_again(finished, tmp_path):
-    """The second seed is a copy of the first with other metrics."""
+    """The second seed is a copy of the first with other metrics; both have a curve as several rationales would give."""
     root, file, _ = finished
     runs = tmp_path / "runs"
     shutil.copytree(root / "runs", runs)
@@ -228,22 +209,24 @@ def test_a_second_seed_is_averaged_and_nothing_is_run_again(finished, tmp_path):
         content = json.loads(done.read_text())
         content["config"]["seed"] = 1
         done.write_text(json.dumps(content))
-    path = runs / "tiny/seed1/sft/by_list.npz"
-    with np.load(path) as arrays:
-        halved = {name: x / 2 if name.startswith(("system/sft/", "curve/sft/")) else x for name, x in arrays.items()}
-    np.savez(path, **halved)
+    for seed, factor in ((0, 1), (1, 0.5)):
+        path = runs / f"tiny/seed{seed}/direct_rl/by_list.npz"
+        with np.load(path) as arrays:
+            changed = {name: x * factor if name.startswith("system/rl/") else x for name, x in arrays.items()}
+        ndcg = changed["system/rl/ndcg@10"]
+        np.savez(path, **changed, **{"curve/rl/greedy": ndcg / 2, "curve/rl/2": ndcg})
     both = tmp_path / "both.py"
     both.write_text(file.read_text().replace("seeds=(0,)", "seeds=(0, 1)"))
     code, out, err = command(both, "--runs", runs, "--results", tmp_path / "results", "--page", tmp_path / "page.md")
     assert code == 0 and "started" not in out and "tuning" not in out, (out, err)
     before, after = (read_results(folder / "results/tiny.json") for folder in (root, tmp_path))
-    one, two = (results["systems"]["sft"]["ndcg@10"] for results in (before, after))
+    one, two = (results["systems"]["direct_rl"]["ndcg@10"] for results in (before, after))
     assert two["mean"] == pytest.approx(0.75 * one["mean"]) and two["n"] == one["n"], "intervals are over users"
-    assert after["seeds"]["sft"]["ndcg@10"] == pytest.approx([one["mean"], one["mean"] / 2])
-    curve = [results["rationale_curve"]["sft"]["2"]["mean"] for results in (before, after)]
-    assert curve[1] == pytest.approx(0.75 * curve[0])
-    assert after["systems"]["direct"] == before["systems"]["direct"]
-    assert after["cost"]["sft"]["readings"][2]["ndcg"] == pytest.approx(curve[1])
+    assert after["seeds"]["direct_rl"]["ndcg@10"] == pytest.approx([one["mean"], one["mean"] / 2])
+    assert after["systems"]["control"] == before["systems"]["control"], "which has the same directory"
+    assert list(after["rationale_curve"]) == ["direct_rl"]
+    curve = {count: cell["mean"] for count, cell in after["rationale_curve"]["direct_rl"].items()}
+    assert curve == pytest.approx({"greedy": two["mean"] / 2, "2": two["mean"]})
 
 
 def test_a_protocol_must_differ_in_its_candidates_only(tmp_path):

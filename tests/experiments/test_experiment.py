@@ -33,7 +33,7 @@ NO_REASONING = {{"data.rationale_tokens": 0, "model.mlp_width": 24}}  # which al
 
 def experiment():
     config = runpy.run_path({root!r} + "/tiny.py")["config"]()
-    values = {{"sft.steps": 2, "rl.steps": 2}}
+    values = {{"sft.steps": 3, "rl.steps": 2}}  # the control does 3 steps, too, whose program then is the same
     raw, popular = {root!r} + "/raw", {root!r} + "/popular"
     command = ("data", "prepare", "--source", raw, "--out", popular, "--candidates", "5", "--negatives", "popularity")
     return Experiment(
@@ -58,7 +58,7 @@ def experiment():
                 notes=("Popular negatives are harder.",),
             ),
         ),
-        notes=("Nothing is learned in two steps.",),
+        notes=("Nothing is learned in three steps.",),
     )
 """
 ARMS = {
@@ -122,7 +122,7 @@ def test_results_are_what_each_run_measured(finished):
     own, popular = (read_results(root / f"results/{name}.json") for name in ("tiny", "tiny_popular"))
     assert own["candidate_hash"] != popular["candidate_hash"] and own["data_hash"] == popular["data_hash"]
     assert len(own["baselines"]["item_knn"]["trials"]) > 1 and own["baselines"] == popular["baselines"]
-    assert own["notes"] == ["Nothing is learned in two steps."] and popular["notes"] == [
+    assert own["notes"] == ["Nothing is learned in three steps."] and popular["notes"] == [
         "Popular negatives are harder."
     ]
 
@@ -132,7 +132,7 @@ def test_an_arm_is_trained_with_the_settings_of_the_arm_that_it_starts_from(fini
     root, _, _ = finished
     config = json.loads((root / "runs/tiny/seed0/direct_rl/config.json").read_text())
     assert config["data"]["rationale_tokens"] == 0 and config["model"]["mlp_width"] == 24
-    assert config["rl"]["reward"] == "recall@1" and config["sft"]["steps"] == 2
+    assert config["rl"]["reward"] == "recall@1" and config["sft"]["steps"] == 3
 
 
 @pytest.mark.slow
@@ -163,7 +163,7 @@ def test_the_page_is_rebuilt_from_the_results_alone(finished, tmp_path):
     for shown in (
         f"{results['systems']['direct_rl']['ndcg@10']['mean']:.3f} [",
         "the same 5\ncandidates",
-        "Nothing is learned in two steps.",
+        "Nothing is learned in three steps.",
         "## A tiny experiment: popular negatives",
         "`results/tiny_popular.json`: seeds 0;",
         f"| direct_rl | {results['cost']['direct_rl']['training_flops']:.3g} |",

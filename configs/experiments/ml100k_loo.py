@@ -113,11 +113,11 @@ def experiment() -> Experiment:
                 name="rl_no_reasoning",
                 phase="rl",
                 start="sft_no_reasoning",
-                values=SILENT,
                 asks="RL without words, on the labels of 15 times as many lists",
             ),
         ),
         baselines=("random", "popularity", "item_knn", "item_knn_all", "ease", "als", "bpr", "sasrec"),
+        probes=("rl",),
         comparisons=(
             ("rl", "rl_no_token_part"),
             ("rl", "sft"),

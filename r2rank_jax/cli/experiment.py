@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from r2rank_jax.cli.arguments import count
-from r2rank_jax.errors import ExperimentError, R2RankError, UsageError
+from r2rank_jax.errors import R2RankError, UsageError
 from r2rank_jax.files.places import require_file, require_folder
 
 if TYPE_CHECKING:
@@ -51,28 +49,36 @@ def _experiment(arguments: argparse.Namespace, overrides: list[str]) -> int:
         raise UsageError("`r2rank experiment` needs FILE, for example configs/experiments/ml100k_loo.py")
     require_folder(arguments.results, "--results")
     require_file(arguments.page, "--page")
-    from r2rank_jax.evaluation.results import write_results
-    from r2rank_jax.experiments.gather import gather
-    from r2rank_jax.experiments.jobs import evaluation_jobs, run_all, training_jobs
-
     experiment = load_experiment(arguments.file)
     root = arguments.runs / experiment.name
     require_folder(root, "--runs")
-    for preparation in experiment.data:
-        if not Path(preparation.makes).exists():
-            _r2rank(preparation.command)
+    from r2rank_jax.experiments.datasets import prepare_data, require_same_interactions
+    from r2rank_jax.experiments.jobs import evaluation_jobs, training_jobs
+    from r2rank_jax.experiments.running import run_all
+
+    prepare_data(experiment)
+    require_same_interactions(experiment)
     run_all(training_jobs(experiment, root), parallel=arguments.jobs)
     if arguments.train_only:
         print("trained; without --train-only, the test lists are scored next")
         return 0
     run_all(evaluation_jobs(experiment, root), parallel=arguments.jobs)
+    from r2rank_jax.evaluation.results import write_results
+    from r2rank_jax.experiments.gather import gather
+
     command = shlex.join(["r2rank", "experiment", str(arguments.file)])
-    results = gather(experiment, root, command=command)
+    gathered = {
+        "_".join([experiment.name, *([protocol.name] if protocol else [])]): gather(
+            experiment, root, command=command, protocol=protocol
+        )
+        for protocol in (None, *experiment.also)
+    }
     arguments.results.mkdir(parents=True, exist_ok=True)
-    path = arguments.results / f"{experiment.name}.json"
-    write_results(path, results)
+    for name, results in gathered.items():
+        write_results(arguments.results / f"{name}.json", results)
+        print(f"{arguments.results / f'{name}.json'}: written")
     write_page(arguments.results, arguments.page)
-    print(f"{path} and {arguments.page}: written")
+    print(f"{arguments.page}: written")
     return 0
 
 
@@ -99,10 +105,3 @@ def load_experiment(path: Path) -> Experiment:
     if not isinstance(returned, design.Experiment):
         raise UsageError(f"experiment() in {path} must return an Experiment, got {type(returned).__name__}")
     return returned
-
-
-def _r2rank(command: tuple[str, ...]) -> None:
-    print(f"r2rank {shlex.join(command)}", flush=True)
-    done = subprocess.run([sys.executable, "-m", "r2rank_jax.cli", *command])
-    if done.returncode:
-        raise ExperimentError(f"`r2rank {shlex.join(command)}` failed with exit code {done.returncode}")

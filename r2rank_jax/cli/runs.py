@@ -49,6 +49,10 @@ def add_runs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     probe = add_configured(commands, "probe", "ask what the ranking of a trained policy rests on")
     probe.add_argument("--phase", default="rl", choices=PHASES, help="phase whose policy is probed (default: rl)")
     probe.add_argument("--lists", default="valid", choices=HELD_OUT, help="lists to probe it on (default: valid)")
+    for command in (evaluation, probe):
+        command.add_argument(
+            "--out", type=Path, metavar="DIR", help="folder for what the command writes (default: the run directory)"
+        )
     rank = add_configured(commands, "rank", "rank your own candidates, each with a rationale")
     rank.add_argument(
         "--input",
@@ -90,11 +94,18 @@ def _carry_out(arguments: argparse.Namespace, config: RunConfig, run_dir: Path) 
     elif arguments.command == "eval":
         from r2rank_jax.runs import eval as evaluation
 
-        evaluation.run(config, run_dir, step=arguments.step, other_data=arguments.other_data, only=arguments.phase)
+        evaluation.run(
+            config,
+            run_dir,
+            step=arguments.step,
+            other_data=arguments.other_data,
+            only=arguments.phase,
+            out=arguments.out,
+        )
     elif arguments.command == "probe":
         from r2rank_jax.runs.probe import probe
 
-        probe.run(config, run_dir, phase=arguments.phase, name=arguments.lists)
+        probe.run(config, run_dir, phase=arguments.phase, name=arguments.lists, out=arguments.out)
     else:
         from r2rank_jax.runs import rank
 
@@ -109,9 +120,11 @@ def _require_outputs(arguments: argparse.Namespace, run_dir: Path) -> None:
         if arguments.output is not None:
             require_file(arguments.output, "--output")
         return
-    require_folder(run_dir, "--run-dir")
+    out = getattr(arguments, "out", None)
+    folder, flag = (run_dir, "--run-dir") if out is None else (out, "--out")
+    require_folder(folder, flag)
     for name in _FILES.get(arguments.command, ("config.json", "metrics.jsonl")):
-        require_file(run_dir / name, "--run-dir")
+        require_file(folder / name, flag)
     if arguments.command not in _FILES:
         require_folder(run_dir / "checkpoints", "--run-dir")
 

@@ -1,27 +1,15 @@
-"""The commands that train and evaluate the arms of an experiment, in parallel where they can be, and resumed.
-
-Each job is one `r2rank` command in a process of its own, with its output in `log.txt` beside the run. A job that is
-interrupted resumes from its last checkpoint, as that command does; one that has finished is not run again.
-"""
+"""The commands that train, evaluate and probe the arms of an experiment, each a process of its own."""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
-import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from r2rank_jax.config import RunConfig, differences, to_json
-from r2rank_jax.errors import ExperimentError
-from r2rank_jax.experiments.design import Arm, Experiment
-from r2rank_jax.files.atomic import replacing_file
+from r2rank_jax.config import RunConfig, with_values
+from r2rank_jax.experiments.design import Arm, Experiment, Protocol
+from r2rank_jax.phases import Phase
 
-COMMANDS = {"sft": ("sft",), "rl": ("rl",), "sft_continued": ("sft", "--continued")}
+COMMANDS: dict[Phase, tuple[str, ...]] = {"sft": ("sft",), "rl": ("rl",), "sft_continued": ("sft", "--continued")}
 
 
 @dataclass(frozen=True)
@@ -30,17 +18,16 @@ class Job:
 
     name: str
     arguments: tuple[str, ...]  # of `r2rank`
-    directory: Path
+    directory: Path  # the run directory
     config: RunConfig
-    done: Path  # written when it has finished
+    done: Path  # written when it has finished; the configuration and the log are beside it
     after: tuple[str, ...] = ()  # names of jobs that must have finished
     start: Path | None = None  # the run directory whose SFT policy it starts from
 
-
-class _Running(NamedTuple):
-    job: Job
-    process: subprocess.Popen[bytes]
-    since: float
+    @property
+    def log(self) -> Path:
+        """The output of the command."""
+        return self.done.with_name("log.txt")
 
 
 def training_jobs(experiment: Experiment, root: Path) -> list[Job]:
@@ -49,21 +36,30 @@ def training_jobs(experiment: Experiment, root: Path) -> list[Job]:
 
 
 def evaluation_jobs(experiment: Experiment, root: Path) -> list[Job]:
-    """One job for each run directory: it scores the test lists with the arms that were trained there."""
-    jobs: dict[Path, Job] = {}
-    for seed in experiment.seeds:
-        for arm in experiment.arms:
-            directory = experiment.directory(root, arm, seed)
-            phases = [a.phase for a in experiment.arms if experiment.directory(root, a, seed) == directory]
-            arguments = ("eval", *(part for phase in phases for part in ("--phase", phase)))
-            jobs[directory] = Job(
-                name=f"seed{seed}/{directory.name} test",
-                arguments=arguments,
-                directory=directory,
-                config=experiment.config_of(arm, seed) if arm.phase != "sft_continued" else jobs[directory].config,
-                done=directory / "done-eval.json",
-            )
-    return list(jobs.values())
+    """For each run directory and protocol, one job that scores the test lists; for each probed arm, one that probes."""
+    jobs = [_evaluation(experiment, root, arm, seed, None) for seed, arm in _of_directories(experiment)]
+    for protocol in experiment.also:
+        jobs += [_evaluation(experiment, root, arm, seed, protocol) for seed, arm in _of_directories(experiment)]
+    return jobs + [
+        _probing(experiment, root, experiment.arm(name), seed)
+        for seed in experiment.seeds
+        for name in experiment.probes
+    ]
+
+
+def evaluation_folder(directory: Path, protocol: Protocol | None) -> Path:
+    """Where the evaluation of a run directory writes."""
+    return directory if protocol is None else directory / f"also-{protocol.name}"
+
+
+def probe_folder(directory: Path, arm: Arm) -> Path:
+    """Where the probes of an arm write."""
+    return directory / f"probe-{arm.phase}"
+
+
+def _of_directories(experiment: Experiment) -> list[tuple[int, Arm]]:
+    """Seed and arm of each run directory; SFT continued has none of its own."""
+    return [(seed, arm) for seed in experiment.seeds for arm in experiment.arms if arm.phase != "sft_continued"]
 
 
 def _training(experiment: Experiment, root: Path, arm: Arm, seed: int) -> Job:
@@ -82,110 +78,31 @@ def _training(experiment: Experiment, root: Path, arm: Arm, seed: int) -> Job:
     )
 
 
-def is_done(job: Job) -> bool:
-    """Whether a job has finished with this configuration.
-
-    Raises:
-        ExperimentError: it has finished with another one.
-    """
-    if not job.done.is_file():
-        return False
-    before = json.loads(job.done.read_text(encoding="utf-8"))["config"]
-    changed = differences(before, to_json(job.config))
-    if changed:
-        raise ExperimentError(
-            f"{job.name} was run with other settings (then -> now): {'; '.join(changed)}; restore them, or choose "
-            "another --runs"
-        )
-    return True
-
-
-def run_all(jobs: list[Job], *, parallel: int) -> None:
-    """Run the jobs that have not finished, each after those that it needs.
-
-    Args:
-        jobs: in an order in which they could run one after the other.
-        parallel: jobs that run at a time. Each gets its share of the processors that this process may use.
-
-    Raises:
-        ExperimentError: a job failed. Others that do not need it have been finished first.
-    """
-    waiting = [job for job in jobs if not is_done(job)]
-    finished = {job.name for job in jobs} - {job.name for job in waiting}
-    running: dict[int, _Running] = {}
-    failed: list[Job] = []
-    try:
-        while waiting or running:
-            for slot in range(parallel):
-                ready = [job for job in waiting if set(job.after) <= finished]
-                if slot not in running and ready:
-                    waiting.remove(ready[0])
-                    print(f"{ready[0].name}: started, {len(waiting)} more to start", flush=True)
-                    running[slot] = _Running(ready[0], _start(ready[0], slot, parallel), time.monotonic())
-            if not running:
-                break  # what waits needs what failed
-            time.sleep(0.2)
-            for slot, (job, process, since) in list(running.items()):
-                if process.poll() is None:
-                    continue
-                del running[slot]
-                minutes = (time.monotonic() - since) / 60
-                if process.returncode == 0:
-                    _write(job.done, {"config": to_json(job.config), "minutes": round(minutes, 2)})
-                    finished.add(job.name)
-                    print(f"{job.name}: done in {minutes:.1f} minutes", flush=True)
-                else:
-                    failed.append(job)
-                    print(f"{job.name}: failed with exit code {process.returncode}", flush=True)
-    finally:  # interrupted: the runs end as well, and the same command resumes them
-        for one in running.values():
-            one.process.terminate()
-        for one in running.values():
-            one.process.wait()
-    if failed:
-        names = ", ".join(job.name for job in failed)
-        raise ExperimentError(
-            f"{len(failed)} of {len(jobs)} jobs failed: {names}; the last line of {failed[0].directory / 'log.txt'} "
-            f"is: {_last_line(failed[0])}; the same command runs what is left"
-        )
+def _evaluation(experiment: Experiment, root: Path, arm: Arm, seed: int, protocol: Protocol | None) -> Job:
+    directory = experiment.directory(root, arm, seed)
+    phases = [a.phase for a in experiment.arms if experiment.directory(root, a, seed) == directory]
+    arguments = ("eval", *(part for phase in phases for part in ("--phase", phase)))
+    config, folder = experiment.config_of(arm, seed), evaluation_folder(directory, protocol)
+    if protocol is not None:
+        arguments += ("--other-data", "--out", str(folder))
+        config = with_values(config, {"data.directory": protocol.directory})
+    return Job(
+        name=f"seed{seed}/{arm.name} {'test' if protocol is None else protocol.name}",
+        arguments=arguments,
+        directory=directory,
+        config=config,
+        done=folder / "done-eval.json",
+    )
 
 
-def _start(job: Job, slot: int, parallel: int) -> subprocess.Popen[bytes]:
-    job.directory.mkdir(parents=True, exist_ok=True)
-    if job.start is not None and not (job.directory / "checkpoints").exists():
-        _adopt(job.start, job.directory)
-    config = job.directory / f"{job.done.stem.removeprefix('done-')}.config.json"
-    _write(config, to_json(job.config))
-    command = [sys.executable, "-m", "r2rank_jax.cli", *job.arguments]
-    command += ["--config", str(config), "--run-dir", str(job.directory)]
-    everything = os.sched_getaffinity(0)
-    share = sorted(everything)[slot::parallel] or sorted(everything)
-    os.sched_setaffinity(0, share)  # the child inherits it
-    try:
-        with (job.directory / "log.txt").open("ab") as log:
-            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-    finally:
-        os.sched_setaffinity(0, everything)
-
-
-def _adopt(start: Path, directory: Path) -> None:
-    """Give a new run directory the finished SFT of another one. The copy appears as a whole or not at all."""
-    partial = directory / "checkpoints.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(start / "checkpoints/sft", partial / "sft")
-    for name in ("tokenizer.json", "base"):
-        if (start / name).is_dir():
-            shutil.copytree(start / name, directory / name, dirs_exist_ok=True)
-        elif (start / name).is_file():
-            shutil.copy(start / name, directory / name)
-    partial.rename(directory / "checkpoints")
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    with replacing_file(path) as partial:
-        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _last_line(job: Job) -> str:
-    lines = (job.directory / "log.txt").read_text(encoding="utf-8", errors="replace").split("\n")
-    return next((line for line in reversed(lines) if line.strip()), "empty")[:300]
+def _probing(experiment: Experiment, root: Path, arm: Arm, seed: int) -> Job:
+    directory = experiment.directory(root, arm, seed)
+    folder = probe_folder(directory, arm)
+    run = experiment.arm(str(arm.start)) if arm.phase == "sft_continued" else arm
+    return Job(
+        name=f"seed{seed}/{arm.name} probes",
+        arguments=("probe", "--phase", arm.phase, "--lists", "test", "--out", str(folder)),
+        directory=directory,
+        config=experiment.config_of(run, seed),
+        done=folder / "done-probe.json",
+    )

@@ -1,4 +1,8 @@
-"""RL's control: how many further steps of SFT are as much work as RL."""
+"""Work of training and ranking, counted; and RL's control: how many further steps of SFT are as much work as RL.
+
+Work is counted, not timed: wall time contains compilation, validation and whatever else the machine was doing. The
+counts are those of docs/performance.md, with every segment at its longest and without recomputation.
+"""
 
 from __future__ import annotations
 
@@ -9,32 +13,41 @@ from r2rank_jax.model.counting import BatchShape, forward_flops, update_flops
 def steps_of_same_work(sft: RunConfig, rl: RunConfig, *, traced_items: int) -> int:
     """The number of SFT steps with as many floating point operations as RL's steps.
 
-    Work is counted, not timed: wall time contains compilation, validation and whatever else the machine was doing. The
-    counts are those of docs/performance.md, with every segment at its longest. A step of SFT is one update. A step of
-    RL is a rollout, a forward pass of the reference policy (and, from two updates on, of the policy), and its updates,
-    each with the reference policy's logits for the KL term. Recomputation is not counted.
-
     Args:
         sft: configuration of the SFT phase.
         rl: configuration of the RL phase.
         traced_items: N of the traced lists.
     """
-    one_update = update_flops(sft.model, _shape(sft, sft.sft.batch_users, traced_items, 1), trained=sft.trained)
-    one_update += _critic_flops(sft, sft.sft.critic_users)
+    return max(1, round(rl.rl.steps * rl_step_flops(rl) / sft_step_flops(sft, traced_items=traced_items)))
 
-    shape = _shape(rl, rl.rl.batch_users, rl.data.candidate_items, rl.rl.rationales)
-    forward, hidden = forward_flops(rl.model, shape), forward_flops(rl.model, shape, logits=False)
+
+def sft_step_flops(config: RunConfig, *, traced_items: int) -> float:
+    """Floating point operations of a step of SFT: one update on traced lists, and on those of the critic."""
+    shape = _shape(config, config.sft.batch_users, traced_items, 1)
+    silent = _shape(config, config.sft.critic_users, config.data.candidate_items, 1)._replace(length=0)
+    return sum(update_flops(config.model, lists, trained=config.trained) for lists in (shape, silent))
+
+
+def rl_step_flops(config: RunConfig) -> float:
+    """Floating point operations of a step of RL.
+
+    A step is a rollout, a forward pass of the reference policy (and, from two updates on, of the policy), its
+    critic where that judges, and its updates, each with the reference policy's logits for the KL term.
+    """
+    rl = config.rl
+    shape = _shape(config, rl.batch_users, config.data.candidate_items, rl.rationales)
+    forward, hidden = forward_flops(config.model, shape), forward_flops(config.model, shape, logits=False)
     rollout = forward
-    assess = hidden + (forward if rl.rl.updates > 1 else 0)
-    if rl.rl.critic_share:
-        assess += forward_flops(rl.model, shape._replace(length=0))
-    updates = rl.rl.updates * (update_flops(rl.model, shape, trained=rl.trained) + forward - hidden)
-    return max(1, round(rl.rl.steps * (rollout + assess + updates) / one_update))
+    assess = hidden + (forward if rl.updates > 1 else 0)
+    if rl.critic_share:
+        assess += forward_flops(config.model, shape._replace(length=0))
+    updates = rl.updates * (update_flops(config.model, shape, trained=config.trained) + forward - hidden)
+    return rollout + assess + updates
 
 
-def _critic_flops(config: RunConfig, users: int) -> float:
-    shape = _shape(config, users, config.data.candidate_items, 1)._replace(length=0)
-    return update_flops(config.model, shape, trained=config.trained)
+def ranking_flops(config: RunConfig, *, items: int, rationales: int) -> float:
+    """Floating point operations of ranking one list of `items` candidates by `rationales` rationales of each."""
+    return forward_flops(config.model, _shape(config, 1, items, rationales))
 
 
 def _shape(config: RunConfig, users: int, items: int, rationales: int) -> BatchShape:

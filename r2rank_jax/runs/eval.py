@@ -57,6 +57,7 @@ def run(
     step: int | None = None,
     other_data: bool = False,
     only: Sequence[Phase] = (),
+    out: Path | None = None,
 ) -> None:
     """Evaluate the baselines and every phase of `run_dir` on the test lists.
 
@@ -66,6 +67,7 @@ def run(
         step: evaluate this checkpoint of every phase that has it, and no other; None: the latest of every phase.
         other_data: accept data or a split that the policies were not trained with, and say so in the results.
         only: evaluate these phases; empty: all that `run_dir` has.
+        out: folder for what is written; None: `run_dir`.
     """
     check(config)
     mesh = make_mesh(config.mesh)
@@ -137,9 +139,11 @@ def run(
             notes=notes,
         ),
     )
-    write_results(run_dir / "results.json", results)
-    _write_by_list(run_dir / BY_LIST, lists, systems, curves)
-    _write_rationales(run_dir / "rationales.jsonl", inputs, lists, outputs)
+    folder = run_dir if out is None else out
+    folder.mkdir(parents=True, exist_ok=True)
+    write_results(folder / "results.json", results)
+    _write_by_list(folder / BY_LIST, lists, systems, curves)
+    _write_rationales(folder / "rationales.jsonl", inputs, lists, outputs)
     print(results_table(results))
 
 

@@ -64,7 +64,7 @@ PROBES_KEY = 2**31 - 4
 ORDER, SHUFFLE, OTHERS, EXCHANGE, TITLES, LABELS = range(6)
 
 
-def run(config: RunConfig, run_dir: Path, *, phase: Phase, name: str) -> None:
+def run(config: RunConfig, run_dir: Path, *, phase: Phase, name: str, out: Path | None = None) -> None:
     """Probe the policy of `phase` and write `probes.json`.
 
     Args:
@@ -72,6 +72,7 @@ def run(config: RunConfig, run_dir: Path, *, phase: Phase, name: str) -> None:
         run_dir: in which `phase` has finished.
         phase: the phase whose policy is probed.
         name: "valid" or "test", the lists to probe it on.
+        out: folder of `probes.json`; None: `run_dir`.
 
     Raises:
         ConfigError: there are several processes.
@@ -200,7 +201,9 @@ def run(config: RunConfig, run_dir: Path, *, phase: Phase, name: str) -> None:
         "machine": machine_info(),
         "notes": notes,
     }
-    write_probes(run_dir / "probes.json", result)
+    folder = run_dir if out is None else out
+    folder.mkdir(parents=True, exist_ok=True)
+    write_probes(folder / "probes.json", result)
     for note in notes:
         say(f"probe: note: {note}")
     print(probes_table(probes, metric, len(lists)) + "\n")

@@ -11,7 +11,6 @@ from types import TracebackType
 
 import jax
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
 
 from r2rank_jax.files.atomic import replacing_file
 from r2rank_jax.phases import Phase
@@ -36,6 +35,8 @@ class RunLog:
         self._progress: Progress | None = None
         if not self._active:
             return
+        from tensorboardX import SummaryWriter  # imports PyTorch where that is installed, which takes seconds
+
         path = run_dir / "metrics.jsonl"
         _drop_later(path, phase, resume_step)
         self._file = path.open("a", encoding="utf-8")

@@ -18,9 +18,10 @@ from r2rank_jax.config import (
     RunConfig,
     SFTConfig,
 )
-from r2rank_jax.experiments.design import Arm, Experiment, Preparation
+from r2rank_jax.experiments.design import Arm, Experiment, Preparation, Protocol
 
 RAW, DATA, TRACES = "data/raw/ml-100k", "data/ml-100k", "data/ml-100k/traces20k.jsonl"
+POPULAR = "data/ml-100k-popularity"
 
 SILENT = {
     "data.rationale_tokens": 0,
@@ -118,10 +119,27 @@ def experiment() -> Experiment:
         ),
         baselines=("random", "popularity", "item_knn", "item_knn_all", "ease", "als", "bpr", "sasrec"),
         probes=("rl",),
+        also=(
+            Protocol(
+                name="popularity",
+                title="negatives drawn by popularity",
+                directory=POPULAR,
+                data=(
+                    Preparation(
+                        command=(
+                            *("data", "prepare", "--source", RAW, "--out", POPULAR),
+                            *("--negatives", "popularity"),
+                        ),
+                        makes=POPULAR,
+                    ),
+                ),
+            ),
+        ),
         comparisons=(
             ("rl", "rl_no_token_part"),
             ("rl", "sft"),
             ("rl", "sft_continued"),
+            ("rl", "sft_critic"),
             ("rl", "rl_no_reasoning"),
             ("rl", "item_knn"),
             ("rl", "ease"),

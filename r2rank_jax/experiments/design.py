@@ -88,10 +88,10 @@ class Experiment:
             )
         for place, arm in enumerate(self.arms):
             self._check_start(arm, self.arms[:place])
-        known = {*names, *self.baselines}
+        known = {*names, *self.critics(), *self.baselines}
         for pair in self.comparisons:
             _require(set(pair) <= known, f"comparisons must name arms or baselines {sorted(known)}, got {pair}")
-        twice = sorted({*names} & {*self.baselines})
+        twice = sorted({*names, *self.critics()} & {*self.baselines} | {*names} & {*self.critics()})
         _require(not twice, f"arms and baselines must have different names, got {twice} twice")
         _require({*self.probes} <= {*names}, f"probes must name arms {names}, got {list(self.probes)}")
 
@@ -119,6 +119,14 @@ class Experiment:
     def arm(self, name: str) -> Arm:
         """The arm of this name."""
         return next(arm for arm in self.arms if arm.name == name)
+
+    def critics(self) -> dict[str, Arm]:
+        """The rankings by critics alone: name of the system -> the SFT arm that trains the critic."""
+        return {
+            f"{arm.name}_critic": arm
+            for arm in self.arms
+            if arm.phase == "sft" and self.config_of(arm, self.seeds[0]).sft.critic_users
+        }
 
     def lineage(self, arm: Arm) -> tuple[Arm, ...]:
         """The arms that this one builds on, from the first to itself."""

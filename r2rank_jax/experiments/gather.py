@@ -63,9 +63,14 @@ def gather(experiment: Experiment, root: Path, *, command: str, protocol: Protoc
     dataset = dataset_of(experiment, protocol)
     lists = dataset.candidate_lists("test")
     measured = {arm.name: _measured(experiment, root, arm, protocol, dataset) for arm in experiment.arms}
+    of_critics = {
+        name: _measured(experiment, root, arm, protocol, dataset, system="critic")
+        for name, arm in experiment.critics().items()
+    }
+    ranked = measured | of_critics
     chosen = {name: baseline(experiment, root, name, protocol) for name in experiment.baselines}
     results = build_results(
-        _alike({name: x for name, (x, _) in chosen.items()} | {name: x.metrics for name, x in measured.items()}),
+        _alike({name: x for name, (x, _) in chosen.items()} | {name: x.metrics for name, x in ranked.items()}),
         experiment.comparisons,
         config=config.evaluation,
         candidate_items=lists.items.shape[1] if np.all(np.sum(lists.labels > 0, axis=1) == 1) else None,
@@ -88,7 +93,7 @@ def gather(experiment: Experiment, root: Path, *, command: str, protocol: Protoc
         "protocol": None
         if protocol is None
         else {"name": protocol.name, "title": protocol.title, "directory": protocol.directory},
-        "seeds": {name: each.seeds for name, each in measured.items()},
+        "seeds": {name: each.seeds for name, each in ranked.items()},
         "baselines": {name: setting for name, (_, setting) in chosen.items()},
         "cost": _costs(experiment, measured, candidates=lists.items.shape[1]),
         "probes": {}
@@ -110,8 +115,16 @@ def _design(experiment: Experiment, *, candidates: int) -> dict[str, Any]:
     }
 
 
-def _measured(experiment: Experiment, root: Path, arm: Arm, protocol: Protocol | None, dataset: Dataset) -> _Measured:
-    """What the runs of an arm measured on the test lists, in their order."""
+def _measured(
+    experiment: Experiment,
+    root: Path,
+    arm: Arm,
+    protocol: Protocol | None,
+    dataset: Dataset,
+    *,
+    system: str | None = None,
+) -> _Measured:
+    """What the runs of an arm measured on the test lists, in their order; `system`: not of its policy, but of that."""
     tables: list[Table] = []
     curves: list[Table] = []
     runs: list[dict[str, Any]] = []
@@ -121,7 +134,7 @@ def _measured(experiment: Experiment, root: Path, arm: Arm, protocol: Protocol |
         require_same_lists(results, dataset, folder / "results.json", redo=folder / "done-eval.json")
         with np.load(folder / BY_LIST) as arrays:
             for tables_of_kind, kind in ((tables, "system"), (curves, "curve")):
-                prefix = f"{kind}/{arm.phase}/"
+                prefix = f"{kind}/{system or arm.phase}/"
                 tables_of_kind.append({n.removeprefix(prefix): arrays[n] for n in arrays if n.startswith(prefix)})
         runs.append(results["training"][arm.phase])
     return _Measured(

@@ -1,6 +1,6 @@
 """The critic: a head at an item's last token, before any reasoning, that learns which items are relevant.
 
-It is trained beside the policy, on the labels of further lists that need no rationales and so cost a fifth of a list
+It is trained beside the policy, on the labels of further lists that need no rationales and so cost a quarter of a list
 with them. Rankings of the policy never use its scores; evaluation ranks by them alone, as the control that says
 nothing. It helps the reasoning in two ways: the hidden states that a rationale starts from know more, and RL can judge
 rationales by the relevance that the SFT policy's critic expects instead of the sampled labels, which are few and noisy

@@ -29,6 +29,7 @@ from r2rank_jax.config import with_values
 from r2rank_jax.experiments.design import Arm, Experiment, Preparation, Protocol
 
 NO_REASONING = {{"data.rationale_tokens": 0, "model.mlp_width": 24}}  # which also compiles fast
+CRITIC = {{"model.critic": True, "sft.critic_users": 4}}
 
 
 def experiment():
@@ -42,7 +43,7 @@ def experiment():
         config=with_values(config, values),
         seeds=(0,),
         arms=(
-            Arm(name="direct", phase="sft", values=NO_REASONING, asks="no words"),
+            Arm(name="direct", phase="sft", values=NO_REASONING | CRITIC, asks="no words"),
             Arm(name="direct_rl", phase="rl", start="direct", values={{"rl.reward": "recall@1"}}, asks="RL of scores"),
             Arm(name="control", phase="sft_continued", start="direct_rl", asks="the same work"),
         ),
@@ -110,11 +111,15 @@ def test_results_are_what_each_run_measured(finished):
     root, _, _ = finished
     for name, place in (("tiny", "."), ("tiny_popular", "also-popular")):
         results = read_results(root / f"results/{name}.json")
-        assert list(results["systems"]) == ["popularity", "item_knn", *ARMS]
+        assert list(results["systems"]) == ["popularity", "item_knn", *ARMS, "direct_critic"]
         for arm, (directory, phase) in ARMS.items():
             run = read_results(root / "runs/tiny/seed0" / directory / place / "results.json")
             assert results["systems"][arm]["ndcg@10"]["mean"] == pytest.approx(run["systems"][phase]["ndcg@10"]["mean"])
             assert results["candidate_hash"] == run["candidate_hash"]
+        run = read_results(root / "runs/tiny/seed0/direct" / place / "results.json")
+        critic = results["systems"]["direct_critic"]["ndcg@10"]["mean"]
+        assert critic == pytest.approx(run["systems"]["critic"]["ndcg@10"]["mean"])
+        assert critic != results["systems"]["direct"]["ndcg@10"]["mean"]
         baseline = run["systems"]["popularity"]["ndcg@10"]["mean"]
         assert results["systems"]["popularity"]["ndcg@10"]["mean"] == pytest.approx(baseline)
         pairs = [row["b"] for row in results["comparisons"] if row["metric"] == "ndcg@10"]

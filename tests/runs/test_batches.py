@@ -2,8 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 
+from r2rank_jax.config import read
+from r2rank_jax.runs.inputs import critic_batches, open_inputs, training_batches
+from r2rank_jax.sharding import Part
 from tests.support.command_line import STEPS, metrics, succeed
 
 
@@ -37,3 +41,17 @@ def test_a_run_in_buckets_with_times_and_without_reasoning_learns(tiny, tmp_path
         succeed(phase, *args)
         lines = metrics(run_dir, phase)
         assert lines[-1]["step"] == STEPS and all(math.isfinite(line["loss"]) for line in lines if "loss" in line)
+
+
+@pytest.mark.slow
+def test_the_critics_lists_go_on_where_they_stopped_and_have_an_order_of_their_own(tiny, sft_run):
+    inputs, whole = open_inputs(read(tiny.config), sft_run), Part((0,), 1)
+    drawn = critic_batches(inputs, whole, 4, 7, first=0)
+    first, second, third = (next(drawn) for _ in range(3))
+    resumed = next(critic_batches(inputs, whole, 4, 7, first=2))
+    for name in ("user", "position", "items", "labels"):
+        np.testing.assert_array_equal(getattr(resumed, name), getattr(third, name))
+    of_policy = next(training_batches(inputs, whole, 4, 7))
+    assert not np.array_equal(of_policy.position, first.position)
+    assert not np.array_equal(first.position, second.position)
+    assert next(critic_batches(inputs, whole, 0, 7, first=0)) is None

@@ -95,7 +95,7 @@ class ModelConfig(Checked):
     that a score depends on its words only and equal rationales have equal scores. context: prefix and item as well."""
     critic: bool = False
     """Add a critic, a second head at each item's last token, before any reasoning. Rankings do not use it; see
-    `train.critic`."""
+    `train.advantages.critic`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the computation; parameters, softmax, norms and losses stay float32."""
     lora_rank: Annotated[int, Range(0, note="no adapters")] = 0

@@ -35,7 +35,7 @@ from r2rank_jax.runs.inputs import Inputs, held_out_metrics, metrics_of, open_in
 from r2rank_jax.runs.notes import leaked_positives, notes_on, notes_on_references
 from r2rank_jax.runs.session.log import say
 from r2rank_jax.sharding import abstract_params, make_mesh
-from r2rank_jax.train.critic import make_critic
+from r2rank_jax.train.advantages.critic import make_critic
 from r2rank_jax.train.objectives import check
 
 BY_LIST = "by_list.npz"

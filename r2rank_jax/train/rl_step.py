@@ -26,13 +26,13 @@ from r2rank_jax.ranking.estimators import surrogate
 from r2rank_jax.ranking.expectation import expected_reward
 from r2rank_jax.rollout.decoding import Rollout
 from r2rank_jax.sharding import replicated, users
+from r2rank_jax.train.advantages.critic import expected_labels
+from r2rank_jax.train.advantages.spread import spread_advantages
 from r2rank_jax.train.chunks import Losses, Rows, gradients, read_in_chunks
 from r2rank_jax.train.context import UpdateContext, update_context
-from r2rank_jax.train.critic import expected_labels
 from r2rank_jax.train.losses import clipped_policy, sequence_log_ratio, without_scale_gradient
 from r2rank_jax.train.objectives import reward_of
 from r2rank_jax.train.rationale_rewards import centered, rationale_rewards_of
-from r2rank_jax.train.spread import spread_advantages
 from r2rank_jax.train.state import TrainState, abstract_state, apply_gradients, make_optimizer
 from r2rank_jax.types import Array, KeyValues, ListBatch, Params, Rationales
 

@@ -15,9 +15,9 @@ from r2rank_jax.model.logprobs import TokenLoss
 from r2rank_jax.ranking.losses import Loss
 from r2rank_jax.ranking.metrics import has_relevant
 from r2rank_jax.sharding import replicated
+from r2rank_jax.train.advantages.critic import critic_gradients
 from r2rank_jax.train.chunks import Losses, Rows, gradients
 from r2rank_jax.train.context import update_context
-from r2rank_jax.train.critic import critic_gradients
 from r2rank_jax.train.objectives import head_loss_of
 from r2rank_jax.train.state import TrainState, abstract_state, apply_gradients, make_optimizer
 from r2rank_jax.types import Array, KeyValues, ListBatch, Params, Rationales, WeightedSum

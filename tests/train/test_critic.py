@@ -14,7 +14,7 @@ from r2rank_jax.model.forward import read_items
 from r2rank_jax.ranking.losses import BY_NAME
 from r2rank_jax.rollout.generate import make_rollout
 from r2rank_jax.sharding import abstract_params, make_mesh, to_mesh
-from r2rank_jax.train.critic import critic_gradients, expected_labels
+from r2rank_jax.train.advantages.critic import critic_gradients, expected_labels
 from r2rank_jax.train.rl_step import make_rl_steps
 from r2rank_jax.train.sft_step import make_sft_step
 from r2rank_jax.train.state import fresh_state
@@ -127,7 +127,9 @@ def test_advantages_follow_the_critic_of_the_reference():
     """With share 1, sampled labels count only through their sum: moving them changes no advantage."""
     config = with_critic(critic_share=1.0, rationales=2)
     mesh, params = make_mesh(config.mesh), params_of(with_critic())
-    batch = to_mesh(mesh, lists_of(config))
+    lists = lists_of(config)
+    lists = dataclasses.replace(lists, mask=np.ones_like(lists.mask))  # no label may move to an item that is not there
+    batch = to_mesh(mesh, lists)
     rollout = make_rollout(mesh, config, STOP)(params, batch, jax.random.key(1))
     assess = make_rl_steps(mesh, config)[0]
     moved = dataclasses.replace(batch, labels=jnp.roll(batch.labels, 1, axis=1))

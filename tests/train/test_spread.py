@@ -8,7 +8,7 @@ import pytest
 from r2rank_jax.ranking.credit import item_advantages
 from r2rank_jax.ranking.expectation import expected_reward
 from r2rank_jax.ranking.reward import named
-from r2rank_jax.train.spread import spread_advantages
+from r2rank_jax.train.advantages.spread import spread_advantages
 
 REWARD = named("ndcg@10")
 LABELS = np.array([[1, 0, 0, 1, 0, 0], [0, 1, 0, 0, 0, 0]], np.float32)

@@ -44,8 +44,8 @@ def test_a_run_in_buckets_with_times_and_without_reasoning_learns(tiny, tmp_path
 
 
 @pytest.mark.slow
-def test_the_critics_lists_go_on_where_they_stopped_and_have_an_order_of_their_own(tiny, sft_run):
-    inputs, whole = open_inputs(read(tiny.config), sft_run), Part((0,), 1)
+def test_the_critics_lists_go_on_where_they_stopped_and_have_an_order_of_their_own(sft_run):
+    inputs, whole = open_inputs(read(sft_run / "config.json"), sft_run), Part((0,), 1)
     drawn = critic_batches(inputs, whole, 4, 7, first=0)
     first, second, third = (next(drawn) for _ in range(3))
     resumed = next(critic_batches(inputs, whole, 4, 7, first=2))

@@ -217,12 +217,17 @@ class RunConfig(Checked):
             "model.score_reads=words scores the words of a rationale and needs data.rationale_tokens > 0, got "
             f"{self.data.rationale_tokens}; raise it, or set model.score_reads to context",
         )
-        for wanted in ("sft.critic_users", "rl.critic_share"):
-            phase, name = wanted.split(".")
-            require(
-                self.model.critic or not getattr(getattr(self, phase), name),
-                f"{wanted} needs model.critic, which is off; turn it on, or set {wanted} to 0",
-            )
+        require(
+            self.model.critic == (self.sft.critic_users > 0),
+            f"model.critic and sft.critic_users > 0 need each other, got model.critic={self.model.critic} and "
+            f"sft.critic_users={self.sft.critic_users}; set both, or neither",
+        )
+        require(
+            not self.rl.critic_share or (self.model.critic and self.data.rationale_tokens > 0),
+            "rl.critic_share lets a critic judge rationales and needs model.critic and data.rationale_tokens > 0, got "
+            f"model.critic={self.model.critic} and data.rationale_tokens={self.data.rationale_tokens}; set them, or "
+            "rl.critic_share to 0",
+        )
         shards = self.mesh.batch_shards
         for wanted in ("sft.batch_users", "rl.batch_users", "evaluation.batch_users", "sft.critic_users"):
             phase, name = wanted.split(".")

@@ -101,8 +101,8 @@ class RLConfig(Checked):
     entropy_weight: Weight = 0.0
     """Weight of the entropy bonus."""
     critic_share: Annotated[float, Range(0, 1)] = 0.0
-    """Share of the relevance that the SFT policy's critic expects, in place of the sampled labels, in the
-    advantages."""
+    """How much of the relevance in the advantages is what the SFT policy's critic expects; the rest is the sampled
+    labels. 0: labels only; 1: the critic only."""
     ratio: Literal["token", "sequence"] = "token"
     """PPO's probability ratio: one for each token, or one for the sequence (GSPO)."""
     clip_low: Annotated[float, Range(0, 1)] = 0.2

@@ -335,5 +335,5 @@ def scores(params: Params, hidden: Array) -> Array:
 
 
 def critic_scores(params: Params, hidden: Array) -> Array:
-    """The critic's head (`ModelConfig.critic`): hidden states [..., D] of items' last tokens -> float32 [...]."""
+    """The head of the critic (`ModelConfig.critic`): hidden states [..., D] of items' last tokens -> float32 [...]."""
     return hidden.astype(jnp.float32) @ params["critic_head"]

@@ -31,16 +31,14 @@ def sft_step_flops(config: RunConfig, *, traced_items: int) -> float:
 def rl_step_flops(config: RunConfig) -> float:
     """Floating point operations of a step of RL.
 
-    A step is a rollout, a forward pass of the reference policy (and, from two updates on, of the policy), its
-    critic where that judges, and its updates, each with the reference policy's logits for the KL term.
+    A step is a rollout, a forward pass of the reference policy (and, from two updates on, of the policy), and its
+    updates, each with the reference policy's logits for the KL term.
     """
     rl = config.rl
     shape = _shape(config, rl.batch_users, config.data.candidate_items, rl.rationales)
     forward, hidden = forward_flops(config.model, shape), forward_flops(config.model, shape, logits=False)
     rollout = forward
     assess = hidden + (forward if rl.updates > 1 else 0)
-    if rl.critic_share:
-        assess += forward_flops(config.model, shape._replace(length=0))
     updates = rl.updates * (update_flops(config.model, shape, trained=config.trained) + forward - hidden)
     return rollout + assess + updates
 

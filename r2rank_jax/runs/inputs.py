@@ -5,9 +5,7 @@ This module also writes the configuration that a run directory records.
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,10 +86,10 @@ def training_batches(inputs: Inputs, part: Part, users: int, seed: int) -> Batch
     )
 
 
-def critic_batches(inputs: Inputs, part: Part, users: int, seed: int, *, first: int) -> Iterator[ListBatch | None]:
-    """As `training_batches`, in an order of their own, from batch `first` on; None for ever if `users` is 0."""
+def critic_batches(inputs: Inputs, part: Part, users: int, seed: int, *, first: int) -> Batches[ListBatch] | None:
+    """As `training_batches`, in an order of their own, from batch `first` on; None if `users` is 0."""
     if not users:
-        return itertools.repeat(None)
+        return None
     batches = training_batches(inputs, part, users, (seed + CRITIC_SEED) % 2**32)
     batches.set_state({"next_index": first})
     return batches

@@ -106,7 +106,7 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
     with RunLog(run_dir, phase, resume_step=done, steps=steps, wall_s=resumption.wall_s) as log:
         for step in range(done + 1, steps + 1):
             batch, rationales = to_mesh(mesh, next(iterator))
-            lists = to_mesh(mesh, next(critic_lists))
+            lists = None if critic_lists is None else to_mesh(mesh, next(critic_lists))
             state, metrics = train_step(state, batch, rationales, lists)
             jax.block_until_ready(metrics)  # queued collectives of several processes can deadlock on CPU
             skipped.count(step, bool(metrics["skipped"]), batch)
@@ -143,6 +143,8 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
                 skipped.recovered()
     checkpoints.close()
     iterator.close()
+    if critic_lists is not None:
+        critic_lists.close()
 
 
 def _require_same_traces(sft: PhaseRecord, traces: Traces) -> None:

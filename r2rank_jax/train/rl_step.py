@@ -18,7 +18,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from r2rank_jax.config import RLConfig, RunConfig
-from r2rank_jax.model.forward import Judgement, judge, judge_and_sum, read_items, read_rationales, real_tokens
+from r2rank_jax.model.forward import Judgement, judge, judge_and_sum, read_rationales, real_tokens
 from r2rank_jax.model.logprobs import TokenLoss, TokenStatistics
 from r2rank_jax.model.transformer import critic_scores
 from r2rank_jax.ranking.credit import item_advantages
@@ -93,18 +93,15 @@ def assess(
     def logp(p: Params, _: Any, prefix: KeyValues | None, chunk: Rows) -> Array:
         return judge(context.model, p, chunk.batch, chunk.rationales, prefix=prefix, temperature=rl.temperature).logp
 
-    def expected(p: Params, _: Any, prefix: KeyValues | None, chunk: Rows) -> Array:
-        return critic_scores(p, read_items(context.model, p, chunk.batch, prefix).last_hidden)
-
     def hidden(p: Params, _: Any, prefix: KeyValues | None, chunk: Rows) -> Array:
         return read_rationales(context.model, p, chunk.batch, chunk.rationales, prefix).predicting
 
     old_logp = read_in_chunks(context, logp, params, (), rows) if rl.updates > 1 else None
     scores = rollout.scores.swapaxes(1, 2)  # [U, G, N]
     reward, of_rationales = reward_of(rl), rationale_rewards_of(rl)
-    labels = batch.labels
-    if rl.critic_share:
-        of_critic = read_in_chunks(context, expected, reference, (), rows)
+    reference_hidden, labels = read_in_chunks(context, hidden, reference, (), rows), batch.labels
+    if rl.critic_share:  # the state that predicts a rationale's first token is that of the item's last token
+        of_critic = critic_scores(reference, reference_hidden[:, :, 0, 0])
         labels = expected_labels(of_critic, labels, batch.mask, share=rl.critic_share)
     advantages = item_advantages(scores, labels, batch.mask, rule=rl.credit, reward=reward)
     if rl.fixed_scale:
@@ -115,7 +112,7 @@ def assess(
     values = expected_reward(scores, batch.labels[:, None], batch.mask[:, None], reward=reward)
     return Assessment(
         old_logp=old_logp,
-        reference_hidden=read_in_chunks(context, hidden, reference, (), rows),
+        reference_hidden=reference_hidden,
         advantages=advantages,
         value=jnp.mean(values),
     )

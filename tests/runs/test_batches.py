@@ -54,4 +54,4 @@ def test_the_critics_lists_go_on_where_they_stopped_and_have_an_order_of_their_o
     of_policy = next(training_batches(inputs, whole, 4, 7))
     assert not np.array_equal(of_policy.position, first.position)
     assert not np.array_equal(first.position, second.position)
-    assert next(critic_batches(inputs, whole, 0, 7, first=0)) is None
+    assert critic_batches(inputs, whole, 0, 7, first=0) is None

@@ -11,10 +11,13 @@ import pytest
 from r2rank_jax.config import MeshConfig, RLConfig, RunConfig
 from r2rank_jax.errors import ConfigError
 from r2rank_jax.model.forward import read_items
+from r2rank_jax.ranking.credit import item_advantages
 from r2rank_jax.ranking.losses import BY_NAME
 from r2rank_jax.rollout.generate import make_rollout
 from r2rank_jax.sharding import abstract_params, make_mesh, to_mesh
 from r2rank_jax.train.advantages.critic import critic_gradients, expected_labels
+from r2rank_jax.train.advantages.spread import spread_advantages
+from r2rank_jax.train.objectives import reward_of
 from r2rank_jax.train.rl_step import make_rl_steps
 from r2rank_jax.train.sft_step import make_sft_step
 from r2rank_jax.train.state import fresh_state
@@ -136,13 +139,22 @@ def test_advantages_follow_the_critic_of_the_reference():
     own, same = assess(params, params, batch, rollout), assess(params, params, moved, rollout)
     assert np.abs(own.advantages).max() > 1e-3
     np.testing.assert_allclose(own.advantages, same.advantages, atol=1e-6)
+    scores = read_items(config.model, params, lists).last_hidden @ params["critic_head"]
+    labels = expected_labels(scores, lists.labels, lists.mask, share=1.0)
+    by_list, reward = rollout.scores.swapaxes(1, 2), reward_of(config.rl)
+    rules = {"rule": config.rl.credit, "reward": reward}
+    expected = item_advantages(by_list, labels, lists.mask, **rules)
+    expected -= spread_advantages(by_list, labels, lists.mask, **rules)
+    np.testing.assert_allclose(own.advantages, expected.swapaxes(1, 2), atol=1e-6)
     other = {**params, "critic_head": -params["critic_head"]}
     np.testing.assert_allclose(assess(other, params, batch, rollout).advantages, own.advantages, atol=1e-6)
     assert np.abs(assess(params, other, batch, rollout).advantages - own.advantages).max() > 1e-3
 
 
 def test_settings_of_a_critic_need_one():
-    with pytest.raises(ConfigError, match=r"rl\.critic_share needs model.critic"):
+    with pytest.raises(ConfigError, match=r"model\.critic and sft\.critic_users > 0 need each other"):
+        with_critic(users=0)
+    with pytest.raises(ConfigError, match=r"rl\.critic_share lets a critic judge rationales and needs model\.critic"):
         RunConfig(name="x", rl=RLConfig(critic_share=1.0))
     with pytest.raises(ConfigError, match=r"sft\.critic_users=3 must be divisible by mesh\.data x mesh\.fsdp = 2"):
         with_critic(MeshConfig(data=2), users=3)

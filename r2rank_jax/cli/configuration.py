@@ -7,11 +7,13 @@ import importlib.util
 import traceback
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from r2rank_jax.cli.overrides import FORMER, overridden
 from r2rank_jax.config import RunConfig, read
 from r2rank_jax.errors import R2RankError, UsageError
+
+T = TypeVar("T")
 
 
 def add_configured(
@@ -106,33 +108,50 @@ def load_config(path: Path) -> RunConfig:
         )
     if path.suffix != ".py":
         raise UsageError(f"--config must name a .py or .json file, got {path}; rename it")
+    return returned_by(path, "config", RunConfig)
+
+
+def returned_by(path: Path, function: str, wanted: type[T]) -> T:
+    """What a function of a Python file returns.
+
+    Args:
+        path: of an existing file.
+        function: its name; it takes no arguments.
+        wanted: the type that it must return.
+
+    Raises:
+        UsageError: the file raises an exception, does not define the function, or that returns something else.
+    """
     try:
-        returned = _returned(path)
+        returned = _called(path, function, wanted)
     except R2RankError as error:
         raise UsageError(f"{path}: {error}") from error
     except Exception as error:  # of the user's code: any exception is possible
-        raise UsageError(_raised(path, error)) from error
-    if not isinstance(returned, RunConfig):
-        raise UsageError(f"config() in {path} must return a RunConfig, got {type(returned).__name__}")
+        raise UsageError(_raised(path, function, wanted, error)) from error
+    if not isinstance(returned, wanted):
+        raise UsageError(f"{function}() in {path} must return {_a(wanted)}, got {type(returned).__name__}")
     return returned
 
 
-def _returned(path: Path) -> object:
-    """What `config()` of a Python file returns."""
-    spec = importlib.util.spec_from_file_location("r2rank_config", path)
+def _called(path: Path, function: str, wanted: type) -> object:
+    spec = importlib.util.spec_from_file_location(f"r2rank_{function}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    if not callable(getattr(module, "config", None)):
-        raise UsageError("it must define `config() -> RunConfig`, but does not")
-    return module.config()
+    if not callable(getattr(module, function, None)):
+        raise UsageError(f"it must define `{function}() -> {wanted.__name__}`, but does not")
+    return getattr(module, function)()
 
 
-def _raised(path: Path, error: Exception) -> str:
-    """The exception of a configuration file with its last line there, and what replaced a former field."""
+def _a(wanted: type) -> str:
+    return f"{'an' if wanted.__name__[0] in 'AEIOU' else 'a'} {wanted.__name__}"
+
+
+def _raised(path: Path, function: str, wanted: type, error: Exception) -> str:
+    """The exception of a file with its last line there, and what replaced a former field."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     line = getattr(error, "lineno", None) or (lines[-1] if lines else None)
     place = f"{path}, line {line}" if line else str(path)
     reason = " ".join(f"{type(error).__name__}: {error}".split())
     former = next((f"; use {new}" for name, new in FORMER.items() if f"'{name.rpartition('.')[2]}'" in reason), "")
-    return f"{place} must return a RunConfig from config(), but raised {reason}{former}"
+    return f"{place} must return {_a(wanted)} from {function}(), but raised {reason}{former}"

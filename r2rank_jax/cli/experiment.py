@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from r2rank_jax.cli.arguments import count
-from r2rank_jax.errors import R2RankError, UsageError
+from r2rank_jax.cli.configuration import returned_by
+from r2rank_jax.errors import UsageError
 from r2rank_jax.files.places import require_file, require_folder
 
 if TYPE_CHECKING:
@@ -92,16 +92,4 @@ def load_experiment(path: Path) -> Experiment:
 
     if path.suffix != ".py" or not path.is_file():
         raise UsageError(f"FILE must be a Python file that defines experiment(), got {path}")
-    spec = importlib.util.spec_from_file_location("r2rank_experiment", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        returned = module.experiment()
-    except R2RankError as error:
-        raise UsageError(f"{path}: {error}") from error
-    except Exception as error:  # of the user's code: any exception is possible
-        raise UsageError(f"{path} must define experiment(), but raised {type(error).__name__}: {error}") from error
-    if not isinstance(returned, design.Experiment):
-        raise UsageError(f"experiment() in {path} must return an Experiment, got {type(returned).__name__}")
-    return returned
+    return returned_by(path, "experiment", design.Experiment)

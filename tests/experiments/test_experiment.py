@@ -257,7 +257,7 @@ def test_a_protocol_must_differ_in_its_candidates_only(tmp_path):
 def test_wrong_files_are_refused_in_one_line(tmp_path):
     for content, reason in (
         (None, "must be a Python file"),
-        ("x = 1", "must define experiment()"),
+        ("x = 1", "must define `experiment() -> Experiment`"),
         ("def experiment():\n    return 3", "must return an Experiment, got int"),
         ("def experiment():\n    raise KeyError(3)", "raised KeyError"),
     ):

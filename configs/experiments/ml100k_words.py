@@ -2,8 +2,8 @@
 
     r2rank experiment configs/experiments/ml100k_words.py --jobs 2
 
-The arms `sft`, `rl` and `rl_no_token_part` of ml100k_loo.py, with its settings and data, for a third of its work: about
-half an hour on two CPU cores.
+The arms `sft`, `rl` and `rl_no_token_part` of ml100k_loo.py, with its settings and data. It has not been run to
+its end.
 """
 
 import dataclasses

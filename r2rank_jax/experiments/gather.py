@@ -124,7 +124,10 @@ def _measured(
     *,
     system: str | None = None,
 ) -> _Measured:
-    """What the runs of an arm measured on the test lists, in their order; `system`: not of its policy, but of that."""
+    """What the runs of an arm measured on the test lists, in their order.
+
+    `system` names another system of these evaluations than the arm's policy, such as its critic.
+    """
     tables: list[Table] = []
     curves: list[Table] = []
     runs: list[dict[str, Any]] = []

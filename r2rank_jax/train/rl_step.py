@@ -25,6 +25,7 @@ from r2rank_jax.ranking.credit import item_advantages
 from r2rank_jax.ranking.estimators import surrogate
 from r2rank_jax.ranking.expectation import expected_reward
 from r2rank_jax.rollout.decoding import Rollout
+from r2rank_jax.rollout.summary import summary
 from r2rank_jax.sharding import replicated, users
 from r2rank_jax.train.advantages.critic import expected_labels
 from r2rank_jax.train.advantages.spread import spread_advantages
@@ -160,7 +161,8 @@ def rl_gradients(
         "logp_gap": jnp.max(jnp.abs(diagnostics["gap"]), initial=0.0),
         "advantage_rms": jnp.sqrt(jnp.mean(assessment.advantages**2)),
         "value": assessment.value,
-        **_lengths(batch, rationales),
+        "zero_advantages": _share_of_zeros(assessment.advantages, batch.mask),
+        **summary(batch, rollout),
         **_rationale_reward(rl, batch, rationales),
     }
 
@@ -243,14 +245,10 @@ def token_loss(
     return jnp.where(constants.real, loss, 0.0), {"gap": gap, "clipped": constants.real & clipped}
 
 
-def _lengths(batch: ListBatch, rationales: Rationales) -> dict[str, Array]:
-    """Mean tokens per rationale, and the share of rationales that were truncated."""
-    real = jnp.broadcast_to(batch.mask[:, :, None], rationales.stopped.shape)
-    count = jnp.maximum(jnp.sum(real), 1)
-    return {
-        "rationale_tokens": jnp.sum(jnp.where(real, rationales.length, 0)) / count,
-        "truncated": jnp.sum(real & ~rationales.stopped) / count,
-    }
+def _share_of_zeros(advantages: Array, mask: Array) -> Array:
+    """Share of the rationales [U, N, G] that the token part learns nothing from: 0 but for rounding."""
+    real = jnp.broadcast_to(mask[:, :, None], advantages.shape)
+    return jnp.sum(real & (jnp.abs(advantages) < 1e-6)) / jnp.maximum(jnp.sum(real), 1)
 
 
 def _rationale_reward(rl: RLConfig, batch: ListBatch, rationales: Rationales) -> dict[str, Array]:

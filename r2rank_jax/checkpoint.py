@@ -43,7 +43,7 @@ class Checkpoints:
 
         Args:
             directory: `<run>/checkpoints/<phase>`.
-            keep: the number of newest commits to keep.
+            keep: the number of newest commits to keep, besides the one with the best validation.
             read_only: delete and move nothing, since a training run may be writing the unsealed folder.
         """
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs every barrier
@@ -69,7 +69,7 @@ class Checkpoints:
             self.directory / str(step),
             args=ocp.args.Composite(state=ocp.args.StandardSave(state), extras=ocp.args.JsonSave(record.to_json())),
         )
-        self._sealing = self._sealer.submit(self._seal, step)
+        self._sealing = self._sealer.submit(self._seal, step, record.best.step if record.best else step)
 
     def wait(self) -> None:
         """Wait until the last save is sealed. If it failed, its exception is raised here."""
@@ -149,14 +149,15 @@ class Checkpoints:
         self._sealer.shutdown()
         self._writer.close()
 
-    def _seal(self, step: int) -> None:
+    def _seal(self, step: int, best: int) -> None:
         """Wait until Orbax has renamed the save into place, write its seal, and only then delete older commits."""
         self._writer.wait_until_finished()
         if jax.process_index() != 0:
             return
         write_seal(self.directory / str(step))
         for old in sealed_steps(self.directory)[self._keep :]:
-            shutil.rmtree(self.directory / str(old))
+            if old != best:
+                shutil.rmtree(self.directory / str(old))
 
 
 def sealed_steps(directory: Path) -> list[int]:
@@ -167,10 +168,18 @@ def sealed_steps(directory: Path) -> list[int]:
     return sorted(steps, reverse=True)
 
 
-def newest_identity(directory: Path) -> str | None:
-    """Identity of the newest sealed commit of a phase, sound or not; None if there is none."""
+def policy_identity(directory: Path) -> str | None:
+    """Identity of the commit that `load_policy` would load if none is damaged; None if there is none."""
     steps = sealed_steps(directory)
-    return _identity(directory / str(steps[0])) if steps else None
+    if not steps:
+        return None
+    checkpoints = Checkpoints(directory, read_only=True)
+    try:
+        best = checkpoints.record(steps[0]).best
+    except CheckpointError:
+        best = None
+    checkpoints.close()
+    return _identity(directory / str(best.step if best and best.step in steps else steps[0]))
 
 
 def _identity(folder: Path) -> str:
@@ -218,7 +227,7 @@ def load_policy(
         directory: `<run>/checkpoints/<phase>`.
         like: abstract parameters with shapes, dtypes and shardings.
         config: the current configuration; its model must be the checkpoint's.
-        step: a commit's step; None: the latest.
+        step: a commit's step; None: of the best validation, or the latest of a phase without `patience`.
         unfinished: accept a phase that has not finished.
 
     Raises:
@@ -232,6 +241,7 @@ def load_policy(
             f"--step must be one of the checkpoints of {directory.name}, {', '.join(map(str, steps))}, got {step}"
         )
     checkpoints = Checkpoints(directory, read_only=True)
+    chosen = step
     if step is None:
         step = checkpoints.latest()
         if step is None:
@@ -244,6 +254,13 @@ def load_policy(
             f"{directory.name} stopped at step {step} of {record.steps}; run the same command again to finish it"
         )
     require_same_model(record, config)
+    if chosen is None and record.best is not None:
+        step = record.best.step
+        if problem := checkpoints.problem(step) if step in steps else "it is missing":
+            raise CheckpointError(
+                f"checkpoint {directory.name}/{step}, of the best validation, is damaged ({problem}); choose another "
+                "--step"
+            )
     field = "average" if record.has_average else "params"
     with ocp.PyTreeCheckpointer() as reader, _reading(directory / str(step)):
         restored = reader.restore(

@@ -60,7 +60,7 @@ def require_same_settings(record: PhaseRecord, config: RunConfig, *, done: int, 
         )
     changed = []
     for part in ("seed", "trained", "data", "model", section):
-        changed += _changed(record.config, config, part, FREE)
+        changed += _changed(record.config, config, part, _free(config, part))
     if (record.config.get("pretrained") is None) != (config.pretrained is None):  # another path may hold the same model
         changed.append(f"pretrained: {record.config.get('pretrained')} -> {config.pretrained}")
     changes = [] if steps == record.steps else [f"{section}.steps: {record.steps} -> {steps}"]
@@ -137,6 +137,12 @@ def without_machine_settings(section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _NAMES = {name: f"{name} (SHA-256)" for name in DATA}
+
+
+def _free(config: RunConfig, part: str) -> tuple[str, ...]:
+    """Fields of a part that may change on resuming. Where validations choose the policy, their interval may not."""
+    chooses = part in ("sft", "rl") and getattr(config, part).patience > 0
+    return tuple(name for name in FREE if not (chooses and name == "validate_every"))
 
 
 def _changed(

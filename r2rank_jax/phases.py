@@ -27,6 +27,17 @@ class InputHashes:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Best:
+    """The best validation of a phase so far."""
+
+    step: int
+    value: float
+    """NDCG at the largest of `evaluation.ks`."""
+    later: int = 0
+    """Validations since, none of them better."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PhaseRecord:
     """What a phase needs to resume, and what later commands read of it; stored as JSON in every checkpoint."""
 
@@ -56,13 +67,21 @@ class PhaseRecord:
     finished: bool
     has_average: bool
     """Whether the state holds an average of the parameters, which then is the policy."""
+    best: Best | None = None
+    """Of a phase with `patience`: its policy is that of this step, not the newest."""
+
+    @property
+    def done(self) -> int:
+        """Steps done when this was committed."""
+        return self.steps if self.step is None else self.step
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, without the optional fields that have their default."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         plain = {name: value for name, value in values.items() if value != defaults[name]}
-        return plain | ({"changes": list(self.changes)} if self.changes else {})
+        plain |= {"changes": list(self.changes)} if self.changes else {}
+        return plain | ({"best": dataclasses.asdict(self.best)} if self.best else {})
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> PhaseRecord:
@@ -76,4 +95,5 @@ class PhaseRecord:
         if missing:
             raise CheckpointError(f"a checkpoint's record must hold {missing[0]!r}, got {sorted(values)}; train again")
         known = {f.name: values[f.name] for f in fields if f.name in values}
-        return cls(**known | {"changes": tuple(known.get("changes", ()))})
+        best = Best(**known["best"]) if known.get("best") else None
+        return cls(**known | {"changes": tuple(known.get("changes", ())), "best": best})

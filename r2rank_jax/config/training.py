@@ -55,7 +55,13 @@ class SFTConfig(Checked):
     """Further lists of each step, without rationales, whose labels train the critic (model.critic)."""
     log_every: Count = 20
     validate_every: Annotated[int, Range(0, note="0: at the end only")] = 200
+    patience: Annotated[int, Range(0, note="train all steps; the last policy counts")] = 0
+    """Validations without a better NDCG after which the phase ends early. Its policy is then that of the best one."""
     checkpoint_every: Annotated[int, Range(0, note="0: at the end only")] = 200
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_validations(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +119,8 @@ class RLConfig(Checked):
     multiplied."""
     log_every: Count = 10
     validate_every: Annotated[int, Range(0, note="0: at the end only")] = 100
+    patience: Annotated[int, Range(0, note="train all steps; the last policy counts")] = 0
+    """Validations without a better NDCG after which the phase ends early. Its policy is then that of the best one."""
     checkpoint_every: Annotated[int, Range(0, note="0: at the end only")] = 100
 
     def __post_init__(self) -> None:
@@ -121,6 +129,7 @@ class RLConfig(Checked):
         if self.rationale_rewards.strip():
             rewards = normal_objective("rl.rationale_rewards", self.rationale_rewards)
             object.__setattr__(self, "rationale_rewards", rewards)
+        _require_validations(self)
         updates = self.steps * self.updates
         require(
             updates <= LARGEST_WHOLE,
@@ -136,3 +145,12 @@ class RLConfig(Checked):
             f"rl.credit={self.credit} compares rationales of the same item and needs rl.rationales >= 2, "
             f"got {self.rationales}; raise rl.rationales, or set rl.credit to shared and rl.rationales to 1",
         )
+
+
+def _require_validations(config: SFTConfig | RLConfig) -> None:
+    section = config.SECTION
+    require(
+        not config.patience or config.validate_every > 0,
+        f"{section}.patience={config.patience} counts validations and needs {section}.validate_every > 0, got 0; set "
+        f"it, or {section}.patience to 0",
+    )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from r2rank_jax.checkpoint import newest_identity
+from r2rank_jax.checkpoint import policy_identity
 from r2rank_jax.config import in_current_fields
 from r2rank_jax.errors import ConfigError, ResultsError
 from r2rank_jax.evaluation.results import read_results
@@ -153,9 +153,9 @@ def _results(directory: Path, problems: list[str]) -> dict[str, Any]:
         problems.append(f"{path.name} could not be read: {error}.")
         return {}
     for phase, facts in results["training"].items():
-        newest = newest_identity(directory / "checkpoints" / phase)
-        if newest is not None and isinstance(facts, dict) and facts.get("checkpoint", newest) != newest:
-            problems.append(f"The results are those of an earlier checkpoint of {phase}; run `r2rank eval` again.")
+        now = policy_identity(directory / "checkpoints" / phase)
+        if now is not None and isinstance(facts, dict) and facts.get("checkpoint", now) != now:
+            problems.append(f"The results are those of another checkpoint of {phase}; run `r2rank eval` again.")
     return results
 
 

@@ -31,7 +31,7 @@ from r2rank_jax.files.atomic import replacing_file
 from r2rank_jax.lineage import other_settings, require_same_inputs
 from r2rank_jax.phases import PHASES, Phase
 from r2rank_jax.rollout.scoring import Readings, make_scorer
-from r2rank_jax.runs.inputs import Inputs, held_out_metrics, metrics_of, open_inputs
+from r2rank_jax.runs.inputs import Inputs, deepest_ndcg, held_out_metrics, metrics_of, open_inputs
 from r2rank_jax.runs.notes import leaked_positives, notes_on, notes_on_references
 from r2rank_jax.runs.session.log import say
 from r2rank_jax.sharding import abstract_params, make_mesh
@@ -100,10 +100,10 @@ def run(
             systems["critic"], _ = held_out_metrics(inputs, make_critic(mesh, config), mesh, policy.params, "test")
         if config.evaluation.rationales > 1:
             of_greedy, _ = held_out_metrics(inputs, greedy, mesh, policy.params, "test")
-            curves[phase] = {"greedy": of_greedy[_ndcg(config)], **_by_count(inputs, lists, outputs[phase])}
+            curves[phase] = {"greedy": of_greedy[deepest_ndcg(config)], **_by_count(inputs, lists, outputs[phase])}
         record = policy.record
         training[phase] = {
-            "steps": record.steps,
+            "steps": record.done if record.finished else record.steps,
             "step": policy.step,
             "wall_s": round(record.wall_s, 1),
             "skipped": record.skipped,
@@ -147,10 +147,6 @@ def run(
     print(results_table(results))
 
 
-def _ndcg(config: RunConfig) -> str:
-    return f"ndcg@{max(config.evaluation.ks)}"
-
-
 def _by_count(inputs: Inputs, lists: CandidateLists, readings: Readings) -> dict[str, np.ndarray]:
     """NDCG of every user where items are ranked by the mean of 1, 2, 4, ... rationales.
 
@@ -161,7 +157,7 @@ def _by_count(inputs: Inputs, lists: CandidateLists, readings: Readings) -> dict
     return {
         str(count): np.mean(
             [
-                metrics_of(inputs, readings.mean_scores(count, first=first), lists)[_ndcg(inputs.config)]
+                metrics_of(inputs, readings.mean_scores(count, first=first), lists)[deepest_ndcg(inputs.config)]
                 for first in range(0, sampled - count + 1, count)
             ],
             axis=0,

@@ -95,6 +95,11 @@ def critic_batches(inputs: Inputs, part: Part, users: int, seed: int, *, first: 
     return batches
 
 
+def deepest_ndcg(config: RunConfig) -> str:
+    """The metric by which validations are compared."""
+    return f"ndcg@{max(config.evaluation.ks)}"
+
+
 def record_config(run_dir: Path, config: RunConfig) -> None:
     """Write `config.json`; only process 0 does."""
     if jax.process_index() == 0:

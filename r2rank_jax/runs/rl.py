@@ -25,7 +25,8 @@ from r2rank_jax.phases import PhaseRecord
 from r2rank_jax.rollout.decoding import Rollout
 from r2rank_jax.rollout.generate import make_rollout
 from r2rank_jax.rollout.scoring import make_scorer
-from r2rank_jax.runs.inputs import open_inputs, record_config, training_batches, validation_metrics
+from r2rank_jax.runs.inputs import deepest_ndcg, open_inputs, record_config, training_batches, validation_metrics
+from r2rank_jax.runs.session.best import BestSoFar
 from r2rank_jax.runs.session.divergence import SkippedUpdates
 from r2rank_jax.runs.session.log import RunLog, is_due, say
 from r2rank_jax.runs.session.resuming import resume
@@ -84,8 +85,9 @@ def run(config: RunConfig, run_dir: Path) -> None:
     # -- learn ------------------------------------------------------------------------------------------------------
     skipped = SkippedUpdates(run_dir, "rl", checkpoints, mesh, done=done, total=resumption.skipped)
     finite_at = done  # step of the last validation, whose scores were finite
+    best = BestSoFar("rl", rl.patience, resumption.best)
     with RunLog(run_dir, "rl", resume_step=done, steps=rl.steps, wall_s=resumption.wall_s) as log:
-        for step in range(done + 1, rl.steps + 1):
+        for step in range(done + 1, done + 1 if best.exhausted else rl.steps + 1):
             batch = to_mesh(mesh, next(iterator))
 
             # 1. reason: sample G rationales for each item, with the log-probabilities of their tokens
@@ -102,7 +104,7 @@ def run(config: RunConfig, run_dir: Path) -> None:
             jax.block_until_ready(metrics)  # queued collectives of several processes can deadlock on CPU
 
             # 4. log, validate, commit
-            last = step == rl.steps
+            last, improved = step == rl.steps, False
             if last:
                 skipped.require_an_update(rl.steps * rl.updates)
             if step % rl.log_every == 0 or last:
@@ -121,7 +123,11 @@ def run(config: RunConfig, run_dir: Path) -> None:
                     skipped.stop_at_scores(step, finite_at)
                 finite_at = step
                 log.write(step, {f"validation/{metric}": float(v.mean()) for metric, v in validation.items()})
-            if (is_due(step, rl.checkpoint_every) and not skipped.suspicious) or last:
+                if not skipped.suspicious:
+                    improved = best.is_best(step, float(validation[deepest_ndcg(config)].mean()))
+                last |= best.exhausted
+            commit = (is_due(step, rl.checkpoint_every) or improved) and not skipped.suspicious
+            if commit or last:
                 record = PhaseRecord(
                     phase="rl",
                     config=to_json(config),
@@ -135,9 +141,12 @@ def run(config: RunConfig, run_dir: Path) -> None:
                     skipped=skipped.total,
                     finished=last,
                     has_average=state.average is not None,
+                    best=best.best,
                 )
                 checkpoints.save(step, state, record)
                 skipped.recovered()
+            if last:
+                break
     checkpoints.close()
     iterator.close()
 

@@ -26,7 +26,8 @@ from r2rank_jax.lineage import require_same_inputs
 from r2rank_jax.phases import Phase, PhaseRecord
 from r2rank_jax.rollout.scoring import make_scorer
 from r2rank_jax.runs.control import steps_of_same_work
-from r2rank_jax.runs.inputs import critic_batches, open_inputs, record_config, validation_metrics
+from r2rank_jax.runs.inputs import critic_batches, deepest_ndcg, open_inputs, record_config, validation_metrics
+from r2rank_jax.runs.session.best import BestSoFar
 from r2rank_jax.runs.session.divergence import SkippedUpdates
 from r2rank_jax.runs.session.log import RunLog, is_due, say
 from r2rank_jax.runs.session.resuming import resume
@@ -62,10 +63,11 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
         require_same_inputs(sft.record, config, inputs.hashes)
         _require_same_traces(sft.record, traces)
         start, reference = sft.params, sft.identity
-        configs = (from_json(dict(record.config)) for record in (sft.record, rl))
-        steps = steps_of_same_work(*configs, traced_items=traces.lists.items.shape[1])
+        of_sft, of_rl = (from_json(dict(record.config)) for record in (sft.record, rl))
+        of_rl = replace(of_rl, rl=replace(of_rl.rl, steps=rl.done))  # fewer than planned if it ended early
+        steps = steps_of_same_work(of_sft, of_rl, traced_items=traces.lists.items.shape[1])
         config = replace(config, sft=replace(config.sft, steps=steps))
-        say(f"{phase}: {steps} further steps have as many floating point operations as RL's {rl.steps}")
+        say(f"{phase}: {steps} further steps have as many floating point operations as RL's {rl.done}")
 
     # -- state: from the latest checkpoint, or the starting parameters ----------------------------------------------
     part = part_of_batch(mesh)
@@ -103,14 +105,15 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
     rate = learning_rate(config.sft.optimizer, steps)
     skipped = SkippedUpdates(run_dir, phase, checkpoints, mesh, done=done, total=resumption.skipped)
     finite_at = done  # step of the last validation, whose scores were finite
+    best = BestSoFar(phase, config.sft.patience, resumption.best)
     with RunLog(run_dir, phase, resume_step=done, steps=steps, wall_s=resumption.wall_s) as log:
-        for step in range(done + 1, steps + 1):
+        for step in range(done + 1, done + 1 if best.exhausted else steps + 1):
             batch, rationales = to_mesh(mesh, next(iterator))
             lists = None if critic_lists is None else to_mesh(mesh, next(critic_lists))
             state, metrics = train_step(state, batch, rationales, lists)
             jax.block_until_ready(metrics)  # queued collectives of several processes can deadlock on CPU
             skipped.count(step, bool(metrics["skipped"]), batch)
-            last = step == steps
+            last, improved = step == steps, False
             if last:
                 skipped.require_an_update(steps)
 
@@ -124,7 +127,11 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
                     skipped.stop_at_scores(step, finite_at)
                 finite_at = step
                 log.write(step, {f"validation/{metric}": float(v.mean()) for metric, v in validation.items()})
-            if (is_due(step, config.sft.checkpoint_every) and not skipped.suspicious) or last:
+                if not skipped.suspicious:
+                    improved = best.is_best(step, float(validation[deepest_ndcg(config)].mean()))
+                last |= best.exhausted
+            commit = (is_due(step, config.sft.checkpoint_every) or improved) and not skipped.suspicious
+            if commit or last:
                 record = PhaseRecord(
                     phase=phase,
                     config=to_json(config),
@@ -138,9 +145,12 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
                     skipped=skipped.total,
                     finished=last,
                     has_average=state.average is not None,
+                    best=best.best,
                 )
                 checkpoints.save(step, state, record)
                 skipped.recovered()
+            if last:
+                break
     checkpoints.close()
     iterator.close()
     if critic_lists is not None:

@@ -208,10 +208,10 @@ def test_results_of_an_earlier_checkpoint_are_marked(run_dir):
     results = json.loads((run_dir / "results.json").read_text())
     results["training"]["rl"] = {"steps": 400, "checkpoint": "0" * 64}
     (run_dir / "results.json").write_text(json.dumps(results))
-    assert "earlier checkpoint" not in parse(run_dir).text
+    assert "another checkpoint" not in parse(run_dir).text
     (run_dir / "checkpoints/rl/500").mkdir(parents=True)
     (run_dir / "checkpoints/rl/500/seal.json").write_text("{}")
-    assert "The results are those of an earlier checkpoint of rl; run `r2rank eval` again" in parse(run_dir).text
+    assert "The results are those of another checkpoint of rl; run `r2rank eval` again" in parse(run_dir).text
 
 
 def test_no_directory_is_an_error(tmp_path):

@@ -9,7 +9,7 @@ from r2rank_jax.checkpoint import Checkpoints, sealed_steps
 from r2rank_jax.config import RunConfig
 from r2rank_jax.errors import CheckpointError
 from r2rank_jax.lineage import require_same_inputs, require_same_settings
-from r2rank_jax.phases import InputHashes, Phase, PhaseRecord
+from r2rank_jax.phases import Best, InputHashes, Phase, PhaseRecord
 from r2rank_jax.runs.session.divergence import has_diverged
 from r2rank_jax.runs.session.log import say
 
@@ -30,6 +30,10 @@ class Resumption:
     @property
     def skipped(self) -> int:
         return self.record.skipped if self.record else 0
+
+    @property
+    def best(self) -> Best | None:
+        return self.record.best if self.record else None
 
     @property
     def logp_gap(self) -> float:

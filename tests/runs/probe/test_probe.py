@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from r2rank_jax import cli
-from r2rank_jax.checkpoint import newest_identity
+from r2rank_jax.checkpoint import policy_identity
 from r2rank_jax.data.prepared.dataset import load
 from r2rank_jax.evaluation.probes.form import FIELDS, read_probes
 from tests.support.command_line import contents, succeed
@@ -53,7 +53,7 @@ def test_probes_of_a_tiny_run(tiny, rl_run, tmp_path):
     lists = dataset.candidate_lists("valid").take(np.arange(30))  # all are alike but for the user
     assert (result["phase"], result["lists"], result["metric"], result["rationales"]) == ("rl", "valid", "ndcg@10", 2)
     assert result["data_hash"] == dataset.data_hash and result["commit"]
-    assert result["checkpoint"] == {"identity": newest_identity(run_dir / "checkpoints/rl"), "step": 10}
+    assert result["checkpoint"] == {"identity": policy_identity(run_dir / "checkpoints/rl"), "step": 10}
     probes = result["probes"]
     assert set(probes) == set(FIELDS) and not any("skipped" in probe for probe in probes.values())
     assert probes["candidate_order"] == {"scores": lists.items.size * 2, "different": 0, "largest_difference": 0.0}

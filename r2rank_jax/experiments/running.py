@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import FrameType
+from typing import Any, NamedTuple, NoReturn
 
 from r2rank_jax.config import differences, to_json
 from r2rank_jax.errors import ExperimentError
@@ -48,7 +50,7 @@ def is_done(job: Job) -> bool:
 
 
 def run_all(jobs: list[Job], *, parallel: int) -> None:
-    """Run the jobs that have not finished, each after those that it needs.
+    """Run the jobs that have not finished, each after those that it needs. To be called from the main thread.
 
     Args:
         jobs: in an order in which they could run one after the other.
@@ -61,6 +63,7 @@ def run_all(jobs: list[Job], *, parallel: int) -> None:
     finished = {job.name for job in jobs} - {job.name for job in waiting}
     running: dict[int, _Running] = {}
     failed: list[Job] = []
+    before = signal.signal(signal.SIGTERM, _end)  # a batch system's; Ctrl-C raises by itself
     try:
         while waiting or running:
             for slot in range(parallel):
@@ -89,12 +92,18 @@ def run_all(jobs: list[Job], *, parallel: int) -> None:
             one.process.terminate()
         for one in running.values():
             one.process.wait()
+        signal.signal(signal.SIGTERM, before)
     if failed:
         names = ", ".join(job.name for job in failed)
         raise ExperimentError(
             f"{len(failed)} of {len(jobs)} jobs failed: {names}; the last line of {failed[0].log} "
             f"is: {_last_line(failed[0])}; the same command runs what is left"
         )
+
+
+def _end(number: int, _: FrameType | None) -> NoReturn:
+    """Leave by an exception, so that the running commands are ended too."""
+    raise SystemExit(128 + number)
 
 
 def _start(job: Job, slot: int, parallel: int) -> subprocess.Popen[bytes]:

@@ -1,7 +1,11 @@
 """The commands of an experiment run in order and in parallel, once, and a failure stops only what needs it."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
 
@@ -57,6 +61,36 @@ def test_a_failure_is_named_with_its_reason_and_stops_only_what_needs_it(job, tm
     assert ran(tmp_path) == ["a", "c", "d"]
     run_all([job("a"), *jobs[1:]], parallel=1)
     assert ran(tmp_path)[3:] == ["a", "b"]
+
+
+def test_its_commands_end_with_it(tmp_path):
+    """A batch system sends SIGTERM to one process only."""
+    script = f"""
+import sys
+from pathlib import Path
+from r2rank_jax.config import RunConfig
+from r2rank_jax.experiments import running
+from r2rank_jax.experiments.jobs import Job
+
+running.COMMAND = (sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(600)")
+directory = Path({str(tmp_path)!r}) / "a"
+running.run_all([Job("a", (), directory, RunConfig(name="x"), directory / "done-sft.json")], parallel=1)
+"""
+    log, deadline = tmp_path / "a/log.txt", time.monotonic() + 60
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL)
+    try:
+        while not (log.is_file() and log.read_text().endswith("\n")):
+            assert time.monotonic() < deadline and parent.poll() is None
+            time.sleep(0.05)
+        child = int(log.read_text())
+        os.kill(child, 0)  # it runs
+        parent.terminate()
+        assert parent.wait(60) == 128 + signal.SIGTERM
+        with pytest.raises(ProcessLookupError):
+            os.kill(child, 0)
+        assert not (tmp_path / "a/done-sft.json").exists()
+    finally:
+        parent.kill()
 
 
 def test_a_finished_job_with_other_settings_is_refused_before_anything_runs(job, tmp_path):

@@ -43,7 +43,7 @@ class Checkpoints:
 
         Args:
             directory: `<run>/checkpoints/<phase>`.
-            keep: the number of newest commits to keep, besides the one with the best validation.
+            keep: the number of newest commits to keep, besides those of the best validation that they name.
             read_only: delete and move nothing, since a training run may be writing the unsealed folder.
         """
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs every barrier
@@ -69,7 +69,7 @@ class Checkpoints:
             self.directory / str(step),
             args=ocp.args.Composite(state=ocp.args.StandardSave(state), extras=ocp.args.JsonSave(record.to_json())),
         )
-        self._sealing = self._sealer.submit(self._seal, step, record.best.step if record.best else step)
+        self._sealing = self._sealer.submit(self._seal, step)
 
     def wait(self) -> None:
         """Wait until the last save is sealed. If it failed, its exception is raised here."""
@@ -149,14 +149,16 @@ class Checkpoints:
         self._sealer.shutdown()
         self._writer.close()
 
-    def _seal(self, step: int, best: int) -> None:
+    def _seal(self, step: int) -> None:
         """Wait until Orbax has renamed the save into place, write its seal, and only then delete older commits."""
         self._writer.wait_until_finished()
         if jax.process_index() != 0:
             return
         write_seal(self.directory / str(step))
-        for old in sealed_steps(self.directory)[self._keep :]:
-            if old != best:
+        steps = sealed_steps(self.directory)
+        bests = {_best_step(self.directory / str(kept)) for kept in steps[: self._keep]}
+        for old in steps[self._keep :]:
+            if old not in bests:
                 shutil.rmtree(self.directory / str(old))
 
 
@@ -173,13 +175,20 @@ def policy_identity(directory: Path) -> str | None:
     steps = sealed_steps(directory)
     if not steps:
         return None
-    checkpoints = Checkpoints(directory, read_only=True)
+    best = _best_step(directory / str(steps[0]))
+    return _identity(directory / str(best if best in steps else steps[0]))
+
+
+def _best_step(folder: Path) -> int | None:
+    """The step of the best validation that a commit names; None if it names none or cannot be read.
+
+    Orbax writes the record as a file of JSON. Reading that file needs no devices, which the report must not start.
+    """
     try:
-        best = checkpoints.record(steps[0]).best
-    except CheckpointError:
-        best = None
-    checkpoints.close()
-    return _identity(directory / str(best.step if best and best.step in steps else steps[0]))
+        best = json.loads((folder / "extras/metadata").read_bytes())["best"]
+        return int(best["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _identity(folder: Path) -> str:
@@ -255,12 +264,11 @@ def load_policy(
         )
     require_same_model(record, config)
     if chosen is None and record.best is not None:
-        step = record.best.step
-        if problem := checkpoints.problem(step) if step in steps else "it is missing":
-            raise CheckpointError(
-                f"checkpoint {directory.name}/{step}, of the best validation, is damaged ({problem}); choose another "
-                "--step"
-            )
+        problem = checkpoints.problem(record.best.step) if record.best.step in steps else "it is missing"
+        if problem is None:
+            step = record.best.step
+        else:
+            print(f"{directory.name}/{record.best.step}, of the best validation, is damaged ({problem}); using {step}")
     field = "average" if record.has_average else "params"
     with ocp.PyTreeCheckpointer() as reader, _reading(directory / str(step)):
         restored = reader.restore(

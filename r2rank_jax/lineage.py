@@ -46,10 +46,11 @@ def require_same_settings(record: PhaseRecord, config: RunConfig, *, done: int, 
 
     Returns:
         The permitted changes that do affect the rest of the phase, for the record: more or fewer steps; with more, the
-        schedule of the learning rate; after a divergence, a lower rate.
+        schedule of the learning rate; after a divergence, a lower rate; a `patience` that has not run out.
 
     Raises:
-        CheckpointError: another field differs, or the phase has done more steps than it should.
+        CheckpointError: another field differs, the phase has done more steps than it should, or it ended early and
+            should do more.
     """
     section = "rl" if record.phase == "rl" else "sft"
     steps = config.rl.steps if record.phase == "rl" else config.sft.steps
@@ -58,15 +59,25 @@ def require_same_settings(record: PhaseRecord, config: RunConfig, *, done: int, 
             f"{section}.steps must be at least {done}, the steps that {record.phase} has done, got {steps}; raise it, "
             "or choose another --run-dir"
         )
+    best, patience = record.best, getattr(config, section).patience
+    if best is not None and record.finished and done < record.steps < steps and patience <= best.later:
+        raise CheckpointError(
+            f"{section}.steps={steps} needs more patience: {record.phase} ended at step {done}, as no validation after "
+            f"step {best.step} was better; set {section}.patience above {best.later}"
+        )
     changed = []
     for part in ("seed", "trained", "data", "model", section):
         changed += _changed(record.config, config, part, _free(config, part))
     if (record.config.get("pretrained") is None) != (config.pretrained is None):  # another path may hold the same model
         changed.append(f"pretrained: {record.config.get('pretrained')} -> {config.pretrained}")
+    if patience:
+        changed += _changed(record.config, config, "evaluation", (), only=("ks", "rationales", "validation_users"))
     changes = [] if steps == record.steps else [f"{section}.steps: {record.steps} -> {steps}"]
     permitted = []
     if steps > record.steps:
         permitted.append(f"{section}.optimizer.schedule: ")
+    if best is not None and patience > best.later:
+        permitted.append(f"{section}.patience: ")
     if diverged and _rate(record.config, section) > getattr(config, section).optimizer.learning_rate:
         permitted.append(f"{section}.optimizer.learning_rate: ")
     changes += [line for line in changed if line.startswith(tuple(permitted))]

@@ -36,6 +36,11 @@ class Best:
     later: int = 0
     """Validations since, none of them better."""
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Best:
+        """From the fields that this version has."""
+        return cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values})
+
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseRecord:
@@ -95,5 +100,5 @@ class PhaseRecord:
         if missing:
             raise CheckpointError(f"a checkpoint's record must hold {missing[0]!r}, got {sorted(values)}; train again")
         known = {f.name: values[f.name] for f in fields if f.name in values}
-        best = Best(**known["best"]) if known.get("best") else None
+        best = Best.from_json(known["best"]) if known.get("best") else None
         return cls(**known | {"changes": tuple(known.get("changes", ())), "best": best})

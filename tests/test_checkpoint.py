@@ -8,10 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from r2rank_jax.checkpoint import SEAL, Checkpoints, load_policy, sealed_steps, write_seal
+from r2rank_jax.checkpoint import SEAL, Checkpoints, load_policy, policy_identity, sealed_steps, write_seal
 from r2rank_jax.config import MeshConfig, ModelConfig, OptimizerConfig, RunConfig, to_json
 from r2rank_jax.errors import CheckpointError
-from r2rank_jax.phases import PhaseRecord
+from r2rank_jax.phases import Best, PhaseRecord
 from r2rank_jax.sharding import abstract_params, make_mesh
 from r2rank_jax.train.state import abstract_state, fresh_state
 
@@ -228,3 +228,20 @@ def test_an_unusable_policy_is_refused(tmp_path):
     largest(tmp_path / "sft/10").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"every checkpoint in .*sft is damaged; run that phase again"):
         load_policy(tmp_path / "sft", policy, CONFIG)
+
+
+def test_the_best_validation_of_every_kept_commit_is_kept(tmp_path):
+    """The commit before the newest must stay whole, with its own best, should the newest be damaged."""
+    folder = tmp_path / "sft"
+    for step, best in ((4, 4), (6, 4), (9, 4), (10, 10)):
+        save(folder, step, best=Best(step=best, value=step / 10))
+    assert sealed_steps(folder) == [10, 9, 4]
+    assert load_policy(folder, abstract_params(make_mesh(ONE), MODEL), CONFIG).step == 10
+
+    shutil.rmtree(folder / "10")
+    policy = load_policy(folder, abstract_params(make_mesh(ONE), MODEL), CONFIG)
+    assert policy.step == 4 and policy.record.done == 9 and policy.identity == policy_identity(folder)
+    assert equal(policy.params, make_state(4).average)
+
+    save(folder, 12, 14, best=Best(step=14, value=2.0))
+    assert sealed_steps(folder) == [14, 12]

@@ -6,6 +6,7 @@ import pytest
 
 from r2rank_jax.config import (
     DataConfig,
+    EvaluationConfig,
     MeshConfig,
     ModelConfig,
     OptimizerConfig,
@@ -22,7 +23,7 @@ from r2rank_jax.lineage import (
     require_same_prompts,
     require_same_settings,
 )
-from r2rank_jax.phases import InputHashes, PhaseRecord
+from r2rank_jax.phases import Best, InputHashes, PhaseRecord
 
 CONFIG = RunConfig(name="test")
 HASHES = InputHashes(interactions="a" * 64, items="b" * 64, candidates="c" * 64, tokenizer="d" * 64)
@@ -49,6 +50,36 @@ def changed(path: str, value: object) -> RunConfig:
         return dataclasses.replace(part, **{name: replaced(getattr(part, name), rest) if rest else value})
 
     return replaced(CONFIG, path.split("."))
+
+
+def with_patience(patience, **values):
+    return dataclasses.replace(CONFIG, sft=dataclasses.replace(CONFIG.sft, patience=patience, **values))
+
+
+def test_what_validation_depends_on_must_stay_where_it_chooses_the_policy():
+    config = with_patience(3)
+    saved = dataclasses.replace(record(config=config), best=Best(step=200, value=0.5, later=1), finished=False)
+    for other in (
+        with_patience(3, validate_every=7),
+        dataclasses.replace(config, evaluation=EvaluationConfig(rationales=8)),
+    ):
+        with pytest.raises(CheckpointError, match=r"sft\.validate_every: 200 -> 7|evaluation\.rationales: 1 -> 8"):
+            require_same_settings(saved, other, done=500)
+    assert require_same_settings(saved, with_patience(5), done=500) == ["from step 500: sft.patience: 3 -> 5"]
+    with pytest.raises(CheckpointError, match=r"sft\.patience: 3 -> 0"):
+        require_same_settings(saved, with_patience(0), done=500)
+
+
+def test_a_phase_that_ended_early_goes_on_with_more_patience_only():
+    saved = dataclasses.replace(record(config=with_patience(3)), best=Best(step=200, value=0.5, later=3), step=500)
+    refusal = (
+        r"sft\.steps=2000 needs more patience: sft ended at step 500, as no validation after step 200 was better; "
+        r"set sft\.patience above 3"
+    )
+    with pytest.raises(CheckpointError, match=refusal):
+        require_same_settings(saved, with_patience(3, steps=2000), done=500)
+    changes = require_same_settings(saved, with_patience(4, steps=2000), done=500)
+    assert changes == ["from step 500: sft.steps: 1000 -> 2000", "from step 500: sft.patience: 3 -> 4"]
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def add_runs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "--step",
         type=int,
         metavar="N",
-        help="evaluate the checkpoint of this step (default: the latest of every phase)",
+        help="evaluate the checkpoint of this step (default: the one that `rank` and `export` use)",
     )
     evaluation.add_argument(
         "--other-data",

@@ -56,7 +56,8 @@ class SFTConfig(Checked):
     log_every: Count = 20
     validate_every: Annotated[int, Range(0, note="0: at the end only")] = 200
     patience: Annotated[int, Range(0, note="train all steps; the last policy counts")] = 0
-    """Validations without a better NDCG after which the phase ends early. Its policy is then that of the best one."""
+    """Validations in a row without a better NDCG after which the phase ends. If above 0, its policy is that of the best
+    validation."""
     checkpoint_every: Annotated[int, Range(0, note="0: at the end only")] = 200
 
     def __post_init__(self) -> None:
@@ -120,7 +121,8 @@ class RLConfig(Checked):
     log_every: Count = 10
     validate_every: Annotated[int, Range(0, note="0: at the end only")] = 100
     patience: Annotated[int, Range(0, note="train all steps; the last policy counts")] = 0
-    """Validations without a better NDCG after which the phase ends early. Its policy is then that of the best one."""
+    """Validations in a row without a better NDCG after which the phase ends. If above 0, its policy is that of the best
+    validation."""
     checkpoint_every: Annotated[int, Range(0, note="0: at the end only")] = 100
 
     def __post_init__(self) -> None:

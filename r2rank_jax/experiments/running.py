@@ -12,10 +12,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
-from types import FrameType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from r2rank_jax.config import differences, to_json
 from r2rank_jax.errors import ExperimentError
@@ -63,9 +63,12 @@ def run_all(jobs: list[Job], *, parallel: int) -> None:
     finished = {job.name for job in jobs} - {job.name for job in waiting}
     running: dict[int, _Running] = {}
     failed: list[Job] = []
-    before = signal.signal(signal.SIGTERM, _end)  # a batch system's; Ctrl-C raises by itself
+    ended = threading.Event()  # by the SIGTERM of a batch system; Ctrl-C raises by itself
+    before = signal.signal(signal.SIGTERM, lambda *_: ended.set()) or signal.SIG_DFL
     try:
         while waiting or running:
+            if ended.is_set():
+                raise SystemExit(128 + signal.SIGTERM)
             for slot in range(parallel):
                 ready = [job for job in waiting if set(job.after) <= finished]
                 if slot not in running and ready:
@@ -99,11 +102,6 @@ def run_all(jobs: list[Job], *, parallel: int) -> None:
             f"{len(failed)} of {len(jobs)} jobs failed: {names}; the last line of {failed[0].log} "
             f"is: {_last_line(failed[0])}; the same command runs what is left"
         )
-
-
-def _end(number: int, _: FrameType | None) -> NoReturn:
-    """Leave by an exception, so that the running commands are ended too."""
-    raise SystemExit(128 + number)
 
 
 def _start(job: Job, slot: int, parallel: int) -> subprocess.Popen[bytes]:

@@ -115,7 +115,9 @@ def _facts(config: ModelConfig, base: ModelOrigin | None, training: Training | N
     if training is not None:
         results = training.results or {}
         missing = "not recorded: `r2rank eval` had not been run"
-        rows.append(("phase", f"{training.record.phase}, {training.record.steps} steps"))
+        done, best = training.record.done, training.record.best
+        steps = f"{done} steps" if best is None else f"step {best.step} of {done}, whose validation was the best"
+        rows.append(("phase", f"{training.record.phase}, {steps}"))
         rows.append(("checkpoint", training.identity))
         rows.append(("training data, SHA-256 of the interactions", results.get("data_hash", missing)))
         if training.record.traces is not None:

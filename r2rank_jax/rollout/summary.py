@@ -8,7 +8,7 @@ import numpy as np
 from r2rank_jax.rollout.decoding import Rollout
 from r2rank_jax.types import Array, ListBatch
 
-FACTOR = np.uint32(2_654_435_761)  # odd, so that multiplication by it mixes all bits of a token (Knuth, TAOCP 3, 6.4)
+FACTOR = np.uint32(2_654_435_761)  # odd: multiplication by it is invertible, and spreads a token's bits upwards
 
 
 def summary(batch: ListBatch, rollout: Rollout) -> dict[str, Array]:

@@ -64,7 +64,7 @@ def run(
     Args:
         config: of the run.
         run_dir: the run directory.
-        step: evaluate this checkpoint of every phase that has it, and no other; None: the latest of every phase.
+        step: evaluate this checkpoint of every phase that has it, and no other; None: see `load_policy`.
         other_data: accept data or a split that the policies were not trained with, and say so in the results.
         only: evaluate these phases; empty: all that `run_dir` has.
         out: folder for what is written; None: `run_dir`.

@@ -29,7 +29,10 @@ def notes_on(
     if not record.finished:
         notes.append(f"{phase} has not finished: evaluated at step {policy.step} of {record.steps}.")
     if record.best is not None and policy.step != record.done:
-        notes.append(f"{phase} is its policy of step {policy.step} of {record.done}, whose validation was the best.")
+        notes.append(
+            f"{phase} ended at step {record.done} of {record.steps}; evaluated is its policy of step {policy.step}, "
+            "whose validation was the best."
+        )
     if differences:
         known = "" if leaked is None else f" {leaked} test positives were among the training interactions of {phase}."
         notes.append(f"{phase} was trained on other data (training -> evaluation): {'; '.join(differences)}.{known}")

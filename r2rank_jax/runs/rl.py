@@ -70,7 +70,8 @@ def run(config: RunConfig, run_dir: Path) -> None:
         like = abstract_state(mesh, config.model, rl.optimizer, rl.steps * rl.updates, config.trained)
         state, saved = checkpoints.restore(done, like)
         iterator.set_state(saved.iterator)
-    if done < rl.steps:
+    best = BestSoFar("rl", rl.patience, resumption.best)
+    if done < rl.steps and not best.exhausted:
         start = time.monotonic()
         programs = rollout_fn.warm_up(reference, abstract_lists(mesh, config, rl.batch_users), sampled=True)
         say(f"rl: compiled {programs} rollout programs in {time.monotonic() - start:.1f} s")
@@ -85,7 +86,6 @@ def run(config: RunConfig, run_dir: Path) -> None:
     # -- learn ------------------------------------------------------------------------------------------------------
     skipped = SkippedUpdates(run_dir, "rl", checkpoints, mesh, done=done, total=resumption.skipped)
     finite_at = done  # step of the last validation, whose scores were finite
-    best = BestSoFar("rl", rl.patience, resumption.best)
     with RunLog(run_dir, "rl", resume_step=done, steps=rl.steps, wall_s=resumption.wall_s) as log:
         for step in range(done + 1, done + 1 if best.exhausted else rl.steps + 1):
             batch = to_mesh(mesh, next(iterator))

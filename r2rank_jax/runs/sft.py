@@ -105,7 +105,7 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
     rate = learning_rate(config.sft.optimizer, steps)
     skipped = SkippedUpdates(run_dir, phase, checkpoints, mesh, done=done, total=resumption.skipped)
     finite_at = done  # step of the last validation, whose scores were finite
-    best = BestSoFar(phase, config.sft.patience, resumption.best)
+    best = BestSoFar(phase, config.sft.patience, resumption.best, whole=continued)
     with RunLog(run_dir, phase, resume_step=done, steps=steps, wall_s=resumption.wall_s) as log:
         for step in range(done + 1, done + 1 if best.exhausted else steps + 1):
             batch, rationales = to_mesh(mesh, next(iterator))

@@ -13,17 +13,18 @@ class BestSoFar:
         phase: for messages.
         patience: validations without a better one after which the phase ends; 0: it never does, and none is kept.
         best: of the commit that the phase resumes from.
+        whole: never end early. A control must do all of its work.
     """
 
-    def __init__(self, phase: str, patience: int, best: Best | None):
-        self._phase, self._patience = phase, patience
+    def __init__(self, phase: str, patience: int, best: Best | None, *, whole: bool = False):
+        self._phase, self._patience, self._whole = phase, patience, whole
         self.best = best if patience else None
         """For the phase's record; None where the policy of the last step counts."""
 
     @property
     def exhausted(self) -> bool:
         """Whether the phase should end."""
-        return self.best is not None and self.best.later >= self._patience
+        return not self._whole and self.best is not None and self.best.later >= self._patience
 
     def is_best(self, step: int, value: float) -> bool:
         """Note a validation, and say whether its policy must be committed because it is the best so far.

@@ -88,7 +88,8 @@ def resume(
             "train it further in another --run-dir"
         )
     steps = config.rl.steps if phase == "rl" else config.sft.steps
-    say(f"{phase}: {'finished' if step == steps else 'resuming'} at step {step} of {steps}")
+    ended = step == steps or (record.finished and not changes)  # early, where no validation got better
+    say(f"{phase}: {'finished' if ended else 'resuming'} at step {step} of {steps}")
     for change in changes:
         say(f"{phase}: {change}")
     return Resumption(step, record, (*record.changes, *changes))

@@ -28,6 +28,7 @@ from jax.experimental import multihost_utils
 
 from r2rank_jax.config import RunConfig
 from r2rank_jax.errors import CheckpointError
+from r2rank_jax.files.wheels import sha256
 from r2rank_jax.lineage import require_same_model
 from r2rank_jax.phases import PhaseRecord
 from r2rank_jax.types import Params
@@ -344,9 +345,4 @@ def _wait_for_everyone(name: str) -> None:
 
 def _checksums(folder: Path) -> dict[str, str]:
     files = sorted(f for f in folder.rglob("*") if f.is_file() and not f.name.startswith(SEAL))
-    return {str(f.relative_to(folder)): _sha256(f) for f in files}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {str(f.relative_to(folder)): sha256(f) for f in files}

@@ -21,10 +21,9 @@ from r2rank_jax.config import (
     RunConfig,
     SFTConfig,
 )
-from r2rank_jax.experiments.design import Arm, Experiment, Preparation, Protocol
+from r2rank_jax.experiments.design import Arm, Experiment, Preparation
 
 RAW, DATA, TRACES = "data/raw/ml-100k", "data/ml-100k", "data/ml-100k/traces8k.jsonl"
-POPULAR = "data/ml-100k-popularity"
 
 RL = {"rl.steps": 100}
 
@@ -102,23 +101,6 @@ def experiment() -> Experiment:
             Arm(name="sft_continued", phase="sft_continued", start="rl", asks="RL's work spent on more SFT"),
         ),
         baselines=("random", "popularity", "item_knn", "item_knn_all", "ease", "als", "bpr", "sasrec"),
-        probes=("rl",),
-        also=(
-            Protocol(
-                name="popularity",
-                title="negatives drawn by popularity",
-                directory=POPULAR,
-                data=(
-                    Preparation(
-                        command=(
-                            *("data", "prepare", "--source", RAW, "--out", POPULAR),
-                            *("--negatives", "popularity"),
-                        ),
-                        makes=POPULAR,
-                    ),
-                ),
-            ),
-        ),
         comparisons=(
             ("rl", "rl_no_token_part"),
             ("rl", "sft"),

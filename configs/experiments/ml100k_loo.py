@@ -2,7 +2,7 @@
 
     r2rank experiment configs/experiments/ml100k_loo.py --jobs 2
 
-Expect hours on two CPU cores. It resumes where it stopped.
+It takes about three hours on two CPU cores, and resumes where it stopped.
 
 The teacher wrote rationales for 8,000 of the 93,399 training lists. The head reads the words alone
 (`model.score_reads=words`), so a policy can only rank by what it says. SFT trains a critic beside the words, on the

@@ -2,7 +2,7 @@
 
     r2rank experiment configs/experiments/ml100k_loo.py --jobs 2
 
-It takes about three hours on two CPU cores, and resumes where it stopped.
+Its commands took about three and a half hours of one CPU core; two run at a time. It resumes where it stopped.
 
 The teacher wrote rationales for 8,000 of the 93,399 training lists. The head reads the words alone
 (`model.score_reads=words`), so a policy can only rank by what it says. SFT trains a critic beside the words, on the
@@ -25,7 +25,7 @@ from r2rank_jax.experiments.design import Arm, Experiment, Preparation
 
 RAW, DATA, TRACES = "data/raw/ml-100k", "data/ml-100k", "data/ml-100k/traces8k.jsonl"
 
-RL = {"rl.steps": 100}
+RL = {"rl.steps": 100}  # of both arms of RL, in place of the steps in config()
 
 
 def config() -> RunConfig:

@@ -14,8 +14,7 @@ FACTOR = np.uint32(2_654_435_761)  # odd: multiplication by it is invertible, an
 def summary(batch: ListBatch, rollout: Rollout) -> dict[str, Array]:
     """Length and variety of the rationales, and how far the scores of a list differ within and between items.
 
-    Words that carry the ranking show as a `score_sd_within` of the size of `score_sd_between`: what is said decides the
-    score, not only which item it is said about.
+    `score_sd_within` against `score_sd_between` says how much of a score is the luck of which rationale was sampled.
 
     Args:
         batch: masked items count nowhere.

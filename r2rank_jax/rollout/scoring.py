@@ -53,17 +53,18 @@ def make_scorer(mesh: Mesh, config: RunConfig, stop_token: int, *, rationales: i
         mesh: users are split over its devices.
         config: of the run.
         stop_token: ends a rationale.
-        rationales: G; None: `evaluation.rationales`. 1: the greedy rationale. More: sampled as in RL, at
-            `rl.temperature`. The first rationales of a larger G are those of a smaller one.
+        rationales: G; None: `evaluation.rationales`. 1: the greedy rationale. More: sampled at
+            `evaluation.temperature`. The first rationales of a larger G are those of a smaller one.
     """
     rationales = config.evaluation.rationales if rationales is None else rationales
+    temperature = config.rl.temperature if config.evaluation.temperature is None else config.evaluation.temperature
     generator = Generator(
         mesh,
         config.model,
         rationales=rationales,
         max_tokens=config.data.rationale_tokens,
         stop_token=stop_token,
-        temperature=config.rl.temperature if rationales > 1 else 1.0,
+        temperature=temperature if rationales > 1 else 1.0,
         wave_tokens=config.compute.wave_tokens,
     )
     key = jax.random.fold_in(jax.random.key(config.seed), EVALUATION) if rationales > 1 else None

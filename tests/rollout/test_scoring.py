@@ -68,6 +68,19 @@ def test_the_first_of_many_rationales_are_those_of_few():
 
 
 @pytest.mark.slow
+def test_rationales_are_sampled_at_the_temperature_of_the_evaluation_or_else_at_that_of_rl():
+    rl, evaluation = dataclasses.replace(CONFIG.rl, temperature=3.0), CONFIG.evaluation
+    own = dataclasses.replace(evaluation, temperature=3.0)
+    of_rl, of_evaluation = (
+        read(dataclasses.replace(CONFIG, **changed)).rationales for changed in ({"rl": rl}, {"evaluation": own})
+    )
+    np.testing.assert_array_equal(of_rl, of_evaluation)
+    assert (of_rl != read().rationales).any()
+    ignored = dataclasses.replace(CONFIG, rl=rl, evaluation=dataclasses.replace(own, temperature=CONFIG.rl.temperature))
+    np.testing.assert_array_equal(read(ignored).rationales, read().rationales)
+
+
+@pytest.mark.slow
 def test_equal_rationales_have_the_same_score_to_the_bit_and_it_is_that_of_the_words():
     batches = [small_batch(), dataclasses.replace(small_batch(), user=jnp.array([7, 8, -1], jnp.int32))]
     readings = read(batches=batches)

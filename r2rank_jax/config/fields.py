@@ -178,8 +178,8 @@ class EvaluationConfig(Checked):
     """G, number of rationales whose mean score ranks an item, in validation, `eval` and `rank`. 1: the greedy one.
     More: sampled; more work, and a better ranking where the words carry it."""
     temperature: Annotated[float, Range(0.001, 1000)] | None = None
-    """Temperature at which those rationales are sampled; None: rl.temperature. The larger G is, the higher the best one:
-    rationales that differ more are each worse, but their mean knows more (docs/measurements.md)."""
+    """Temperature at which those rationales are sampled; None: rl.temperature. A higher one makes each of them worse,
+    but not always their mean (docs/measurements.md)."""
     validation_users: Annotated[int, Range(0, note="0: all")] = 0
     """Number of users on whose lists training validates, the same for every seed of the run; 0: all."""
     report_users: Annotated[int, Range(0)] = 8

@@ -17,7 +17,7 @@ from r2rank_jax.phases import InputHashes, PhaseRecord
 
 MACHINE = ("attention", "remat")
 """Fields of `model` that differ between machines."""
-FREE = (*MACHINE, "directory", "traces", "log_every", "validate_every", "checkpoint_every", "steps")
+FREE = (*MACHINE, "directory", "traces", "log_every", "validate_every", "checkpoint_every", "gradients_every", "steps")
 """Fields that may change when a phase resumes. Paths are free because the hashes of their contents are compared."""
 PROMPT = ("template", "history_items", "prefix_tokens", "suffix_tokens", "rationale_tokens")
 """Fields of `data` that decide what a policy reads and writes."""

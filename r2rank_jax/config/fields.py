@@ -232,6 +232,11 @@ class RunConfig(Checked):
             "rl.critic_share to 0",
         )
         shards = self.mesh.batch_shards
+        require(
+            not self.rl.gradients_every or self.rl.batch_users % (2 * shards) == 0,
+            f"rl.gradients_every halves batches, so rl.batch_users must be divisible by 2 x mesh.data x mesh.fsdp = "
+            f"{2 * shards}, got {self.rl.batch_users}; change it, or set rl.gradients_every to 0",
+        )
         for wanted in ("sft.batch_users", "rl.batch_users", "evaluation.batch_users", "sft.critic_users"):
             phase, name = wanted.split(".")
             users = getattr(getattr(self, phase), name)

@@ -124,6 +124,9 @@ class RLConfig(Checked):
     """Validations in a row without a better NDCG after which the phase ends. If above 0, its policy is that of the best
     validation."""
     checkpoint_every: Annotated[int, Range(0, note="0: at the end only")] = 100
+    gradients_every: Annotated[int, Range(0, note="0: never")] = 0
+    """Steps between two measurements of how far two halves of a batch agree on the gradient; the first is at step 1.
+    Each costs two updates or so."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -31,6 +31,7 @@ from r2rank_jax.runs.session.divergence import SkippedUpdates
 from r2rank_jax.runs.session.log import RunLog, is_due, say
 from r2rank_jax.runs.session.resuming import resume
 from r2rank_jax.sharding import abstract_lists, abstract_params, gather, make_mesh, part_of_batch, to_mesh
+from r2rank_jax.train.advantages.agreement import make_agreement
 from r2rank_jax.train.calibration import best_scale
 from r2rank_jax.train.objectives import check
 from r2rank_jax.train.rl_step import CALIBRATION, ROLLOUT, make_rl_steps
@@ -58,6 +59,7 @@ def run(config: RunConfig, run_dir: Path) -> None:
     # -- the compiled functions -------------------------------------------------------------------------------------
     rollout_fn = make_rollout(mesh, config, inputs.tokenizer.stop)  # prompts -> sampled rationales
     assess, update = make_rl_steps(mesh, config)  # rationales -> advantages; advantages -> new parameters
+    agreement = make_agreement(mesh, config)  # of two halves of a batch on the gradient, for the log
     scorer = make_scorer(mesh, config, inputs.tokenizer.stop)  # rationales -> scores, for validation
     rate = learning_rate(rl.optimizer, rl.steps * rl.updates)
 
@@ -95,6 +97,9 @@ def run(config: RunConfig, run_dir: Path) -> None:
 
             # 2. judge: list values, each rationale's advantage, the SFT policy on the same tokens
             assessment = assess(state.params, reference, batch, rollout)
+            if rl.gradients_every and (step == 1 or is_due(step, rl.gradients_every)):
+                parts = agreement(state, reference, batch, rollout, assessment)
+                log.write(step, {name: float(value) for name, value in parts.items()})
 
             # 3. learn: ∇V through the scores, PPO on the tokens, KL to the SFT policy
             for _ in range(rl.updates):

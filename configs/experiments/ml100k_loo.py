@@ -80,7 +80,7 @@ def config() -> RunConfig:
             validate_every=0,
             checkpoint_every=50,
         ),
-        evaluation=EvaluationConfig(rationales=8),
+        evaluation=EvaluationConfig(rationales=8, validation_users=200),
     )
 
 

@@ -1,6 +1,7 @@
 """What two halves of a batch agree on: equal halves wholly, and the parts of the gradient add up to the whole."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,7 @@ def test_the_parts_add_up_to_the_gradient_and_their_norms_are_those_of_the_whole
     for part, others in (("token", {"score_weight": 0.0}), ("score", {"token_weight": 0.0})):
         rl = dataclasses.replace(config.rl, kl_weight=0.0, entropy_weight=0.0, **others)
         alone = dataclasses.replace(config, rl=rl)
-        grads, _ = jax.jit(lambda p, c=alone: rl_gradients(mesh, c, p, *inputs, key))(state.params)
+        grads, _ = jax.jit(functools.partial(rl_gradients, mesh, alone))(state.params, *inputs, key)
         np.testing.assert_allclose(found[f"gradient/{part}_norm"], optax.tree.norm(grads), rtol=1e-4)
         assert -1 < float(found[f"gradient/{part}_cosine"]) < 0.999, "the halves are of different lists"
 

@@ -20,9 +20,10 @@ from r2rank_jax.config import (
     RunConfig,
     SFTConfig,
 )
-from r2rank_jax.experiments.design import Arm, Experiment, Preparation
+from r2rank_jax.experiments.design import Arm, Experiment, Preparation, Protocol
 
 RAW, DATA, TRACES = "data/raw/ml-100k", "data/ml-100k", "data/ml-100k/traces.jsonl"
+POPULAR = "data/ml-100k-popularity"
 
 # No reasoning: the head reads the item's last token. SFT gets the labels of the same lists; RL gets as many floating
 # point operations as RL with words, and so the labels of 74 times as many lists.
@@ -153,6 +154,22 @@ def experiment() -> Experiment:
         ),
         baselines=("random", "popularity", "item_knn", "item_knn_all", "ease", "als", "bpr", "sasrec"),
         probes=("rl",),
+        also=(
+            Protocol(
+                name="popularity",
+                title="negatives drawn by popularity",
+                directory=POPULAR,
+                data=(
+                    Preparation(
+                        command=(
+                            *("data", "prepare", "--source", RAW, "--out", POPULAR),
+                            *("--negatives", "popularity"),
+                        ),
+                        makes=POPULAR,
+                    ),
+                ),
+            ),
+        ),
         comparisons=(
             ("rl", "rl_no_token_part"),
             ("rl", "sft"),

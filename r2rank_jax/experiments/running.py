@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from r2rank_jax.config import differences, to_json
+from r2rank_jax.config import differences, from_json, to_json
 from r2rank_jax.errors import ExperimentError
 from r2rank_jax.experiments.jobs import Job
 from r2rank_jax.files.atomic import replacing_file
@@ -32,15 +32,15 @@ class _Running(NamedTuple):
 
 
 def is_done(job: Job) -> bool:
-    """Whether a job has finished with this configuration.
+    """Whether a job has finished with this configuration. Fields that are newer than its run count as their default.
 
     Raises:
         ExperimentError: it has finished with another one.
     """
     if not job.done.is_file():
         return False
-    before = json.loads(job.done.read_text(encoding="utf-8"))["config"]
-    changed = differences(before, to_json(job.config))
+    before = from_json(json.loads(job.done.read_text(encoding="utf-8"))["config"])
+    changed = differences(to_json(before), to_json(job.config))
     if changed:
         raise ExperimentError(
             f"{job.name} was run with other settings (then -> now): {'; '.join(changed)}; restore them, or choose "

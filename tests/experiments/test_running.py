@@ -100,6 +100,16 @@ def test_a_finished_job_with_other_settings_is_refused_before_anything_runs(job,
     assert ran(tmp_path) == ["a"]
 
 
+def test_a_finished_job_of_a_version_with_fewer_fields_counts_as_finished(job, tmp_path):
+    run_all([job("a")], parallel=1)
+    done = tmp_path / "a/done-sft.json"
+    record = json.loads(done.read_text())
+    del record["config"]["rl"]["gradients_every"]
+    done.write_text(json.dumps(record))
+    run_all([job("a")], parallel=1)
+    assert ran(tmp_path) == ["a"]
+
+
 def test_a_run_adopts_the_sft_policy_that_it_starts_from(job, tmp_path):
     start = tmp_path / "start"
     for name in ("checkpoints/sft/1/state", "checkpoints/rl/1/state", "base/card", "tokenizer.json"):

@@ -7,7 +7,7 @@ RUN    := runs/quickstart
 CONFIG := configs/quickstart.py
 RAW    := data/raw/ml-100k
 DATA   := data/ml-100k
-LISTS  := 1000
+LISTS  := 8000
 POSITIVES := 5
 # Number of processes that run tests. All tests of a file run in one process, which compiles shared programs once.
 # A process that crashes ends the run: pytest-xdist would start another one and wait for ever.

@@ -132,6 +132,13 @@ def experiment() -> Experiment:
                 asks="RL's work spent on more SFT",
             ),
             Arm(
+                name="sft_continued_few",
+                phase="sft_continued",
+                start="rl_head_only",
+                values={"sft.critic_users": 1},
+                asks="RL's work spent on more SFT, with the labels of about as few further lists as RL's",
+            ),
+            Arm(
                 name="sft_no_reasoning",
                 phase="sft",
                 values=SILENT,
@@ -174,6 +181,7 @@ def experiment() -> Experiment:
             ("rl", "rl_no_token_part"),
             ("rl", "sft"),
             ("rl", "sft_continued"),
+            ("rl", "sft_continued_few"),
             ("rl", "rl_head_only"),
             ("rl", "sft_critic"),
             ("rl", "rl_no_reasoning"),

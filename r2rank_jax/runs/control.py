@@ -14,7 +14,7 @@ def steps_of_same_work(sft: RunConfig, rl: RunConfig, *, traced_items: int) -> i
     """The number of SFT steps with as many floating point operations as RL's steps.
 
     Args:
-        sft: configuration of the SFT phase.
+        sft: configuration of the further steps, which may differ from that of SFT in how many lists a step has.
         rl: configuration of the RL phase.
         traced_items: N of the traced lists.
     """

@@ -63,9 +63,9 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
         require_same_inputs(sft.record, config, inputs.hashes)
         _require_same_traces(sft.record, traces)
         start, reference = sft.params, sft.identity
-        of_sft, of_rl = (from_json(dict(record.config)) for record in (sft.record, rl))
+        of_rl = from_json(dict(rl.config))
         of_rl = replace(of_rl, rl=replace(of_rl.rl, steps=rl.done))  # fewer than planned if it ended early
-        steps = steps_of_same_work(of_sft, of_rl, traced_items=traces.lists.items.shape[1])
+        steps = steps_of_same_work(config, of_rl, traced_items=traces.lists.items.shape[1])
         config = replace(config, sft=replace(config.sft, steps=steps))
         say(f"{phase}: {steps} further steps have as many floating point operations as RL's {rl.done}")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from r2rank_jax.checkpoint import load_policy
-from r2rank_jax.config import read
+from r2rank_jax.config import read, with_values
 from r2rank_jax.data.batches.pipeline import evaluation_batches
 from r2rank_jax.data.prepared.dataset import load
 from r2rank_jax.rollout.scoring import make_scorer, score_lists
@@ -51,6 +51,18 @@ def test_results_and_report(tiny, finished):
     page = (finished / "report.html").read_text()
     assert page.rstrip().endswith("</html>") and "http" + "s://cdn" not in page
     assert read(finished / "config.json").name == "tiny"
+
+
+@pytest.mark.slow
+def test_a_control_of_fewer_lists_a_step_does_rls_work_too(tiny, rl_run, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(rl_run, run_dir)
+    args = ("--config", tiny.config, "--run-dir", run_dir, "--sft.batch-users", "2")
+    printed = succeed("sft", "--continued", *args)
+    rl = read(run_dir / "config.json")
+    steps = steps_of_same_work(with_values(rl, {"sft.batch_users": 2}), rl, traced_items=5)
+    assert f"sft_continued: {steps} further steps have as many floating point operations as RL's 10" in printed
+    assert steps > steps_of_same_work(rl, rl, traced_items=5)
 
 
 @pytest.mark.slow

@@ -44,7 +44,6 @@ quickstart: $(VENV)/installed
 	$(BIN)/r2rank data synthesize --data $(DATA) --out $(DATA)/traces.jsonl --lists $(LISTS) --positives $(POSITIVES)
 	$(BIN)/r2rank sft --config $(CONFIG) --run-dir $(RUN)
 	$(BIN)/r2rank rl --config $(CONFIG) --run-dir $(RUN)
-	$(BIN)/r2rank sft --continued --config $(CONFIG) --run-dir $(RUN)
 	$(BIN)/r2rank eval --config $(CONFIG) --run-dir $(RUN)
 	$(BIN)/r2rank report --run-dir $(RUN)
 

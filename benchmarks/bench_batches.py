@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import runpy
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -20,7 +21,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from r2rank_jax.config import DataConfig
+from r2rank_jax.config import DataConfig, RunConfig
 from r2rank_jax.data.batches.encoder import Encoder
 from r2rank_jax.data.batches.length_buckets import WINDOW
 from r2rank_jax.data.batches.pipeline import list_batches
@@ -29,7 +30,7 @@ from r2rank_jax.data.prepared.traces import read_traces
 from r2rank_jax.data.prompts.from_dataset import corpus
 from r2rank_jax.data.prompts.tokenizer import FastTokenizer, as_text_tokenizer, train_tokenizer
 
-QUICKSTART = DataConfig(prefix_tokens=48, suffix_tokens=10, rationale_tokens=11)
+QUICKSTART: RunConfig = runpy.run_path(str(Path(__file__).parents[1] / "configs" / "quickstart.py"))["config"]()
 LARGER = DataConfig(
     prefix_tokens=160, suffix_tokens=32, rationale_tokens=40
 )  # for a tokenizer that was not trained on films
@@ -45,9 +46,10 @@ def main() -> None:
     args = parser.parse_args()
     dataset = load(args.data, "leave_one_out")
     if args.tokenizer is None:
-        traces = read_traces(args.data / "traces.jsonl", dataset, QUICKSTART.template)
-        texts = corpus(dataset, traces, QUICKSTART.history_items)
-        tokenizer, config = as_text_tokenizer(train_tokenizer(texts, 4096)), QUICKSTART
+        config = QUICKSTART.data
+        traces = read_traces(args.data / "traces.jsonl", dataset, config.template)
+        texts = corpus(dataset, traces, config.history_items)
+        tokenizer = as_text_tokenizer(train_tokenizer(texts, QUICKSTART.model.vocabulary))
     else:
         backend = Tokenizer.from_file(str(args.tokenizer / "tokenizer.json"))
         tokenizer, config = FastTokenizer(backend, pad=0, stop=0), LARGER

@@ -132,11 +132,11 @@ def experiment() -> Experiment:
                 asks="RL's work spent on more SFT",
             ),
             Arm(
-                name="sft_continued_few",
+                name="sft_continued_no_labels",
                 phase="sft_continued",
                 start="rl_head_only",
-                values={"sft.critic_users": 1},
-                asks="RL's work spent on more SFT, with the labels of about as few further lists as RL's",
+                values={"sft.critic_users": 0},
+                asks="RL's work spent on more SFT on the same traces, without the labels of further lists",
             ),
             Arm(
                 name="sft_no_reasoning",
@@ -181,7 +181,7 @@ def experiment() -> Experiment:
             ("rl", "rl_no_token_part"),
             ("rl", "sft"),
             ("rl", "sft_continued"),
-            ("rl", "sft_continued_few"),
+            ("rl", "sft_continued_no_labels"),
             ("rl", "rl_head_only"),
             ("rl", "sft_critic"),
             ("rl", "rl_no_reasoning"),

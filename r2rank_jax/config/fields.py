@@ -221,9 +221,9 @@ class RunConfig(Checked):
             f"{self.data.rationale_tokens}; raise it, or set model.score_reads to context",
         )
         require(
-            self.model.critic == (self.sft.critic_users > 0),
-            f"model.critic and sft.critic_users > 0 need each other, got model.critic={self.model.critic} and "
-            f"sft.critic_users={self.sft.critic_users}; set both, or neither",
+            self.model.critic or not self.sft.critic_users,
+            f"sft.critic_users={self.sft.critic_users} trains a critic and needs model.critic, got "
+            "model.critic=False; set it, or sft.critic_users to 0",
         )
         require(
             not self.rl.critic_share or (self.model.critic and self.data.rationale_tokens > 0),

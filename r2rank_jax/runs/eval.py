@@ -96,7 +96,7 @@ def run(
         settings = other_settings(policy.record, config)
         notes += notes_on(phase, policy, differences, settings, leaked_positives(policy.record, inputs))
         systems[phase], outputs[phase] = held_out_metrics(inputs, scorer, mesh, policy.params, "test")
-        if phase == "sft" and config.sft.critic_users:
+        if phase == "sft" and config.model.critic:
             systems["critic"], _ = held_out_metrics(inputs, make_critic(mesh, config), mesh, policy.params, "test")
         if config.evaluation.rationales > 1:
             of_greedy, _ = held_out_metrics(inputs, greedy, mesh, policy.params, "test")

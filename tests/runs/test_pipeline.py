@@ -16,7 +16,7 @@ from r2rank_jax.rollout.scoring import make_scorer, score_lists
 from r2rank_jax.runs.control import steps_of_same_work
 from r2rank_jax.runs.inputs import open_inputs
 from r2rank_jax.sharding import abstract_params, make_mesh
-from tests.support.command_line import contents, metrics, succeed
+from tests.support.command_line import contents, metrics, run_cli, succeed
 
 SYSTEMS = {"random", "popularity", "item_knn", "sft", "sft_continued", "rl"}
 METRICS = {f"{name}@{k}" for name in ("ndcg", "hr") for k in (1, 5, 10)} | {"mrr"}
@@ -63,6 +63,24 @@ def test_a_control_of_fewer_lists_a_step_does_rls_work_too(tiny, rl_run, tmp_pat
     steps = steps_of_same_work(with_values(rl, {"sft.batch_users": 2}), rl, traced_items=5)
     assert f"sft_continued: {steps} further steps have as many floating point operations as RL's 10" in printed
     assert steps > steps_of_same_work(rl, rl, traced_items=5)
+
+
+@pytest.mark.slow
+def test_sft_trains_its_critic_and_the_control_may_leave_it_as_it_is(tiny, tmp_path):
+    args = ("--config", tiny.config, "--run-dir", tmp_path / "run", "--model.critic", "--sft.steps", "2")
+    refused = run_cli("sft", *args)
+    assert refused.returncode == 2 and "needs sft.critic_users of at least 1, got 0" in refused.stderr
+    assert not (tmp_path / "run").exists()
+    for command in (("sft",), ("rl", "--rl.steps", "1")):
+        succeed(*command, *args, "--sft.critic-users", "4")
+    succeed("sft", "--continued", *args)
+    heads = []
+    for phase in ("sft", "sft_continued"):
+        config = read(tmp_path / "run/config.json")
+        like = abstract_params(make_mesh(config.mesh), config.model)
+        heads.append(load_policy(tmp_path / "run/checkpoints" / phase, like, config).params)
+    np.testing.assert_allclose(heads[0]["critic_head"], heads[1]["critic_head"], rtol=1e-6)  # the average rounds
+    assert np.any(heads[0]["score_head"] != heads[1]["score_head"])
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from r2rank_jax.evaluation.results import read_results
 from r2rank_jax.ranking.metrics import EVALUATED
 from r2rank_jax.report.records import LoggedStep
 
-ORDER = ("random", "popularity", "item_knn", "sft", "sft_continued", "rl")
+ORDER = ("random", "popularity", "item_knn", "sft", "sft_continued", "critic", "rl")
 """Known systems, the simplest first. Other systems follow in the order of the file."""
 
 LABELS = {
@@ -25,6 +25,7 @@ LABELS = {
     "item_knn": "Item kNN",
     "sft": "SFT",
     "sft_continued": "SFT continued",
+    "critic": "Critic (no words)",
     "rl": "RL",
 }
 

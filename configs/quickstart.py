@@ -9,7 +9,8 @@ template wrote rationales for 8,000 lists (`LISTS` in the Makefile). SFT learns 
 lists a step, a critic beside the words, by which RL judges what is said. Training lists hold the user's next five films
 as positives, so that the rationales and labels of every list are informative; held-out lists hold one. The tokenizer
 has a token for nearly every title, so a history of ten films takes about 25 tokens. All settings were chosen on the
-validation lists (docs/measurements.md); configs/experiments/ml100k_loo.py trains longer, with three seeds and controls.
+validation lists (docs/measurements.md), except for the numbers of steps, which fit 15 minutes;
+configs/experiments/ml100k_loo.py trains longer, with three seeds and controls.
 """
 
 from r2rank_jax.config import (

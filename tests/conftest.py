@@ -21,7 +21,7 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Most of the time goes into compiling, often the same program again for another test or for a command that a test
-# starts. Each worker has a cache of its own, since JAX's is not made for two processes that write the same entry.
+# starts. Each worker has a cache of its own, because JAX's takes no care of two processes that write the same entry.
 _COMPILED = tempfile.TemporaryDirectory(prefix="r2rank-tests-")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"

@@ -246,3 +246,15 @@ class RunConfig(Checked):
                 users % shards == 0,
                 f"{wanted}={users} must be divisible by mesh.data x mesh.fsdp = {shards}; set {wanted} to {choices}",
             )
+
+    def require_critic_lists(self) -> None:
+        """Refuse SFT that would leave the model's critic untrained. SFT continued may: its critic has been trained.
+
+        Raises:
+            ConfigError: the model has a critic, and SFT no lists for it.
+        """
+        require(
+            not self.model.critic or self.sft.critic_users > 0,
+            "model.critic is trained by sft and needs sft.critic_users of at least 1, got 0; set it, or model.critic "
+            "to false",
+        )

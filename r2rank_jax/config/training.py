@@ -53,7 +53,7 @@ class SFTConfig(Checked):
     """Loss of the scores of a list: one of `ranking.losses`, or module:function with the same arguments."""
     critic_users: Annotated[int, Range(0, note="none")] = 0
     """Further lists of each step, without rationales, whose labels train the critic (model.critic). SFT of a model with
-    a critic needs some; SFT continued may leave the critic as it is."""
+    a critic needs some; SFT continued may go on without."""
     log_every: Count = 20
     validate_every: Annotated[int, Range(0, note="0: at the end only")] = 200
     patience: Annotated[int, Range(0, note="train all steps; the last policy counts")] = 0

@@ -108,6 +108,8 @@ class Experiment:
         )
         _require("seed" not in arm.values, f"arm {arm.name} must not set seed, which the experiment's seeds do")
         config = self.config_of(arm, self.seeds[0])  # refuses wrong values now
+        if arm.phase == "sft":
+            config.require_critic_lists()
         if arm.start is not None:
             changed = differences(_lasting(self.config_of(self.arm(arm.start), self.seeds[0])), _lasting(config))
             _require(

@@ -23,6 +23,7 @@ class Job:
     done: Path  # written when it has finished; the configuration and the log are beside it
     after: tuple[str, ...] = ()  # names of jobs that must have finished
     start: Path | None = None  # the run directory whose SFT policy it starts from
+    phases: tuple[Phase, ...] = ()  # that an evaluation ranks by; it is repeated when there are more
 
     @property
     def log(self) -> Path:
@@ -92,6 +93,7 @@ def _evaluation(experiment: Experiment, root: Path, arm: Arm, seed: int, protoco
         directory=directory,
         config=config,
         done=folder / "done-eval.json",
+        phases=tuple(phases),
     )
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from r2rank_jax.config import differences, from_json, to_json
-from r2rank_jax.errors import ExperimentError
+from r2rank_jax.errors import ConfigError, ExperimentError
 from r2rank_jax.experiments.jobs import Job
 from r2rank_jax.files.atomic import replacing_file
 
@@ -39,14 +39,18 @@ def is_done(job: Job) -> bool:
     """
     if not job.done.is_file():
         return False
-    before = from_json(json.loads(job.done.read_text(encoding="utf-8"))["config"])
+    record = json.loads(job.done.read_text(encoding="utf-8"))
+    try:
+        before = from_json(record["config"])
+    except ConfigError as error:
+        raise ExperimentError(f"{job.name} was run by another version: {error}; or choose another --runs") from error
     changed = differences(to_json(before), to_json(job.config))
     if changed:
         raise ExperimentError(
             f"{job.name} was run with other settings (then -> now): {'; '.join(changed)}; restore them, or choose "
             "another --runs"
         )
-    return True
+    return set(job.phases) <= set(record.get("phases", job.phases))  # records of older versions hold no phases
 
 
 def run_all(jobs: list[Job], *, parallel: int) -> None:
@@ -84,7 +88,7 @@ def run_all(jobs: list[Job], *, parallel: int) -> None:
                 del running[slot]
                 minutes = (time.monotonic() - since) / 60
                 if process.returncode == 0:
-                    _write(job.done, {"config": to_json(job.config)})
+                    _write(job.done, {"config": to_json(job.config), "phases": job.phases})
                     finished.add(job.name)
                     print(f"{job.name}: done in {minutes:.1f} minutes", flush=True)
                 else:

@@ -25,7 +25,7 @@ LABELS = {
     "item_knn": "Item kNN",
     "sft": "SFT",
     "sft_continued": "SFT continued",
-    "critic": "Critic (no words)",
+    "critic": "Critic without words",
     "rl": "RL",
 }
 

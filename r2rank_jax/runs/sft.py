@@ -1,6 +1,6 @@
 """`r2rank sft`: learn to reason and to score from worked rationales.
 
-Reads the traces, trains, validates by greedily ranking held-out lists, and commits checkpoints from which training can
+Reads the traces, trains, validates by ranking held-out lists, and commits checkpoints from which training can
 resume. With `continued` it is RL's control: the finished SFT policy trains on the same traces with as much work as RL.
 """
 
@@ -20,7 +20,7 @@ from r2rank_jax.data.prepared.traces import Traces, read_traces
 from r2rank_jax.data.prompts.from_dataset import corpus
 from r2rank_jax.data.prompts.templates import find_template
 from r2rank_jax.data.prompts.tokenizer import train_tokenizer
-from r2rank_jax.errors import CheckpointError, ConfigError, ScoresError
+from r2rank_jax.errors import CheckpointError, ScoresError
 from r2rank_jax.files.atomic import replacing_file
 from r2rank_jax.lineage import require_same_inputs
 from r2rank_jax.phases import Phase, PhaseRecord
@@ -41,11 +41,8 @@ from r2rank_jax.train.state import abstract_state, fresh_state, learning_rate, s
 def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
     """Train the phase "sft" or "sft_continued" in `run_dir`. If the run directory has a checkpoint of it, resume."""
     check(config)
-    if config.model.critic and not config.sft.critic_users and not continued:
-        raise ConfigError(
-            "model.critic is trained by sft and needs sft.critic_users of at least 1, got 0; set it, or model.critic "
-            "to false"
-        )
+    if not continued:
+        config.require_critic_lists()
     phase: Phase = "sft_continued" if continued else "sft"
     mesh = make_mesh(config.mesh)
 

@@ -1,5 +1,8 @@
 """What an experiment may be."""
 
+import runpy
+from pathlib import Path
+
 import pytest
 
 from r2rank_jax.config import RunConfig
@@ -17,6 +20,17 @@ def designed(*arms, **values):
     )
 
 
+@pytest.mark.parametrize("path", sorted(Path("configs/experiments").glob("*.py")), ids=lambda path: path.stem)
+def test_every_experiment_in_configs_can_be(path):
+    assert runpy.run_path(str(path))["experiment"]().name == path.stem
+
+
+def test_the_example_of_the_documentation_can_be(tmp_path):
+    example = Path("docs/experiments.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    (tmp_path / "mine.py").write_text(example, encoding="utf-8")
+    assert runpy.run_path(str(tmp_path / "mine.py"))["experiment"]().name == "mine"
+
+
 def test_an_impossible_design_is_refused():
     with pytest.raises(ConfigError, match="different names"):
         designed(arm(), arm())
@@ -26,6 +40,8 @@ def test_an_impossible_design_is_refused():
         designed(arm(), arm("other", start="sft"))
     with pytest.raises(ConfigError, match="unknown field"):
         designed(arm(values={"rl.weight": 1}))
+    with pytest.raises(ConfigError, match=r"model.critic is trained by sft and needs sft.critic_users of at least 1"):
+        designed(arm(values={"model.critic": True}))
     with pytest.raises(ConfigError, match="must not set seed"):
         designed(arm(values={"seed": 7}))
     with pytest.raises(ConfigError, match="comparisons must name"):

@@ -1,5 +1,6 @@
 """The commands of an experiment run in order and in parallel, once, and a failure stops only what needs it."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -108,6 +109,19 @@ def test_a_finished_job_of_a_version_with_fewer_fields_counts_as_finished(job, t
     done.write_text(json.dumps(record))
     run_all([job("a")], parallel=1)
     assert ran(tmp_path) == ["a"]
+
+
+def test_a_finished_job_that_this_version_cannot_read_is_named(job, tmp_path):
+    run_all([job("a")], parallel=1)
+    (tmp_path / "a/done-sft.json").write_text('{"config": {"name": "x", "speed": 3}}')
+    with pytest.raises(ExperimentError, match=r"a was run by another version: unknown field speed.* another --runs"):
+        run_all([job("a")], parallel=1)
+
+
+def test_an_evaluation_is_repeated_when_its_directory_has_one_more_phase(job, tmp_path):
+    for phases in (("rl",), ("rl",), ("rl", "sft_continued"), ("rl",)):
+        run_all([dataclasses.replace(job("a"), phases=phases)], parallel=1)
+    assert ran(tmp_path) == ["a", "a"]
 
 
 def test_a_run_adopts_the_sft_policy_that_it_starts_from(job, tmp_path):

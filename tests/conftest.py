@@ -2,7 +2,6 @@
 
 import gc
 import os
-import tempfile
 import threading
 from pathlib import Path
 
@@ -20,14 +19,8 @@ os.environ["XLA_FLAGS"] = (
     " --xla_backend_optimization_level=0"
 )
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Most of the time goes into compiling, often the same program again for another test or for a command that a test
-# starts. Each worker has a cache of its own, because JAX's takes no care of two processes that write the same entry.
-_COMPILED = tempfile.TemporaryDirectory(prefix="r2rank-tests-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
-import pytest  # noqa: E402
+import pytest
 
 pytest.register_assert_rewrite("tests.support")  # so that a failed assertion there shows its values
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,13 @@ def config() -> RunConfig:
         ),
     )
 '''
+# Most of the time of a tiny run is compilation. A run with a cached executable equals one that compiles in every bit.
+_CACHE = tempfile.TemporaryDirectory(prefix="r2rank-test-cache-")
+CACHED = {
+    "JAX_COMPILATION_CACHE_DIR": _CACHE.name,
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
 
 
 def environment(**settings: str) -> dict[str, str]:
@@ -52,7 +60,7 @@ def environment(**settings: str) -> dict[str, str]:
         name: value for name, value in os.environ.items() if name not in own and not name.startswith("R2RANK_")
     }
     fixed = {"JAX_PLATFORMS": "cpu", "COLUMNS": "200", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    return inherited | fixed | settings
+    return inherited | CACHED | fixed | settings
 
 
 def run_cli(

@@ -193,7 +193,8 @@ def experiment() -> Experiment:
         ),
         notes=(
             "The arm sft_continued_no_labels and its comparison were added when the test figures of all other arms "
-            "were known. In its first form the critic had one list a step, and it ranked worse than SFT (seed 0: .591); "
-            "such small batches are probably noise. Without any list it is the stronger control, and replaced it.",
+            "were known. In its first form the critic had one list a step, and it ranked worse than SFT (seed 0: "
+            ".591); such small batches are probably noise. Without any list it is the stronger control, and replaced "
+            "it.",
         ),
     )

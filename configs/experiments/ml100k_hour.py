@@ -11,10 +11,10 @@ import runpy
 from pathlib import Path
 
 from r2rank_jax.config import with_values
-from r2rank_jax.experiments.design import Arm, Experiment, Preparation
+from r2rank_jax.experiments.design import Arm, Experiment
 
 LOO = runpy.run_path(str(Path(__file__).with_name("ml100k_loo.py")))
-RAW, DATA, TRACES = LOO["RAW"], LOO["DATA"], "data/ml-100k/traces-60000.jsonl"
+TRACES = "data/ml-100k/traces-60000.jsonl"
 
 
 def experiment() -> Experiment:
@@ -25,17 +25,7 @@ def experiment() -> Experiment:
         title="MovieLens-100K, leave-one-out, uniform negatives: an hour of one core",
         config=with_values(LOO["config"](), values),
         seeds=(0,),
-        data=(
-            Preparation(command=("data", "fetch", "ml-100k", "--out", RAW), makes=RAW),
-            Preparation(command=("data", "prepare", "--source", RAW, "--out", DATA), makes=DATA),
-            Preparation(
-                command=(
-                    *("data", "synthesize", "--data", DATA, "--out", TRACES),
-                    *("--lists", "60000", "--positives", "5"),
-                ),
-                makes=TRACES,
-            ),
-        ),
+        data=(*LOO["PREPARED"], LOO["traces"](60_000, TRACES)),
         arms=(
             Arm(
                 name="sft",

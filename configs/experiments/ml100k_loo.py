@@ -11,19 +11,37 @@ temperature 1.5 and all others at 1, as was best for RL and SFT of one seed on t
 training was chosen on validation lists, too (docs/measurements.md); the controls were not tuned.
 """
 
-from r2rank_jax.config import (
-    DataConfig,
-    EvaluationConfig,
-    ModelConfig,
-    OptimizerConfig,
-    RLConfig,
-    RunConfig,
-    SFTConfig,
-)
+import runpy
+from pathlib import Path
+
+from r2rank_jax.config import RunConfig, with_values
 from r2rank_jax.experiments.design import Arm, Experiment, Preparation, Protocol
 
-RAW, DATA, TRACES = "data/raw/ml-100k", "data/ml-100k", "data/ml-100k/traces.jsonl"
-POPULAR = "data/ml-100k-popularity"
+QUICKSTART = runpy.run_path(str(Path(__file__).parents[1] / "quickstart.py"))
+RAW, DATA, POPULAR = "data/raw/ml-100k", "data/ml-100k", "data/ml-100k-popularity"
+
+# Shared with the other experiments on these data.
+PREPARED = (
+    Preparation(command=("data", "fetch", "ml-100k", "--out", RAW), makes=RAW),
+    Preparation(command=("data", "prepare", "--source", RAW, "--out", DATA), makes=DATA),
+)
+POPULARITY = Protocol(
+    name="popularity",
+    title="negatives drawn by popularity",
+    directory=POPULAR,
+    data=(
+        Preparation(
+            command=("data", "prepare", "--source", RAW, "--out", POPULAR, "--negatives", "popularity"), makes=POPULAR
+        ),
+    ),
+)
+
+
+def traces(lists: int, path: str, *options: str) -> Preparation:
+    """The command by which the template writes rationales for so many training lists."""
+    counts = ("--lists", str(lists), "--positives", "5")
+    return Preparation(command=("data", "synthesize", "--data", DATA, "--out", path, *options, *counts), makes=path)
+
 
 # No reasoning: the head reads the item's last token. SFT gets the labels of the same lists; RL gets as many floating
 # point operations as RL with words, and so the labels of 74 times as many lists.
@@ -43,45 +61,18 @@ SILENT_RL = {
 
 
 def config() -> RunConfig:
-    """The settings that all arms share."""
-    return RunConfig(
-        name="ml100k_loo",
-        data=DataConfig(
-            directory=DATA, traces=TRACES, train_positives=5, prefix_tokens=25, suffix_tokens=5, rationale_tokens=9
-        ),
-        model=ModelConfig(
-            vocabulary=9728,
-            width=96,
-            layers=2,
-            heads=4,
-            kv_heads=2,
-            head_size=24,
-            mlp_width=256,
-            score_reads="words",
-            critic=True,
-        ),
-        sft=SFTConfig(
-            steps=1000,
-            batch_users=16,
-            critic_users=96,
-            optimizer=OptimizerConfig(learning_rate=6e-3),
-            validate_every=0,
-            checkpoint_every=200,
-        ),
-        rl=RLConfig(
-            steps=100,
-            batch_users=8,
-            rationales=8,
-            temperature=1.0,
-            optimizer=OptimizerConfig(learning_rate=1.5e-3, ema_decay=0.98),
-            token_weight=1.0,
-            kl_weight=0.05,
-            critic_share=1.0,
-            validate_every=0,
-            checkpoint_every=50,
-        ),
-        evaluation=EvaluationConfig(rationales=8, validation_users=200),
-    )
+    """The settings that all arms share: the quickstart's, trained longer and validated at the end only."""
+    values = {
+        "name": "ml100k_loo",
+        "sft.steps": 1000,
+        "sft.log_every": 20,
+        "sft.validate_every": 0,
+        "sft.checkpoint_every": 200,
+        "rl.steps": 100,
+        "rl.validate_every": 0,
+        "rl.checkpoint_every": 50,
+    }
+    return with_values(QUICKSTART["config"](), values)
 
 
 def experiment() -> Experiment:
@@ -91,17 +82,7 @@ def experiment() -> Experiment:
         title="MovieLens-100K, leave-one-out, uniform negatives",
         config=config(),
         seeds=(0, 1, 2),
-        data=(
-            Preparation(command=("data", "fetch", "ml-100k", "--out", RAW), makes=RAW),
-            Preparation(command=("data", "prepare", "--source", RAW, "--out", DATA), makes=DATA),
-            Preparation(
-                command=(
-                    *("data", "synthesize", "--data", DATA, "--out", TRACES),
-                    *("--lists", "8000", "--positives", "5"),
-                ),
-                makes=TRACES,
-            ),
-        ),
+        data=(*PREPARED, traces(8000, "data/ml-100k/traces.jsonl")),
         arms=(
             Arm(name="sft", phase="sft", asks="where RL starts: the teacher's words, and a head that reads them"),
             Arm(
@@ -161,22 +142,7 @@ def experiment() -> Experiment:
         ),
         baselines=("random", "popularity", "item_knn", "item_knn_all", "ease", "als", "bpr", "sasrec"),
         probes=("rl",),
-        also=(
-            Protocol(
-                name="popularity",
-                title="negatives drawn by popularity",
-                directory=POPULAR,
-                data=(
-                    Preparation(
-                        command=(
-                            *("data", "prepare", "--source", RAW, "--out", POPULAR),
-                            *("--negatives", "popularity"),
-                        ),
-                        makes=POPULAR,
-                    ),
-                ),
-            ),
-        ),
+        also=(POPULARITY,),
         comparisons=(
             ("rl", "rl_no_token_part"),
             ("rl", "sft"),

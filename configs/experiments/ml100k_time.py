@@ -12,15 +12,10 @@ import runpy
 from pathlib import Path
 
 from r2rank_jax.config import with_values
-from r2rank_jax.experiments.design import Arm, Experiment, Preparation, Protocol
+from r2rank_jax.experiments.design import Arm, Experiment
 
-QUICKSTART = runpy.run_path(str(Path(__file__).parents[1] / "quickstart.py"))
-RAW, DATA, POPULAR, TRACES = (
-    "data/raw/ml-100k",
-    "data/ml-100k",
-    "data/ml-100k-popularity",
-    "data/ml-100k/traces-time.jsonl",
-)
+LOO = runpy.run_path(str(Path(__file__).with_name("ml100k_loo.py")))
+TRACES = "data/ml-100k/traces-time.jsonl"
 
 
 def experiment() -> Experiment:
@@ -35,19 +30,9 @@ def experiment() -> Experiment:
     return Experiment(
         name="ml100k_time",
         title="MovieLens-100K, split by time, uniform negatives",
-        config=with_values(QUICKSTART["config"](), values),
+        config=with_values(LOO["QUICKSTART"]["config"](), values),
         seeds=(0, 1, 2),
-        data=(
-            Preparation(command=("data", "fetch", "ml-100k", "--out", RAW), makes=RAW),
-            Preparation(command=("data", "prepare", "--source", RAW, "--out", DATA), makes=DATA),
-            Preparation(
-                command=(
-                    *("data", "synthesize", "--data", DATA, "--out", TRACES, "--split", "global_time"),
-                    *("--lists", "8000", "--positives", "5"),
-                ),
-                makes=TRACES,
-            ),
-        ),
+        data=(*LOO["PREPARED"], LOO["traces"](8000, TRACES, "--split", "global_time")),
         arms=(
             Arm(name="sft", phase="sft", asks="where RL starts: the teacher's words, and a head that reads them"),
             Arm(name="rl", phase="rl", start="sft", asks="rationales and scores learn"),
@@ -67,20 +52,5 @@ def experiment() -> Experiment:
             ("rl", "ease"),
             ("rl", "sasrec"),
         ),
-        also=(
-            Protocol(
-                name="popularity",
-                title="negatives drawn by popularity",
-                directory=POPULAR,
-                data=(
-                    Preparation(
-                        command=(
-                            *("data", "prepare", "--source", RAW, "--out", POPULAR),
-                            *("--negatives", "popularity"),
-                        ),
-                        makes=POPULAR,
-                    ),
-                ),
-            ),
-        ),
+        also=(LOO["POPULARITY"],),
     )

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,12 +27,10 @@ from jax.experimental import multihost_utils
 
 from r2rank_jax.config import RunConfig
 from r2rank_jax.errors import CheckpointError
-from r2rank_jax.files.wheels import sha256
+from r2rank_jax.files.checksums import SEAL, damage, write_seal
 from r2rank_jax.lineage import require_same_model
 from r2rank_jax.phases import PhaseRecord
 from r2rank_jax.types import Params
-
-SEAL = "seal.json"
 
 
 class Checkpoints:
@@ -63,14 +60,25 @@ class Checkpoints:
         self._sealing: Future[None] | None = None
 
     def save(self, step: int, state: Any, record: PhaseRecord) -> None:
-        """Commit `state` and `record` together in the background. The arrays are copied before this method returns."""
+        """Commit `state` and `record` together in the background. The arrays are copied before this method returns.
+
+        A commit of the same step, made by a phase that was told to stop before it had validated, is replaced.
+        """
         self.wait()
         record = replace(record, step=step)
+        self._remove(step)
         self._writer.save(
             self.directory / str(step),
             args=ocp.args.Composite(state=ocp.args.StandardSave(state), extras=ocp.args.JsonSave(record.to_json())),
         )
         self._sealing = self._sealer.submit(self._seal, step)
+
+    def _remove(self, step: int) -> None:
+        folder = self.directory / str(step)
+        if jax.process_index() == 0 and folder.exists():
+            (folder / SEAL).unlink(missing_ok=True)  # first, so that no half-deleted folder is taken for a commit
+            shutil.rmtree(folder)
+        _wait_for_everyone(f"save {step}")
 
     def wait(self) -> None:
         """Wait until the last save is sealed. If it failed, its exception is raised here."""
@@ -196,28 +204,6 @@ def _identity(folder: Path) -> str:
     return hashlib.sha256((folder / SEAL).read_bytes()).hexdigest()
 
 
-def write_seal(folder: Path) -> None:
-    """Write the checksums of all files under `folder`, so that `damage` can check them."""
-    partial = folder / f"{SEAL}.partial"
-    partial.write_text(json.dumps(_checksums(folder), indent=0, sort_keys=True), encoding="utf-8")
-    os.replace(partial, folder / SEAL)
-
-
-def damage(folder: Path) -> str | None:
-    """A description of the first file that does not match the seal, or None if all match."""
-    try:
-        sealed = dict(json.loads((folder / SEAL).read_bytes()))
-    except (ValueError, TypeError):
-        return f"{SEAL} is not readable"
-    actual = _checksums(folder)
-    for name in sorted(set(sealed) | set(actual)):
-        if name not in actual:
-            return f"{name} is missing"
-        if sealed.get(name) != actual[name]:
-            return f"{name} does not match its checksum"
-    return None
-
-
 @dataclass(frozen=True)
 class LoadedPolicy:
     """The policy of a phase, and the commit that it comes from."""
@@ -341,8 +327,3 @@ def _reading(folder: Path) -> Iterator[None]:
 def _wait_for_everyone(name: str) -> None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
-
-
-def _checksums(folder: Path) -> dict[str, str]:
-    files = sorted(f for f in folder.rglob("*") if f.is_file() and not f.name.startswith(SEAL))
-    return {str(f.relative_to(folder)): sha256(f) for f in files}

@@ -1,13 +1,38 @@
 """The package's errors. Each message is one line that states what is required, what was given, and the remedy.
 
-The `r2rank` command prints the message without a traceback and ends with exit code 2.
+The `r2rank` command prints the message without a traceback and ends with the error's exit code. Launchers act on it;
+launch/README.md lists what each code means.
 """
 
 from __future__ import annotations
 
+from typing import ClassVar
+
+DONE = 0
+FAILED = 1
+"""Anything unforeseen, such as the death of another process. Launchers try again a limited number of times."""
+REFUSED = 2
+"""The same command would be refused again."""
+STOPPED = 75
+"""Stopped on request, with all agreed work committed; the same command continues. sysexits.h calls it EX_TEMPFAIL."""
+
 
 class R2RankError(Exception):
     """Base class of the package's errors."""
+
+    exit_code: ClassVar[int] = REFUSED
+
+
+class Stopped(R2RankError):
+    """A command that ended because it was told to, not because something is wrong."""
+
+    exit_code = STOPPED
+
+
+class JoinError(R2RankError, RuntimeError):
+    """Processes that did not all join in time. Another attempt may succeed."""
+
+    exit_code = FAILED
 
 
 class UsageError(R2RankError, ValueError):

@@ -70,6 +70,8 @@ class PhaseRecord:
     logp_gap: float | None = None
     """Largest |trainer's - sampler's log-probability| since the last logged step; of RL only."""
     finished: bool
+    validated: bool = True
+    """Whether a validation that was due at this step is done; False where the phase was told to stop during it."""
     has_average: bool
     """Whether the state holds an average of the parameters, which then is the policy."""
     best: Best | None = None

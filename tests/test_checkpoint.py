@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from r2rank_jax.checkpoint import SEAL, Checkpoints, load_policy, policy_identity, sealed_steps, write_seal
+from r2rank_jax.checkpoint import Checkpoints, load_policy, policy_identity, sealed_steps
 from r2rank_jax.config import MeshConfig, ModelConfig, OptimizerConfig, RunConfig, to_json
 from r2rank_jax.errors import CheckpointError
+from r2rank_jax.files.checksums import SEAL, write_seal
 from r2rank_jax.phases import Best, PhaseRecord
 from r2rank_jax.sharding import abstract_params, make_mesh
 from r2rank_jax.train.state import abstract_state, fresh_state

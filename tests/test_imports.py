@@ -12,6 +12,8 @@ TESTS = Path(__file__).parent
 # A part may import from those above it.
 ORDER = [
     "errors",
+    "stopping",
+    "cluster",
     "files",
     "types",
     "config",

@@ -7,6 +7,7 @@ child process.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -18,11 +19,16 @@ from r2rank_jax.cli.experiment import add_experiment
 from r2rank_jax.cli.model import add_model
 from r2rank_jax.cli.plan_and_report import add_plan, add_report
 from r2rank_jax.cli.runs import add_runs
+from r2rank_jax.cluster.ending import end_together, is_first, joined, leave
 from r2rank_jax.config.checks import shown
-from r2rank_jax.errors import R2RankError, UsageError
+from r2rank_jax.errors import DONE, FAILED, REFUSED, STOPPED, R2RankError, Stopped, UsageError
+from r2rank_jax.stopping import interrupted_by_signals
 
 CLOSED_PIPE = 141
 """Exit code of a command whose output nobody reads any more; shells give it to one that SIGPIPE ended."""
+
+_PASSING = (errno.EIO, errno.ESTALE, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOTCONN, errno.EAGAIN)
+"""Errors of a network file system that may be gone at the next attempt."""
 
 ABOUT = """Reasoning to Rank: train a language model to reason about candidates and to rank them.
 
@@ -45,32 +51,65 @@ r2rank experiment configs/experiments/X.py [--jobs 2] [--train-only] [--page-onl
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point. Expected failures print one line on stderr and return exit code 2, without a traceback."""
+    """Carry out a command line and return the exit code, one of those in `r2rank_jax.errors`.
+
+    Expected failures print one line on stderr, without a traceback. In a job of several processes, the first process
+    that fails ends all of them with its code.
+
+    Args:
+        argv: the arguments; None: of this process, which ends after this call.
+    """
+    with interrupted_by_signals(last=argv is None):
+        code, reason = _outcome(list(sys.argv[1:] if argv is None else argv))
+        if joined():
+            if code == DONE or isinstance(reason, Stopped):  # all processes come here
+                end_together()
+            else:
+                leave(code, reason if isinstance(reason, BaseException) else f"r2rank: {reason}")
+        if isinstance(reason, Exception) and not isinstance(reason, Stopped):
+            raise reason
+        if reason is not None and is_first():
+            print(f"r2rank: {reason}", file=sys.stderr)
+    return code
+
+
+def _outcome(args: list[str]) -> tuple[int, str | Exception | None]:
+    """Carry out a command.
+
+    Returns:
+        The exit code, and what to say about it: one line, `Stopped`, or an unforeseen error.
+    """
     try:
         try:
-            return _carry_out(list(sys.argv[1:] if argv is None else argv))
+            return _carry_out(args), None
         finally:
             sys.stdout.flush()
-    except (R2RankError, FloatingPointError) as error:
-        print(f"r2rank: {error}", file=sys.stderr)
-        return 2
+    except Stopped as stopped:
+        return stopped.exit_code, stopped
+    except R2RankError as error:
+        return error.exit_code, str(error)
+    except FloatingPointError as error:
+        return REFUSED, str(error)
+    except KeyboardInterrupt:
+        return STOPPED, "interrupted; nothing is half-written, and the same command starts again or goes on"
     except BrokenPipeError:  # the reader has seen enough, as in `r2rank --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
-        return CLOSED_PIPE
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        reason = brief(str(error)) or "out of memory"
-        print(
-            f"r2rank: the memory of this machine does not suffice ({reason}); lower batch_users or the tokens of "
-            "`data`, or ask `r2rank plan` what fits",
-            file=sys.stderr,
-        )
-        return 2
+        return CLOSED_PIPE, None
     except OSError as error:  # a full disk, a folder without permission, a lost mount
         where = f"{error.filename}: " if error.filename else ""
-        print(f"r2rank: {where}{error.strerror or error}; mend this and run the command again", file=sys.stderr)
-        return 2
+        passes = isinstance(error, (ConnectionError, TimeoutError)) or error.errno in _PASSING
+        line = f"{where}{error.strerror or error}; mend this and run the command again"
+        return FAILED if passes else REFUSED, line
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            return FAILED, error
+        reason = brief(str(error)) or "out of memory"
+        return REFUSED, (
+            f"the memory of this machine does not suffice ({reason}); lower batch_users or the tokens of `data`, or "
+            "ask `r2rank plan` what fits"
+        )
+    except Exception as error:
+        return FAILED, error
 
 
 def _carry_out(args: list[str]) -> int:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import signal
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from r2rank_jax.cli.arguments import count
 from r2rank_jax.cli.configuration import returned_by
@@ -58,7 +56,6 @@ def _experiment(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from r2rank_jax.experiments.jobs import evaluation_jobs, training_jobs
     from r2rank_jax.experiments.running import run_all
 
-    signal.signal(signal.SIGTERM, _end)  # commands that it waits for end with it, as with Ctrl-C
     prepare_data(experiment)
     require_same_interactions(experiment)
     run_all(training_jobs(experiment, root), parallel=arguments.jobs)
@@ -83,10 +80,6 @@ def _experiment(arguments: argparse.Namespace, overrides: list[str]) -> int:
     write_page(arguments.results, arguments.page)
     print(f"{arguments.page}: written")
     return 0
-
-
-def _end(number: int, _: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)
 
 
 def load_experiment(path: Path) -> Experiment:

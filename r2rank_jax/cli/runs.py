@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import argparse
 import os
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 from r2rank_jax.cli.configuration import add_configured, configuration
+from r2rank_jax.cluster.ending import leave
+from r2rank_jax.cluster.joining import join
+from r2rank_jax.cluster.variables import read_job
 from r2rank_jax.config import RunConfig
 from r2rank_jax.data.prepared.splits import HELD_OUT
 from r2rank_jax.errors import UsageError
 from r2rank_jax.files.places import require_file, require_folder
 from r2rank_jax.phases import PHASES
+from r2rank_jax.stopping import asked_to_stop, end_process
 
 _FILES = {"eval": ("results.json", "by_list.npz", "rationales.jsonl"), "probe": ("probes.json",)}
 """What commands write that train nothing."""
@@ -70,16 +75,28 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     config = configuration(arguments, overrides)
     run_dir = arguments.run_dir or Path("runs") / config.name
     _require_outputs(arguments, run_dir)
-    join_processes()
+    spread = join_processes()
     keep_compiled_programs()
     from r2rank_jax.runs.attention_choice import choose_attention
     from r2rank_jax.runs.memory_budget import choose_budget
     from r2rank_jax.runs.session.one_writer import one_writer
 
-    with one_writer(run_dir) if arguments.command in ("sft", "rl") else nullcontext():
+    with ExitStack() as training:
+        if arguments.command in ("sft", "rl"):
+            training.enter_context(_asked_to_stop(spread))
+            training.enter_context(one_writer(run_dir))
         config = choose_budget(choose_attention(config, run_dir))
         _carry_out(arguments, config, run_dir)
     return 0
+
+
+def _asked_to_stop(spread: Callable[[], None] | None) -> AbstractContextManager[None]:
+    """Let SIGTERM and SIGINT make a training phase commit and stop, in all processes at the same point."""
+    if spread is None:
+        return asked_to_stop(leave=end_process)
+    from jax.experimental.multihost_utils import reached_preemption_sync_point
+
+    return asked_to_stop(agreed=reached_preemption_sync_point, spread=spread, leave=leave)
 
 
 def _carry_out(arguments: argparse.Namespace, config: RunConfig, run_dir: Path) -> None:
@@ -129,29 +146,18 @@ def _require_outputs(arguments: argparse.Namespace, run_dir: Path) -> None:
         require_folder(run_dir / "checkpoints", "--run-dir")
 
 
-def join_processes() -> None:
+def join_processes() -> Callable[[], None] | None:
     """Join the other processes of the job if a launcher has set the variables of launch/README.md.
 
-    Raises:
-        UsageError: one of these variables is missing or is no number.
-    """
-    address = os.environ.get("R2RANK_COORDINATOR")
-    if address is None:
-        return
-    processes, process = (os.environ.get(name, "") for name in ("R2RANK_PROCESSES", "R2RANK_PROCESS"))
-    if not (processes.isdecimal() and process.isdecimal() and int(process) < int(processes)):
-        raise UsageError(
-            "R2RANK_COORDINATOR needs R2RANK_PROCESSES, a number, and R2RANK_PROCESS below it, got "
-            f"{processes!r} and {process!r}; see launch/README.md"
-        )
-    import jax
+    Returns:
+        What tells the other processes that this one was asked to stop; None for a process on its own.
 
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(
-        coordinator_address=address,
-        num_processes=int(processes),
-        process_id=int(process),
-    )
+    Raises:
+        UsageError: a variable is missing or wrong, or the processes can never join.
+        JoinError: some processes did not arrive in time.
+    """
+    job = read_job(os.environ)
+    return None if job is None else join(job)
 
 
 def keep_compiled_programs() -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from r2rank_jax.config import differences, from_json, to_json
-from r2rank_jax.errors import ConfigError, ExperimentError
+from r2rank_jax.errors import ConfigError, ExperimentError, Stopped
 from r2rank_jax.experiments.jobs import Job
 from r2rank_jax.files.atomic import replacing_file
 
@@ -72,7 +72,7 @@ def run_all(jobs: list[Job], *, parallel: int) -> None:
     try:
         while waiting or running:
             if ended.is_set():
-                raise SystemExit(128 + signal.SIGTERM)
+                raise Stopped("stopped as told; the same command runs what is left")
             for slot in range(parallel):
                 ready = [job for job in waiting if set(job.after) <= finished]
                 if slot not in running and ready:

@@ -20,10 +20,10 @@ import jax
 import orbax.checkpoint as ocp
 from flax.core import meta
 
-from r2rank_jax.checkpoint import damage
 from r2rank_jax.config import ModelConfig, differences, from_json
 from r2rank_jax.data.prompts.frame import Frame
 from r2rank_jax.errors import ConfigError, PretrainedError
+from r2rank_jax.files.checksums import damage
 from r2rank_jax.lineage import without_machine_settings
 from r2rank_jax.model.transformer import initial_params
 from r2rank_jax.pretrained.tokenizer_files import TOKENIZER, read_json

@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from r2rank_jax.checkpoint import write_seal
 from r2rank_jax.config import MeshConfig, ModelConfig
 from r2rank_jax.data.prompts.frame import Frame, reads_the_clock, render_frame
 from r2rank_jax.errors import PretrainedError
 from r2rank_jax.files.atomic import replacing_folder
+from r2rank_jax.files.checksums import write_seal
 from r2rank_jax.model.hf_config import architecture_of, config_from_hf, positions_from_hf
 from r2rank_jax.model.hf_names import LANGUAGE_HEAD, SCORE_HEAD, Tensor, ignorable, tensors
 from r2rank_jax.pretrained.folder import TOKENIZER_FOLDER, ModelCard, ModelOrigin, save_params, write_model_card

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from r2rank_jax import stopping
 from r2rank_jax.config import ModelConfig, RunConfig
 from r2rank_jax.rollout.decoding import (
     DecodedRows,
@@ -148,6 +149,9 @@ class Generator:
             key: PRNG key of this run and step.
             keys: [U, N, G], used instead of those that `row_keys` folds out of `key`. Without `key` and `keys`,
                 decoding is greedy.
+
+        Raises:
+            Stopped: between two waves, if this job was told to stop.
         """
         if keys is None and key is not None:
             keys = self._row_keys(key, batch)
@@ -158,6 +162,7 @@ class Generator:
             live = int(alive)
             if not live:
                 break
+            stopping.check()
             if past:
                 prompts, lanes = self._fit(prompts, lanes, live, past)
             lanes, alive = self._run(self._wave, weights, prompts, lanes)

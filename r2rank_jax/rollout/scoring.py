@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from r2rank_jax import stopping
 from r2rank_jax.config import RunConfig
 from r2rank_jax.rollout.generate import Generator
 from r2rank_jax.sharding import gather, to_mesh
@@ -90,9 +91,13 @@ def score_lists(
         params: the policy.
         batches: the rows of each batch that this process holds; lists with user -1 are padding.
         words: the head reads the words alone, so equal rationales get the same score to the bit.
+
+    Raises:
+        Stopped: before a batch, if this job was told to stop.
     """
     results: list[tuple[np.ndarray, ...]] = []
     for batch in batches:
+        stopping.check()
         order = np.argsort(np.asarray(batch.items), axis=1, kind="stable")
         sorted_batch = to_mesh(mesh, _permute_items(batch, order))
         scores, tokens = scorer(params, sorted_batch)

@@ -17,9 +17,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from r2rank_jax import stopping
 from r2rank_jax.checkpoint import Checkpoints, load_policy
 from r2rank_jax.config import RunConfig, to_json
-from r2rank_jax.errors import ScoresError
+from r2rank_jax.errors import ScoresError, Stopped
 from r2rank_jax.lineage import require_same_inputs
 from r2rank_jax.phases import PhaseRecord
 from r2rank_jax.rollout.decoding import Rollout
@@ -29,7 +30,7 @@ from r2rank_jax.runs.inputs import deepest_ndcg, open_inputs, record_config, tra
 from r2rank_jax.runs.session.best import BestSoFar
 from r2rank_jax.runs.session.divergence import SkippedUpdates
 from r2rank_jax.runs.session.log import RunLog, is_due, say
-from r2rank_jax.runs.session.resuming import resume
+from r2rank_jax.runs.session.resuming import resume, stopped_in
 from r2rank_jax.sharding import abstract_lists, abstract_params, gather, make_mesh, part_of_batch, to_mesh
 from r2rank_jax.train.advantages.agreement import make_agreement
 from r2rank_jax.train.calibration import best_scale
@@ -89,71 +90,93 @@ def run(config: RunConfig, run_dir: Path) -> None:
     skipped = SkippedUpdates(run_dir, "rl", checkpoints, mesh, done=done, total=resumption.skipped)
     finite_at = done  # step of the last validation, whose scores were finite
     with RunLog(run_dir, "rl", resume_step=done, steps=rl.steps, wall_s=resumption.wall_s) as log:
-        for step in range(done + 1, done + 1 if best.exhausted else rl.steps + 1):
-            batch = to_mesh(mesh, next(iterator))
 
-            # 1. reason: sample G rationales for each item, with the log-probabilities of their tokens
-            rollout = rollout_fn(state.params, batch, jax.random.fold_in(state.key(), ROLLOUT))
+        def commit(step: int, *, finished: bool, validated: bool = True) -> None:
+            record = PhaseRecord(
+                phase="rl",
+                config=to_json(config),
+                iterator=following,
+                reference=sft.identity,
+                inputs=asdict(inputs.hashes),
+                changes=resumption.changes,
+                steps=rl.steps,
+                wall_s=log.wall_s,
+                logp_gap=gap,
+                skipped=skipped.total,
+                finished=finished,
+                validated=validated,
+                has_average=state.average is not None,
+                best=best.best,
+            )
+            checkpoints.save(step, state, record)
+            skipped.recovered()
 
-            # 2. judge: list values, each rationale's advantage, the SFT policy on the same tokens
-            assessment = assess(state.params, reference, batch, rollout)
-            if rl.gradients_every and (step == 1 or is_due(step, rl.gradients_every)):
-                parts = agreement(state, reference, batch, rollout, assessment)
-                log.write(step, {name: float(value) for name, value in parts.items()})
+        trained = committed = done  # steps
+        following = iterator.get_state()  # after the batch of step `trained`
+        validated = True
+        try:
+            for step in range(resumption.first_step, done + 1 if best.exhausted else rl.steps + 1):
+                last, improved = step == rl.steps, False
+                if step > trained:  # or it was trained before a stop, which came before its validation
+                    stopping.check()
+                    batch = to_mesh(mesh, next(iterator))
 
-            # 3. learn: ∇V through the scores, PPO on the tokens, KL to the SFT policy
-            for _ in range(rl.updates):
-                state, metrics = update(state, reference, batch, rollout, assessment)
-                gap = float(np.maximum(gap, metrics["logp_gap"]))  # of unlogged steps too; keeps a NaN
-                skipped.count(step, bool(metrics["skipped"]), batch)
-            jax.block_until_ready(metrics)  # queued collectives of several processes can deadlock on CPU
+                    # 1. reason: sample G rationales for each item, with the log-probabilities of their tokens
+                    rollout = rollout_fn(state.params, batch, jax.random.fold_in(state.key(), ROLLOUT))
 
-            # 4. log, validate, commit
-            last, improved = step == rl.steps, False
-            if last:
-                skipped.require_an_update(rl.steps * rl.updates)
-            if step % rl.log_every == 0 or last:
-                values = {name: float(value) for name, value in metrics.items()}
-                values |= {
-                    "logp_gap": gap,
-                    "skipped": skipped.total,
-                    "learning_rate": float(rate(step * rl.updates - 1)),
-                }
-                log.write(step, values)
-                gap = 0.0
-            if is_due(step, rl.validate_every) or last:
-                try:
-                    validation = validation_metrics(inputs, scorer, mesh, state.policy)  # of the average
-                except ScoresError:
-                    skipped.stop_at_scores(step, finite_at)
-                finite_at = step
-                log.write(step, {f"validation/{metric}": float(v.mean()) for metric, v in validation.items()})
-                if not skipped.suspicious:
-                    improved = best.is_best(step, float(validation[deepest_ndcg(config)].mean()))
-                last |= best.exhausted
-            commit = (is_due(step, rl.checkpoint_every) or improved) and not skipped.suspicious
-            if commit or last:
-                record = PhaseRecord(
-                    phase="rl",
-                    config=to_json(config),
-                    iterator=iterator.get_state(),
-                    reference=sft.identity,
-                    inputs=asdict(inputs.hashes),
-                    changes=resumption.changes,
-                    steps=rl.steps,
-                    wall_s=log.wall_s,
-                    logp_gap=gap,
-                    skipped=skipped.total,
-                    finished=last,
-                    has_average=state.average is not None,
-                    best=best.best,
-                )
-                checkpoints.save(step, state, record)
-                skipped.recovered()
-            if last:
-                break
+                    # 2. judge: list values, each rationale's advantage, the SFT policy on the same tokens
+                    assessment = assess(state.params, reference, batch, rollout)
+                    if rl.gradients_every and (step == 1 or is_due(step, rl.gradients_every)):
+                        parts = agreement(state, reference, batch, rollout, assessment)
+                        log.write(step, {name: float(value) for name, value in parts.items()})
+
+                    # 3. learn: ∇V through the scores, PPO on the tokens, KL to the SFT policy
+                    for _ in range(rl.updates):
+                        state, metrics = update(state, reference, batch, rollout, assessment)
+                        gap = float(np.maximum(gap, metrics["logp_gap"]))  # of unlogged steps too; keeps a NaN
+                        skipped.count(step, bool(metrics["skipped"]), batch)
+                    jax.block_until_ready(metrics)  # queued collectives of several processes can deadlock on CPU
+                    trained, following = step, iterator.get_state()
+                    stopping.hold()
+
+                    # 4. log
+                    if last:
+                        skipped.require_an_update(rl.steps * rl.updates)
+                    if step % rl.log_every == 0 or last:
+                        values = {name: float(value) for name, value in metrics.items()}
+                        values |= {
+                            "logp_gap": gap,
+                            "skipped": skipped.total,
+                            "learning_rate": float(rate(step * rl.updates - 1)),
+                        }
+                        log.write(step, values)
+                        gap = 0.0
+
+                # 5. validate, commit
+                if is_due(step, rl.validate_every) or last:
+                    validated = False
+                    try:
+                        validation = validation_metrics(inputs, scorer, mesh, state.policy)  # of the average
+                    except ScoresError:
+                        skipped.stop_at_scores(step, finite_at)
+                    validated, finite_at = True, step
+                    log.write(step, {f"validation/{metric}": float(v.mean()) for metric, v in validation.items()})
+                    if not skipped.suspicious:
+                        improved = best.is_best(step, float(validation[deepest_ndcg(config)].mean()))
+                    last |= best.exhausted
+                if last or ((is_due(step, rl.checkpoint_every) or improved) and not skipped.suspicious):
+                    commit(step, finished=last)
+                    committed = step
+                if last:
+                    break
+        except Stopped as stopped:
+            if trained > committed and not skipped.suspicious:
+                commit(trained, finished=False, validated=validated)
+            checkpoints.close()
+            raise stopped_in("rl", checkpoints, rl.steps) from stopped
+        finally:
+            iterator.close()
     checkpoints.close()
-    iterator.close()
 
 
 def _calibrate(

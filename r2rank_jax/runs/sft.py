@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 from jax.experimental import multihost_utils
 
+from r2rank_jax import stopping
 from r2rank_jax.checkpoint import Checkpoints, load_policy, sealed_steps
 from r2rank_jax.config import RunConfig, from_json, to_json
 from r2rank_jax.data.batches.pipeline import trace_batches
@@ -20,7 +21,7 @@ from r2rank_jax.data.prepared.traces import Traces, read_traces
 from r2rank_jax.data.prompts.from_dataset import corpus
 from r2rank_jax.data.prompts.templates import find_template
 from r2rank_jax.data.prompts.tokenizer import train_tokenizer
-from r2rank_jax.errors import CheckpointError, ScoresError
+from r2rank_jax.errors import CheckpointError, ScoresError, Stopped
 from r2rank_jax.files.atomic import replacing_file
 from r2rank_jax.lineage import require_same_inputs
 from r2rank_jax.phases import Phase, PhaseRecord
@@ -30,7 +31,7 @@ from r2rank_jax.runs.inputs import critic_batches, deepest_ndcg, open_inputs, re
 from r2rank_jax.runs.session.best import BestSoFar
 from r2rank_jax.runs.session.divergence import SkippedUpdates
 from r2rank_jax.runs.session.log import RunLog, is_due, say
-from r2rank_jax.runs.session.resuming import resume
+from r2rank_jax.runs.session.resuming import resume, stopped_in
 from r2rank_jax.runs.starting_model import adopt, starting_params
 from r2rank_jax.sharding import abstract_params, make_mesh, part_of_batch, to_mesh
 from r2rank_jax.train.objectives import check
@@ -109,54 +110,73 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
     finite_at = done  # step of the last validation, whose scores were finite
     best = BestSoFar(phase, config.sft.patience, resumption.best, whole=continued)
     with RunLog(run_dir, phase, resume_step=done, steps=steps, wall_s=resumption.wall_s) as log:
-        for step in range(done + 1, done + 1 if best.exhausted else steps + 1):
-            batch, rationales = to_mesh(mesh, next(iterator))
-            lists = None if critic_lists is None else to_mesh(mesh, next(critic_lists))
-            state, metrics = train_step(state, batch, rationales, lists)
-            jax.block_until_ready(metrics)  # queued collectives of several processes can deadlock on CPU
-            skipped.count(step, bool(metrics["skipped"]), batch)
-            last, improved = step == steps, False
-            if last:
-                skipped.require_an_update(steps)
 
-            if step % config.sft.log_every == 0 or last:
-                values = {name: float(value) for name, value in metrics.items()}
-                log.write(step, values | {"skipped": skipped.total, "learning_rate": float(rate(step - 1))})
-            if is_due(step, config.sft.validate_every) or last:
-                try:
-                    validation = validation_metrics(inputs, scorer, mesh, state.policy)
-                except ScoresError:
-                    skipped.stop_at_scores(step, finite_at)
-                finite_at = step
-                log.write(step, {f"validation/{metric}": float(v.mean()) for metric, v in validation.items()})
-                if not skipped.suspicious:
-                    improved = best.is_best(step, float(validation[deepest_ndcg(config)].mean()))
-                last |= best.exhausted
-            commit = (is_due(step, config.sft.checkpoint_every) or improved) and not skipped.suspicious
-            if commit or last:
-                record = PhaseRecord(
-                    phase=phase,
-                    config=to_json(config),
-                    iterator=iterator.get_state(),
-                    traces=traces.digest,
-                    reference=reference,
-                    inputs=asdict(inputs.hashes),
-                    changes=resumption.changes,
-                    steps=steps,
-                    wall_s=log.wall_s,
-                    skipped=skipped.total,
-                    finished=last,
-                    has_average=state.average is not None,
-                    best=best.best,
-                )
-                checkpoints.save(step, state, record)
-                skipped.recovered()
-            if last:
-                break
+        def commit(step: int, *, finished: bool, validated: bool = True) -> None:
+            record = PhaseRecord(
+                phase=phase,
+                config=to_json(config),
+                iterator=following,
+                traces=traces.digest,
+                reference=reference,
+                inputs=asdict(inputs.hashes),
+                changes=resumption.changes,
+                steps=steps,
+                wall_s=log.wall_s,
+                skipped=skipped.total,
+                finished=finished,
+                validated=validated,
+                has_average=state.average is not None,
+                best=best.best,
+            )
+            checkpoints.save(step, state, record)
+            skipped.recovered()
+
+        trained = committed = done  # steps
+        following = iterator.get_state()  # after the batch of step `trained`
+        validated = True
+        try:
+            for step in range(resumption.first_step, done + 1 if best.exhausted else steps + 1):
+                last, improved = step == steps, False
+                if step > trained:  # or it was trained before a stop, which came before its validation
+                    stopping.check()
+                    batch, rationales = to_mesh(mesh, next(iterator))
+                    lists = None if critic_lists is None else to_mesh(mesh, next(critic_lists))
+                    state, metrics = train_step(state, batch, rationales, lists)
+                    jax.block_until_ready(metrics)  # queued collectives of several processes can deadlock on CPU
+                    trained, following = step, iterator.get_state()
+                    stopping.hold()
+                    skipped.count(step, bool(metrics["skipped"]), batch)
+                    if last:
+                        skipped.require_an_update(steps)
+                    if step % config.sft.log_every == 0 or last:
+                        values = {name: float(value) for name, value in metrics.items()}
+                        log.write(step, values | {"skipped": skipped.total, "learning_rate": float(rate(step - 1))})
+                if is_due(step, config.sft.validate_every) or last:
+                    validated = False
+                    try:
+                        validation = validation_metrics(inputs, scorer, mesh, state.policy)
+                    except ScoresError:
+                        skipped.stop_at_scores(step, finite_at)
+                    validated, finite_at = True, step
+                    log.write(step, {f"validation/{metric}": float(v.mean()) for metric, v in validation.items()})
+                    if not skipped.suspicious:
+                        improved = best.is_best(step, float(validation[deepest_ndcg(config)].mean()))
+                    last |= best.exhausted
+                if last or ((is_due(step, config.sft.checkpoint_every) or improved) and not skipped.suspicious):
+                    commit(step, finished=last)
+                    committed = step
+                if last:
+                    break
+        except Stopped as stopped:
+            if trained > committed and not skipped.suspicious:
+                commit(trained, finished=False, validated=validated)
+            checkpoints.close()
+            raise stopped_in(phase, checkpoints, steps) from stopped
+        finally:
+            iterator.close()
+            if critic_lists is not None:
+                critic_lists.close()
     checkpoints.close()
-    iterator.close()
-    if critic_lists is not None:
-        critic_lists.close()
 
 
 def _require_same_traces(sft: PhaseRecord, traces: Traces) -> None:

@@ -9,11 +9,12 @@ import time
 import numpy as np
 import pytest
 
-from r2rank_jax.checkpoint import SEAL, sealed_steps
+from r2rank_jax.checkpoint import sealed_steps
 from r2rank_jax.data.prepare.prepare import prepare
 from r2rank_jax.data.prepared.dataset import load
 from r2rank_jax.data.teacher.synthesize import synthesize
 from r2rank_jax.data.teacher.template import TemplateTeacher
+from r2rank_jax.files.checksums import SEAL
 from tests.support.command_line import COMMAND, contents, environment, metrics, run_cli, succeed, write_tiny
 from tests.support.tiny_source import tiny_rows, write_raw
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from r2rank_jax.checkpoint import Checkpoints, sealed_steps
 from r2rank_jax.config import RunConfig
-from r2rank_jax.errors import CheckpointError
+from r2rank_jax.errors import CheckpointError, Stopped
 from r2rank_jax.lineage import require_same_inputs, require_same_settings
 from r2rank_jax.phases import Best, InputHashes, Phase, PhaseRecord
 from r2rank_jax.runs.session.divergence import has_diverged
@@ -22,6 +22,11 @@ class Resumption:
     record: PhaseRecord | None = None
     changes: tuple[str, ...] = ()
     """Settings that were changed on purpose, now or when the phase was resumed before."""
+
+    @property
+    def first_step(self) -> int:
+        """The first step to work on: the next one, or that of the commit if its validation is not done."""
+        return self.step if self.record is not None and not self.record.validated else self.step + 1
 
     @property
     def wall_s(self) -> float:
@@ -88,8 +93,23 @@ def resume(
             "train it further in another --run-dir"
         )
     steps = config.rl.steps if phase == "rl" else config.sft.steps
-    ended = step == steps or (record.finished and not changes)  # early, where no validation got better
+    ended = (step == steps and record.validated) or (
+        record.finished and not changes
+    )  # early, where no validation got better
     say(f"{phase}: {'finished' if ended else 'resuming'} at step {step} of {steps}")
     for change in changes:
         say(f"{phase}: {change}")
     return Resumption(step, record, (*record.changes, *changes))
+
+
+def stopped_in(phase: Phase, checkpoints: Checkpoints, steps: int) -> Stopped:
+    """What to raise after a phase was told to stop and has committed.
+
+    Args:
+        phase: that stopped.
+        checkpoints: of the phase, closed.
+        steps: of the whole phase.
+    """
+    commits = sealed_steps(checkpoints.directory)
+    where = f"step {commits[0]} of {steps} is committed" if commits else "nothing was done yet"
+    return Stopped(f"{phase} stopped as told: {where}; run the same command again to go on")

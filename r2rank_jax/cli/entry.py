@@ -61,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     with interrupted_by_signals(last=argv is None):
         code, reason = _outcome(list(sys.argv[1:] if argv is None else argv))
+        first = is_first()
         if joined():
             if code == DONE or isinstance(reason, Stopped):  # all processes come here
                 end_together()
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 leave(code, reason if isinstance(reason, BaseException) else f"r2rank: {reason}")
         if isinstance(reason, Exception) and not isinstance(reason, Stopped):
             raise reason
-        if reason is not None and is_first():
+        if reason is not None and first:
             print(f"r2rank: {reason}", file=sys.stderr)
     return code
 

@@ -6,8 +6,6 @@ launch/README.md lists what each code means.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 DONE = 0
 FAILED = 1
 """Anything unforeseen, such as the death of another process. Launchers try again a limited number of times."""
@@ -20,7 +18,7 @@ STOPPED = 75
 class R2RankError(Exception):
     """Base class of the package's errors."""
 
-    exit_code: ClassVar[int] = REFUSED
+    exit_code: int = REFUSED
 
 
 class Stopped(R2RankError):
@@ -33,6 +31,14 @@ class JoinError(R2RankError, RuntimeError):
     """Processes that did not all join in time. Another attempt may succeed."""
 
     exit_code = FAILED
+
+
+class EndedElsewhere(R2RankError):
+    """A job that another of its processes ended, with that process's reason and exit code."""
+
+    def __init__(self, reason: str, exit_code: int):
+        super().__init__(reason)
+        self.exit_code = exit_code
 
 
 class UsageError(R2RankError, ValueError):

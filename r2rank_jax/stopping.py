@@ -1,4 +1,4 @@
-"""What SIGTERM and SIGINT do to a command. Both mean "stop"; a second one ends the process at once.
+"""What SIGTERM and SIGINT do to a command. Both mean "stop"; another one, seconds later, ends the process at once.
 
 Most commands are interrupted: they raise `KeyboardInterrupt`, which cleans up after them. A training phase would lose
 work that way, so it is asked instead. While it holds work that is not committed, a signal is only noted; the phase
@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -23,6 +24,8 @@ from typing import NoReturn
 from r2rank_jax.errors import STOPPED, Stopped
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SAME_S = 2.0
+"""Signals within this time of the first one are the same request, passed on by a launcher and by a batch system."""
 _asked: _Asked | None = None  # the training phase that signals are noted for
 
 
@@ -45,8 +48,14 @@ def interrupted_by_signals(*, last: bool) -> Iterator[None]:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    first_at = time.monotonic()
+
+    def second(number: int, frame: FrameType | None) -> None:
+        if time.monotonic() - first_at >= _SAME_S:
+            os._exit(128 + number)
+
     for each in _SIGNALS:
-        signal.signal(each, signal.SIG_DFL)
+        signal.signal(each, second)
     raise KeyboardInterrupt
 
 
@@ -126,15 +135,19 @@ class _Asked:
 
     def watch(self, pipe: int) -> None:
         """Read signals from the pipe until it is closed."""
+        first_at = 0.0
         while data := os.read(pipe, 1):
             name = signal.Signals(data[0]).name
             if self._told.is_set():
+                if time.monotonic() - first_at < _SAME_S:
+                    continue
                 _kill_workers()
                 os.write(
                     2, f"r2rank: a second signal, {name}: ended without a commit\n".encode()
                 )  # no lock to wait for
                 os._exit(128 + data[0])
             self._told.set()
+            first_at = time.monotonic()
             if not self.holds_work:
                 print(f"r2rank: {name} before the first step: nothing to commit", file=sys.stderr, flush=True)
                 self._leave(STOPPED)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from r2rank_jax.cli.configuration import add_configured, configuration
 from r2rank_jax.cluster.ending import leave
 from r2rank_jax.cluster.joining import join
+from r2rank_jax.cluster.meeting import stay_away
 from r2rank_jax.cluster.variables import read_job
 from r2rank_jax.config import RunConfig
 from r2rank_jax.data.prepared.splits import HELD_OUT
-from r2rank_jax.errors import UsageError
+from r2rank_jax.errors import R2RankError, UsageError
 from r2rank_jax.files.places import require_file, require_folder
 from r2rank_jax.phases import PHASES
 from r2rank_jax.stopping import asked_to_stop, end_process
@@ -72,9 +73,10 @@ def add_runs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    config = configuration(arguments, overrides)
-    run_dir = arguments.run_dir or Path("runs") / config.name
-    _require_outputs(arguments, run_dir)
+    with others_told_of_errors():
+        config = configuration(arguments, overrides)
+        run_dir = arguments.run_dir or Path("runs") / config.name
+        _require_outputs(arguments, run_dir)
     spread = join_processes()
     keep_compiled_programs()
     from r2rank_jax.runs.attention_choice import choose_attention
@@ -144,6 +146,19 @@ def _require_outputs(arguments: argparse.Namespace, run_dir: Path) -> None:
         require_file(folder / name, flag)
     if arguments.command not in _FILES:
         require_folder(run_dir / "checkpoints", "--run-dir")
+
+
+@contextmanager
+def others_told_of_errors() -> Iterator[None]:
+    """Tell the other processes of the job, which may be waiting to join, if this one is refused before it joins."""
+    try:
+        yield
+    except R2RankError as error:
+        with suppress(UsageError):  # a launcher's variables cannot be read; then there is nobody to tell
+            job = read_job(os.environ)
+            if job is not None and job.place is not None:
+                stay_away(job.place, error.exit_code, str(error))
+        raise
 
 
 def join_processes() -> Callable[[], None] | None:

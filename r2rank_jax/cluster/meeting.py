@@ -4,8 +4,9 @@
 processes meet first. Process 0 listens at the coordinator's port, and the others connect and give their numbers. When
 all have arrived, process 0 tells them so and leaves the port to JAX.
 
-Each message is one line of JSON. Process i sends {"process": i, "processes": N}; process 0 answers {"go": true}, or
-{"refused": REASON} to all, where the processes contradict each other.
+Each message is one line of JSON. Process i sends {"process": i, "processes": N}; process 0 answers {"go": true}. A
+process that cannot join, because its command was refused, says so instead: {"ended": EXIT CODE, "reason": LINE}. This
+reaches all processes, which end with the same code.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import socket
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from r2rank_jax.cluster.variables import COORDINATOR, JOIN_S, PROCESS, PROCESSES, Place
-from r2rank_jax.errors import JoinError, UsageError
+from r2rank_jax.errors import FAILED, REFUSED, EndedElsewhere, JoinError, UsageError
 
 SAY_EVERY_S = 10
 """Seconds between messages about missing processes."""
@@ -41,11 +43,41 @@ def meet(place: Place, limit_s: float) -> None:
     Raises:
         UsageError: the port is in use, the host is unknown, or two processes contradict each other.
         JoinError: a process is missing after `limit_s`, or left before all had arrived.
+        EndedElsewhere: a process was refused before it could join.
     """
     if place.process == 0:
         _receive(place, limit_s)
     else:
         _arrive(place, limit_s)
+
+
+def stay_away(place: Place, code: int, reason: str, limit_s: float = 5) -> None:
+    """Tell the other processes, which may be waiting, that this one will not join.
+
+    Args:
+        place: of this process.
+        code: its exit code, which becomes that of the job.
+        reason: one line.
+        limit_s: seconds for which process 0 waits for the others, and the others for process 0.
+    """
+    message = {"process": place.process, "processes": place.processes, "ended": code, "reason": reason[:2000]}
+    deadline = time.monotonic() + limit_s
+    heard = 0
+    with suppress(OSError, UsageError):
+        if place.process > 0:
+            while time.monotonic() < deadline:
+                with suppress(ConnectionError, TimeoutError):
+                    socket.create_connection((place.host, place.port), timeout=2).sendall(_line(message))
+                    return
+                time.sleep(0.2)
+            return
+        with _listen(place) as listener:
+            while heard < place.processes - 1 and time.monotonic() < deadline:
+                listener.settimeout(deadline - time.monotonic())
+                connection, _ = listener.accept()
+                with connection:
+                    heard += 1
+                    _tell([connection], message)
 
 
 def _receive(place: Place, limit_s: float) -> None:
@@ -73,14 +105,18 @@ def _receive(place: Place, limit_s: float) -> None:
                         selector.unregister(connection)
                         connection.close()
                     elif problem is not None:
-                        _tell([*arrived.values(), connection], {"refused": problem})
+                        _tell([*arrived.values(), connection], {"ended": REFUSED, "reason": problem})
                         raise UsageError(problem)
+                    elif "ended" in greeting:
+                        _tell(arrived.values(), greeting)
+                        raise _ended(greeting)
                     else:
                         arrived[greeting["process"]] = connection
                 missing = [i for i in range(1, place.processes) if i not in arrived]
                 if missing and clock.over():
-                    _tell(arrived.values(), {"missing": missing})
-                    raise JoinError(_too_late(missing, limit_s))
+                    reason = _too_late(missing, limit_s)
+                    _tell(arrived.values(), {"ended": FAILED, "reason": reason})
+                    raise JoinError(reason)
                 if missing and clock.due():
                     _say(f"{_named(missing)} at {place.address} ({clock.passed_s:.0f} s of {limit_s:.0f} s)")
             _tell(arrived.values(), {"go": True})
@@ -106,12 +142,8 @@ def _arrive(place: Place, limit_s: float) -> None:
                 continue  # process 0 says who is missing
             if answer is None:
                 raise JoinError(_left(0))
-    if "refused" in answer:
-        raise UsageError(str(answer["refused"]))
-    if "missing" in answer:
-        raise JoinError(_too_late(answer["missing"], limit_s))
-    if "left" in answer:
-        raise JoinError(_left(answer["left"]))
+    if "ended" in answer:
+        raise _ended(answer)
 
 
 def _listen(place: Place) -> socket.socket:
@@ -198,6 +230,10 @@ def _read_line(connection: socket.socket, *, wait: bool = False) -> dict[str, An
     except (OSError, ValueError):
         return None
     return message if isinstance(message, dict) else None
+
+
+def _ended(message: dict[str, Any]) -> EndedElsewhere:
+    return EndedElsewhere(str(message.get("reason")), int(message["ended"]))
 
 
 def _line(message: dict[str, Any]) -> bytes:

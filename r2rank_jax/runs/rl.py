@@ -89,7 +89,7 @@ def run(config: RunConfig, run_dir: Path) -> None:
     # -- learn ------------------------------------------------------------------------------------------------------
     skipped = SkippedUpdates(run_dir, "rl", checkpoints, mesh, done=done, total=resumption.skipped)
     finite_at = done  # step of the last validation, whose scores were finite
-    with RunLog(run_dir, "rl", resume_step=done, steps=rl.steps, wall_s=resumption.wall_s) as log:
+    with RunLog(run_dir, "rl", resumption, steps=rl.steps) as log:
 
         def commit(step: int, *, finished: bool, validated: bool = True) -> None:
             record = PhaseRecord(
@@ -111,9 +111,8 @@ def run(config: RunConfig, run_dir: Path) -> None:
             checkpoints.save(step, state, record)
             skipped.recovered()
 
-        trained = committed = done  # steps
-        following = iterator.get_state()  # after the batch of step `trained`
-        validated = True
+        trained, validated = committed = done, resumption.validated  # the newest step, and whether it is validated
+        following = iterator.get_state()  # after the batch of that step
         try:
             for step in range(resumption.first_step, done + 1 if best.exhausted else rl.steps + 1):
                 last, improved = step == rl.steps, False
@@ -136,7 +135,7 @@ def run(config: RunConfig, run_dir: Path) -> None:
                         gap = float(np.maximum(gap, metrics["logp_gap"]))  # of unlogged steps too; keeps a NaN
                         skipped.count(step, bool(metrics["skipped"]), batch)
                     jax.block_until_ready(metrics)  # queued collectives of several processes can deadlock on CPU
-                    trained, following = step, iterator.get_state()
+                    trained, validated, following = step, True, iterator.get_state()
                     stopping.hold()
 
                     # 4. log
@@ -166,11 +165,11 @@ def run(config: RunConfig, run_dir: Path) -> None:
                     last |= best.exhausted
                 if last or ((is_due(step, rl.checkpoint_every) or improved) and not skipped.suspicious):
                     commit(step, finished=last)
-                    committed = step
+                    committed = step, True
                 if last:
                     break
         except Stopped as stopped:
-            if trained > committed and not skipped.suspicious:
+            if (trained, validated) != committed and not skipped.suspicious:
                 commit(trained, finished=False, validated=validated)
             checkpoints.close()
             raise stopped_in("rl", checkpoints, rl.steps) from stopped

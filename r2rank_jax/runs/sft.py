@@ -109,7 +109,7 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
     skipped = SkippedUpdates(run_dir, phase, checkpoints, mesh, done=done, total=resumption.skipped)
     finite_at = done  # step of the last validation, whose scores were finite
     best = BestSoFar(phase, config.sft.patience, resumption.best, whole=continued)
-    with RunLog(run_dir, phase, resume_step=done, steps=steps, wall_s=resumption.wall_s) as log:
+    with RunLog(run_dir, phase, resumption, steps=steps) as log:
 
         def commit(step: int, *, finished: bool, validated: bool = True) -> None:
             record = PhaseRecord(
@@ -131,9 +131,8 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
             checkpoints.save(step, state, record)
             skipped.recovered()
 
-        trained = committed = done  # steps
-        following = iterator.get_state()  # after the batch of step `trained`
-        validated = True
+        trained, validated = committed = done, resumption.validated  # the newest step, and whether it is validated
+        following = iterator.get_state()  # after the batch of that step
         try:
             for step in range(resumption.first_step, done + 1 if best.exhausted else steps + 1):
                 last, improved = step == steps, False
@@ -143,7 +142,7 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
                     lists = None if critic_lists is None else to_mesh(mesh, next(critic_lists))
                     state, metrics = train_step(state, batch, rationales, lists)
                     jax.block_until_ready(metrics)  # queued collectives of several processes can deadlock on CPU
-                    trained, following = step, iterator.get_state()
+                    trained, validated, following = step, True, iterator.get_state()
                     stopping.hold()
                     skipped.count(step, bool(metrics["skipped"]), batch)
                     if last:
@@ -164,11 +163,11 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
                     last |= best.exhausted
                 if last or ((is_due(step, config.sft.checkpoint_every) or improved) and not skipped.suspicious):
                     commit(step, finished=last)
-                    committed = step
+                    committed = step, True
                 if last:
                     break
         except Stopped as stopped:
-            if trained > committed and not skipped.suspicious:
+            if (trained, validated) != committed and not skipped.suspicious:
                 commit(trained, finished=False, validated=validated)
             checkpoints.close()
             raise stopped_in(phase, checkpoints, steps) from stopped

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import jax
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -16,6 +17,9 @@ from r2rank_jax.files.atomic import replacing_file
 from r2rank_jax.phases import Phase
 from r2rank_jax.report.records import LoggedStep
 
+if TYPE_CHECKING:
+    from r2rank_jax.runs.session.resuming import Resumption  # which prints with `say`
+
 
 class RunLog:
     """Metrics of one phase. Only process 0 writes and prints.
@@ -23,31 +27,30 @@ class RunLog:
     Args:
         run_dir: holds `metrics.jsonl`, which the phases share; each object names its phase.
         phase: the phase that is logged.
-        resume_step: later lines of this phase are dropped, because their steps will be trained again.
+        resumption: where the phase continues. Later lines are dropped, because they will be written again.
         steps: of the whole phase, for the progress bar.
-        wall_s: seconds of training before the phase was resumed.
     """
 
-    def __init__(self, run_dir: Path, phase: Phase, *, resume_step: int, steps: int, wall_s: float):
+    def __init__(self, run_dir: Path, phase: Phase, resumption: Resumption, *, steps: int):
         self._active = jax.process_index() == 0
         self._phase = phase
-        self._start = time.monotonic() - wall_s
+        self._start = time.monotonic() - resumption.wall_s
         self._progress: Progress | None = None
         if not self._active:
             return
         from tensorboardX import SummaryWriter  # imports PyTorch where that is installed, which takes seconds
 
         path = run_dir / "metrics.jsonl"
-        _drop_later(path, phase, resume_step)
+        _drop_later(path, phase, resumption)
         self._file = path.open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(run_dir / "tensorboard" / phase), purge_step=resume_step + 1)
+        self._events = SummaryWriter(str(run_dir / "tensorboard" / phase), purge_step=resumption.first_step)
         if sys.stdout.isatty():
             self._progress = Progress(
                 TextColumn(f"{phase:>13}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
                 TimeRemainingColumn(), TextColumn("{task.fields[metrics]}"),
             )  # fmt: skip
             self._progress.start()
-            self._task: TaskID = self._progress.add_task(phase, total=steps, completed=resume_step, metrics="")
+            self._task: TaskID = self._progress.add_task(phase, total=steps, completed=resumption.step, metrics="")
 
     @property
     def wall_s(self) -> float:
@@ -90,7 +93,7 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
-def _drop_later(path: Path, phase: Phase, step: int) -> None:
+def _drop_later(path: Path, phase: Phase, resumption: Resumption) -> None:
     if not path.exists():
         return
     kept = []
@@ -99,10 +102,16 @@ def _drop_later(path: Path, phase: Phase, step: int) -> None:
             logged = LoggedStep.from_json(json.loads(line))
         except ValueError:
             continue  # a line that was cut off when the process was killed
-        if logged is not None and (logged.phase != phase or logged.step <= step):
+        if logged is not None and (logged.phase != phase or not _is_later(logged, resumption)):
             kept.append(line)
     with replacing_file(path) as partial:
         partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+
+def _is_later(logged: LoggedStep, resumption: Resumption) -> bool:
+    """Whether a line will be written again."""
+    is_validation = any(name.startswith("validation/") for name in logged.values)
+    return logged.step > resumption.step or (logged.step >= resumption.first_step and is_validation)
 
 
 def is_due(step: int, every: int) -> bool:

@@ -26,7 +26,12 @@ class Resumption:
     @property
     def first_step(self) -> int:
         """The first step to work on: the next one, or that of the commit if its validation is not done."""
-        return self.step if self.record is not None and not self.record.validated else self.step + 1
+        return self.step + 1 if self.validated else self.step
+
+    @property
+    def validated(self) -> bool:
+        """Whether nothing is left to do at the step of the commit."""
+        return self.record is None or self.record.validated
 
     @property
     def wall_s(self) -> float:

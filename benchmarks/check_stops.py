@@ -26,10 +26,9 @@ from r2rank_jax.data.prepare.prepare import prepare
 from r2rank_jax.data.teacher.synthesize import synthesize
 from r2rank_jax.data.teacher.template import TemplateTeacher
 from tests.support.command_line import Tiny, write_tiny
-from tests.support.stops import Command, Outcome, differences, finish, stop_often
+from tests.support.runs.stops import Command, Outcome, differences, finish, stop_often
 from tests.support.tiny_source import write_raw
 
-LONGEST_S = {"sft": 14.0, "rl": 22.0}
 SETTINGS = {
     "sft": ("--sft.steps", "60", "--evaluation.batch-users", "4"),  # validations of ten batches
     "rl": ("--rl.steps", "40", "--evaluation.batch-users", "4", "--compute.wave-tokens", "2"),
@@ -47,10 +46,10 @@ def disturbed(command: Command, sft: Path, stops: int, seed: int) -> Outcome:
     """Stop a phase until there are enough stops, starting again from the beginning whenever it has finished."""
     outcome, draw = Outcome(), random.Random(seed)
     undisturbed = _fresh(command, "undisturbed", sft)
-    finish(undisturbed)
+    longest_s = finish(undisturbed)
     while outcome.stops < stops:
         stopped = _fresh(command, f"stopped{outcome.stops}", sft)
-        stop_often(stopped, outcome, stops=stops, longest_s=LONGEST_S[command.phase], draw=draw)
+        stop_often(stopped, outcome, stops=stops, longest_s=longest_s, draw=draw)
         finish(stopped)
         outcome.problems += differences(undisturbed.run_dir, stopped.run_dir, command.phase)
     return outcome

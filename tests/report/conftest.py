@@ -9,7 +9,7 @@ import pytest
 
 from r2rank_jax import config as configuration
 from r2rank_jax.evaluation import results as evaluation_results
-from tests.support.report_runs import final_results, logged_steps, report_users, write_lines
+from tests.support.runs.report_runs import final_results, logged_steps, report_users, write_lines
 
 
 @pytest.fixture

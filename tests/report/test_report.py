@@ -11,7 +11,7 @@ from r2rank_jax.evaluation import results as evaluation_results
 from r2rank_jax.report.build import build
 from r2rank_jax.report.headline import headline, verdicts
 from r2rank_jax.report.reading import metric_label, read_run
-from tests.support.report_runs import FILMS, final_results, report_users, write_lines
+from tests.support.runs.report_runs import FILMS, final_results, report_users, write_lines
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
 

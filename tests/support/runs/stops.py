@@ -95,11 +95,14 @@ def log_of(command: Command, process: int) -> Path:
     return command.run_dir.with_name(f"{command.run_dir.name}.{process}.log")
 
 
-def finish(command: Command) -> None:
-    """Run a phase to its end."""
+def finish(command: Command) -> float:
+    """Run a phase to its end, and return the seconds from its first line of output."""
     with started(command) as processes:
+        _has_begun(command, processes)
+        begun = time.monotonic()
         codes = [each.wait(timeout=LIMIT_S) for each in processes]
     assert codes == [0] * command.processes, (codes, log_of(command, 0).read_text(encoding="utf-8")[-2000:])
+    return time.monotonic() - begun
 
 
 def stop_often(command: Command, outcome: Outcome, *, stops: int, longest_s: float, draw: random.Random) -> None:

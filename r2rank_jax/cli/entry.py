@@ -19,7 +19,8 @@ from r2rank_jax.cli.experiment import add_experiment
 from r2rank_jax.cli.model import add_model
 from r2rank_jax.cli.plan_and_report import add_plan, add_report
 from r2rank_jax.cli.runs import add_runs
-from r2rank_jax.cluster.ending import end_together, is_first, joined, leave
+from r2rank_jax.cluster import messages
+from r2rank_jax.cluster.ending import end_together, leave
 from r2rank_jax.config.checks import shown
 from r2rank_jax.errors import DONE, FAILED, REFUSED, STOPPED, R2RankError, Stopped, UsageError
 from r2rank_jax.stopping import interrupted_by_signals
@@ -61,8 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     with interrupted_by_signals(last=argv is None):
         code, reason = _outcome(list(sys.argv[1:] if argv is None else argv))
-        first = is_first()
-        if joined():
+        first = messages.process() == 0
+        if messages.joined():
             if code == DONE or isinstance(reason, Stopped):  # all processes come here
                 end_together()
             else:

@@ -8,30 +8,35 @@ import os
 import shlex
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-import jax
-
+from r2rank_jax.cluster import messages
 from r2rank_jax.errors import CheckpointError
 
 WRITER = "writer.json"
 """File in the run directory that its writer holds locked and fills in; empty when there is none."""
+_ANSWER_S = 60
+"""Seconds within which all processes come here."""
+_SEEN_S = 3
+"""Seconds after which a file must be visible on all hosts."""
 
 
 @contextmanager
 def one_writer(run_dir: Path) -> Iterator[None]:
     """Hold the run directory for this job. The lock ends with the process, so that a killed job leaves none behind.
 
-    Process 0 holds it for all processes of a job. On a network file system, the lock also holds between hosts, as far
-    as the file system supports `flock`.
+    Process 0 holds it for all processes of a job, and the others check that they see the same folder. On a network file
+    system, the lock also holds between hosts, as far as the file system supports `flock`.
 
     Raises:
-        CheckpointError: another job is writing to `run_dir`.
+        CheckpointError: another job is writing to `run_dir`, or the processes have different folders there.
     """
-    if jax.process_index() != 0:
+    if messages.process() != 0:
+        _answer(run_dir)
         yield
         return
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -45,23 +50,54 @@ def one_writer(run_dir: Path) -> Iterator[None]:
             ) from error
         file.seek(0)
         file.truncate()
-        json.dump(
+        writer = json.dumps(
             {
                 "host": socket.gethostname(),
                 "process": os.getpid(),
                 "command": shlex.join(["r2rank", *sys.argv[1:]]),
                 "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            },
-            file,
+            }
         )
+        file.write(writer)
         file.flush()
+        os.fsync(file.fileno())  # other hosts must see it
         try:
+            _require_same_folder(run_dir, writer)
             yield
         finally:
             file.truncate(0)
             if [entry.name for entry in run_dir.iterdir()] == [WRITER]:  # a refused command leaves nothing behind
                 (run_dir / WRITER).unlink()
                 run_dir.rmdir()
+
+
+def _require_same_folder(run_dir: Path, written: str) -> None:
+    """Ask all other processes whether they see what this one, process 0, has written."""
+    if messages.joined():
+        messages.put(WRITER, written)
+    blind = [i for i in range(1, messages.processes()) if messages.get(f"{WRITER}/{i}", _ANSWER_S) != "seen"]
+    if blind:
+        raise CheckpointError(
+            f"all processes must share the run directory, but what process 0 on host {socket.gethostname()} wrote to "
+            f"{run_dir} was not seen by {', '.join(map(str, blind))}; choose a --run-dir on a file system that all "
+            "hosts share"
+        )
+
+
+def _answer(run_dir: Path) -> None:
+    """Tell process 0 whether this process sees what it has written. It ends the job if not."""
+    written = messages.get(WRITER, _ANSWER_S)
+    deadline = time.monotonic() + _SEEN_S
+    while _read(run_dir) != written and time.monotonic() < deadline:
+        time.sleep(0.1)
+    messages.put(f"{WRITER}/{messages.process()}", "seen" if _read(run_dir) == written else "not seen")
+
+
+def _read(run_dir: Path) -> str | None:
+    try:
+        return (run_dir / WRITER).read_text(encoding="utf-8")
+    except OSError:
+        return None
 
 
 def _describe(path: str) -> str:

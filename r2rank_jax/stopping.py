@@ -5,7 +5,7 @@ work that way, so it is asked instead. While it holds work that is not committed
 calls `check` between pieces of work, and `check` raises `Stopped` at the same call in every process of the job. Before
 the first step there is nothing to lose, and the process ends at once, even in the middle of a compilation.
 
-Signals belong to the process, so this module has the package's only mutable global state.
+Signals belong to the process, so the phase that they are noted for is global state of this module.
 """
 
 from __future__ import annotations

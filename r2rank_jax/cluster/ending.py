@@ -7,6 +7,7 @@ its exit code in a message, for which a thread of every other process waits.
 
 from __future__ import annotations
 
+import atexit
 import json
 import sys
 import threading
@@ -17,6 +18,7 @@ from typing import Any, NoReturn
 from r2rank_jax.cluster import messages
 from r2rank_jax.stopping import end_process
 
+_waiting: threading.Thread | None = None  # for the news that another process ended
 _ENDED, _LEAVING = "ended", "leaving"
 _FOREVER_S = 30 * 24 * 3600
 _FIRST_S = 3
@@ -34,7 +36,7 @@ def end_together() -> None:
     client = messages.client()
     if client is not None:
         client.wait_at_barrier("r2rank/end", 1000 * _FOREVER_S)
-        sys.modules["jax"].distributed.shutdown()
+        _disconnect()
 
 
 def leave(code: int, reason: str | BaseException = "") -> NoReturn:
@@ -71,7 +73,17 @@ def end_when_told() -> None:
             _let_others_hear()
             end_process(int(first["code"]))
 
-    threading.Thread(target=wait, daemon=True).start()
+    global _waiting
+    _waiting = threading.Thread(target=wait, daemon=True)
+    _waiting.start()
+    atexit.register(_disconnect)
+
+
+def _disconnect() -> None:
+    """Leave the coordination service, and wait for the thread, which Python must not end within a call of C++."""
+    sys.modules["jax"].distributed.shutdown()
+    if _waiting is not None:
+        _waiting.join(_LEAVE_S)
 
 
 def _first(own: dict[str, Any], *, foreseen: bool) -> dict[str, Any]:

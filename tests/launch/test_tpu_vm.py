@@ -46,6 +46,11 @@ case "$1 $2" in
         exit 255
       fi
     fi
+    if [[ $command == *install && -f preempt-at-install ]]; then
+      rm preempt-at-install
+      echo SUSPENDED >queue
+      exit 255
+    fi
     if [[ $command == *install ]]; then exit "$(cat install-code 2>/dev/null || echo 0)"; fi
     for worker in worker?; do (cd "$worker" && HOME=$PWD WORKER=${{worker#worker}} bash -c "$command"); done
     ;;
@@ -136,11 +141,21 @@ def test_preempted_once_then_done(tmp_path):
 
 
 @pytest.mark.slow
+def test_preempted_during_installation(tmp_path):
+    (tmp_path / "preempt-at-install").touch()
+    done = launch(tmp_path, "0 0")
+    assert done.returncode == 0, done.stderr
+    assert verbs(tmp_path) == ["create", *INSTALL, "delete", "create", *INSTALL, "start", "delete"]
+    assert "test is SUSPENDED" in done.stderr and "failure" not in done.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("codes", "expected", "starts"),
     [
         (["2 2"], 2, 1),
-        (["1 2"], 2, 1),  # its peer failed because of it
+        (["2 1"], 2, 1),  # its peer failed because of it
+        (["1 2"], 2, 1),
         (["2 wait"], 2, 1),  # its peer is stopped at once
         (["75 75", "75 75", "75 75", "0 0"], 0, 4),  # stops do not count
         (["0 75", "0 0"], 0, 2),

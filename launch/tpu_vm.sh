@@ -19,11 +19,11 @@
 #
 # Ends with 0 when all processes have ended with 0, and with 2 at once when one was refused. After 75 (stopped and
 # committed) and after a preemption it runs the job again, as often as it happens. Other failures are repeated
-# R2RANK_RETRIES times; then it ends with the exit code. Ctrl-C and SIGTERM stop all processes and end with 75 if they
+# R2RANK_RESTARTS times; then it ends with the exit code. Ctrl-C and SIGTERM stop all processes and end with 75 if they
 # have committed.
 #
 # Settings, from the environment:
-#   R2RANK_RETRIES    repetitions after failures                                (default: 5)
+#   R2RANK_RESTARTS    repetitions after failures                                (default: 5)
 #   R2RANK_BACKOFF_S  pause before the first repetition; doubles, up to 10 min  (default: 30)
 #   R2RANK_POLL_S     seconds between looks at the slice and its processes      (default: 30)
 #   R2RANK_GRACE_S    time that processes have to end after the first one ended (default: 180)
@@ -56,7 +56,7 @@ while (($# > 0)); do
 done
 [[ -n $name && -n $zone && -n $type && -n $version && $# -ge 1 ]] || usage
 location+=(--zone "$zone")
-retries=${R2RANK_RETRIES:-5} backoff_s=${R2RANK_BACKOFF_S:-30}
+retries=${R2RANK_RESTARTS:-5} backoff_s=${R2RANK_BACKOFF_S:-30}
 poll_s=${R2RANK_POLL_S:-30} grace_s=${R2RANK_GRACE_S:-180}
 [[ $retries$backoff_s$poll_s$grace_s =~ ^[0-9]+$ ]] || usage
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

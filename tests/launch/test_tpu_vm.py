@@ -80,7 +80,7 @@ def stubs(folder: Path, *codes: str) -> dict[str, str]:
     return inherited | {
         "PATH": f"{folder}/bin:{os.environ['PATH']}",
         "R2RANK_COMMAND": f"{folder}/bin/r2rank-stub",
-        "R2RANK_RETRIES": "2",
+        "R2RANK_RESTARTS": "2",
         "R2RANK_BACKOFF_S": "0",
         "R2RANK_POLL_S": "0",
         "R2RANK_GRACE_S": "2",

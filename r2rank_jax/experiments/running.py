@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from r2rank_jax.config import differences, from_json, to_json
-from r2rank_jax.errors import ConfigError, ExperimentError, Stopped
+from r2rank_jax.errors import STOPPED, ConfigError, ExperimentError, Stopped
 from r2rank_jax.experiments.jobs import Job
 from r2rank_jax.files.atomic import replacing_file
 
@@ -91,6 +91,8 @@ def run_all(jobs: list[Job], *, parallel: int) -> None:
                     _write(job.done, {"config": to_json(job.config), "phases": job.phases})
                     finished.add(job.name)
                     print(f"{job.name}: done in {minutes:.1f} minutes", flush=True)
+                elif process.returncode == STOPPED:
+                    ended.set()
                 else:
                     failed.append(job)
                     print(f"{job.name}: failed with exit code {process.returncode}", flush=True)

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -70,12 +69,16 @@ def test_its_commands_end_with_it(tmp_path):
 import sys
 from pathlib import Path
 from r2rank_jax.config import RunConfig
+from r2rank_jax.errors import Stopped
 from r2rank_jax.experiments import running
 from r2rank_jax.experiments.jobs import Job
 
 running.COMMAND = (sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(600)")
 directory = Path({str(tmp_path)!r}) / "a"
-running.run_all([Job("a", (), directory, RunConfig(name="x"), directory / "done-sft.json")], parallel=1)
+try:
+    running.run_all([Job("a", (), directory, RunConfig(name="x"), directory / "done-sft.json")], parallel=1)
+except Stopped as stopped:
+    sys.exit(stopped.exit_code)
 """
     log, deadline = tmp_path / "a/log.txt", time.monotonic() + 60
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL)
@@ -86,7 +89,7 @@ running.run_all([Job("a", (), directory, RunConfig(name="x"), directory / "done-
         child = int(log.read_text())
         os.kill(child, 0)  # it runs
         parent.terminate()
-        assert parent.wait(60) == 128 + signal.SIGTERM
+        assert parent.wait(60) == 75
         with pytest.raises(ProcessLookupError):
             os.kill(child, 0)
         assert not (tmp_path / "a/done-sft.json").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -108,7 +109,12 @@ def workers_for(buckets: int, rows: int, workers: int, ray: bool) -> Iterator[Ov
         # "spawn", because polars has threads and forking a process with threads may hang.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(min(workers, buckets), mp_context=context, initializer=_end_with_parent) as pool:
-            yield InProcesses(pool, buckets, rows)
+            try:
+                yield InProcesses(pool, buckets, rows)
+            except KeyboardInterrupt:  # do not wait for the buckets in work; the next run does them again
+                for worker in multiprocessing.active_children():
+                    worker.kill()
+                raise
 
 
 def _in_order(name: str, buckets: int, rows: int, done: Iterator[tuple[int, Any]]) -> list[Any]:
@@ -145,7 +151,8 @@ def _require_ray() -> None:
 
 
 def _end_with_parent() -> None:
-    """End this worker when its parent is killed; otherwise it would wait for work forever."""
+    """End this worker when its parent is killed; otherwise it would wait for work forever. Ctrl-C is the parent's."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -37,6 +37,7 @@ class TeacherOutput:
     header: Mapping[str, Any] = field(default_factory=dict)  # entries to add to the first line of the trace file
     remark: str = ""  # printed when the trace file is written
     missing: str | None = None  # what is left to do and how to continue; None if nothing is
+    interrupted: bool = False  # it was told to stop
 
 
 class Teacher(Protocol):

@@ -11,7 +11,7 @@ from r2rank_jax.data.prepared.tables import Array
 from r2rank_jax.data.prepared.traces import write_traces
 from r2rank_jax.data.prompts.templates import FILMS_1, find_template
 from r2rank_jax.data.teacher.protocol import Lesson, Teacher
-from r2rank_jax.errors import DataError
+from r2rank_jax.errors import DataError, Stopped
 
 
 def synthesize(
@@ -50,6 +50,7 @@ def synthesize(
         What the teacher left to do, in words; None if nothing.
 
     Raises:
+        Stopped: the teacher was told to stop; what is complete is written.
         DataError: an unknown template, more lists than training positions, or whatever the teacher refuses.
     """
     student_template = find_template(template)
@@ -60,6 +61,8 @@ def synthesize(
         Lesson(dataset=dataset, lists=drawn, template=student_template, history_items=history_items, seed=seed)
     )
     rows = sorted(output.rationales)
+    if output.interrupted and not rows:
+        raise Stopped(f"{output.missing}; no traces were written")
     if not rows:
         return None if output.missing is None else f"{output.missing}; no traces were written"
     header = {
@@ -74,6 +77,8 @@ def synthesize(
         out, header | dict(output.header), drawn.take(np.array(rows)), [output.rationales[row] for row in rows]
     )
     print(f"{out}: {len(rows):,} lists of {candidate_items} rationales by {teacher.name}; {output.remark}")
+    if output.interrupted:
+        raise Stopped(output.missing)
     return output.missing
 
 

@@ -20,6 +20,8 @@ MAX_BACKOFF_S = 60.0
 MAX_WAIT_S = 600.0  # if the endpoint asks for a longer pause, the run stops
 FAILURES_IN_A_ROW = 20  # requests given up without an answer in between; the cause probably affects all requests
 PROGRESS_S = 5.0
+INTERRUPTED = "interrupted"
+"""Why an interrupted run stopped."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Asker:
     def ask_all(self, requests: Sequence[ChatRequest], progress: Callable[[], None] = lambda: None) -> Outcome:
         """Ask until every request is answered or given up, or the run has to stop.
 
-        Ctrl-C waits for the requests in flight.
+        Ctrl-C, or SIGTERM to the command, waits for the requests in flight.
 
         Args:
             requests: without an answer so far, each key once.
@@ -90,7 +92,7 @@ class Asker:
         try:
             self._wait(threads, progress)
         except KeyboardInterrupt:
-            self._halt("interrupted")
+            self._halt(INTERRUPTED)
             print("teacher: waiting for the requests in flight; press Ctrl-C again to abandon them", file=sys.stderr)
             self._wait(threads, progress)
         if self._error is not None:

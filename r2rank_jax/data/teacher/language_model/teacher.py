@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from r2rank_jax.data.teacher.language_model.asking import Asker, ProgressLine
+from r2rank_jax.data.teacher.language_model.asking import INTERRUPTED, Asker, ProgressLine
 from r2rank_jax.data.teacher.language_model.batch import read_batch, write_batch
 from r2rank_jax.data.teacher.language_model.endpoint import Endpoint, open_endpoint
 from r2rank_jax.data.teacher.language_model.filters import REASONS, Filters, open_filters
@@ -87,6 +87,7 @@ class LanguageModel:
             header=header | _accounts(result, ledger),
             remark=dropped,
             missing=_missing(result, len(lesson.lists), dropped, stopped),
+            interrupted=stopped == INTERRUPTED,
         )
 
 

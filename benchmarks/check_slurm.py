@@ -149,7 +149,7 @@ def main() -> int:
         judge(cancelled)
         judge(limited)
         # Both nodes.
-        preempted = train("preempted", processes=2, data=2)
+        preempted = train("preempted", "--exclusive", processes=2, data=2)
         begun(preempted)
         urgent = [
             "sbatch",

@@ -129,12 +129,35 @@ def test_flags_that_set_fields():
 
 
 @pytest.mark.parametrize(("processes", "process"), [("", "0"), ("two", "0"), ("2", "2"), ("2", "-1")])
-def test_a_launcher_that_sets_half_of_its_variables(refusal, tmp_path, monkeypatch, processes, process):
+def test_a_launcher_that_sets_wrong_variables(refusal, tmp_path, monkeypatch, processes, process):
     monkeypatch.setenv("R2RANK_COORDINATOR", "localhost:1")
     monkeypatch.setenv("R2RANK_PROCESSES", processes)
     monkeypatch.setenv("R2RANK_PROCESS", process)
     message = refusal("sft", "--config", CONFIG, "--run-dir", tmp_path / "run")
-    assert "R2RANK_COORDINATOR needs R2RANK_PROCESSES" in message
+    assert "R2RANK_PROCESS" in message and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 2),
+        (OSError(errno.EACCES, "Permission denied"), 2),
+        (OSError(errno.ESTALE, "Stale file handle"), 1),  # of a network file system that may be back soon
+        (ConnectionResetError("gone"), 1),
+        (KeyboardInterrupt(), 75),
+        (Stopped("sft stopped as told"), 75),
+        (ConfigError("no"), 2),
+        (MemoryError(), 2),
+    ],
+    ids=repr,
+)
+def test_exit_codes(capsys, monkeypatch, error, code):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(entry, "_carry_out", fail)
+    assert main(["eval"]) == code
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_what_the_system_refuses_is_one_line(capsys, monkeypatch, tmp_path):

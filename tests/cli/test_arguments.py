@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 from r2rank_jax.cli import entry, main
+from r2rank_jax.errors import ConfigError, Stopped
 from tests.support.command_line import COMMAND, environment
 
 CONFIG = "configs/quickstart.py"

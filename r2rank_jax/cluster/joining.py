@@ -9,7 +9,8 @@ from typing import Any
 
 from r2rank_jax.cluster.ending import end_when_told
 from r2rank_jax.cluster.meeting import meet
-from r2rank_jax.cluster.variables import Job
+from r2rank_jax.cluster.variables import CLUSTER, Job
+from r2rank_jax.errors import JoinError, UsageError
 
 
 def join(job: Job) -> Callable[[], None]:
@@ -31,23 +32,29 @@ def join(job: Job) -> Callable[[], None]:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if job.devices:
         jax.config.update("jax_num_cpu_devices", len(job.devices))  # on CPU, as many as are asked for
-    waits: dict[str, Any] = {
+    settings: dict[str, Any] = {
+        "local_device_ids": job.devices,
         "initialization_timeout": limits.join_s,
         "heartbeat_timeout_seconds": limits.heartbeat_s,
         "shutdown_timeout_seconds": limits.end_s,
     }
-    if place is None:
-        jax.distributed.initialize(local_device_ids=job.devices, **waits)
-    else:
-        jax.distributed.initialize(
-            coordinator_address=place.address,
-            num_processes=place.processes,
-            process_id=place.process,
-            local_device_ids=job.devices,
-            cluster_detection_method="deactivate",  # or JAX takes the devices from SLURM's variables
-            coordinator_bind_address=place.address if place.host == "127.0.0.1" else None,
-            **waits,
-        )
+    if place is not None:
+        settings |= {
+            "coordinator_address": place.address,
+            "num_processes": place.processes,
+            "process_id": place.process,
+            "cluster_detection_method": "deactivate",  # or JAX takes the devices from SLURM's variables
+            "coordinator_bind_address": place.address if place.host == "127.0.0.1" else None,
+        }
+    try:
+        jax.distributed.initialize(**settings)
+    except ValueError as error:  # JAX misses an argument
+        raise UsageError(
+            f"{CLUSTER}=auto needs Cloud TPU, GKE, SLURM or Open MPI, but JAX detects none of them ({error}); set "
+            "the variables of launch/README.md instead"
+        ) from error
+    except RuntimeError as error:  # JAX does not say which errors it raises here
+        raise JoinError(f"the processes could not join: {' '.join(str(error).split()):.300}") from error
     forward = _take_back_sigterm()
     end_when_told()
     return forward

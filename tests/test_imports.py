@@ -29,6 +29,7 @@ ORDER = [
     "report",
     "plan",
     "runs",
+    "doctor",
     "experiments",
     "cli",
 ]

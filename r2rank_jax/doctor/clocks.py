@@ -34,8 +34,8 @@ def skew(readings: Mapping[int, tuple[float, float]]) -> list[Finding]:
     unsure = {process: (b - a) / 2 + (end - start) / 2 for process, (a, b) in readings.items()}
     late = [process for process in readings if process and abs(skews[process]) - unsure[process] > MOST_SKEW_S]
     worst = max(late or readings, key=lambda process: abs(skews[process]))
-    figure = f"{abs(skews[worst]):.2g} s, known to {unsure[worst]:.1g} s"
+    figure = f"{1e3 * abs(skews[worst]):,.1f} ms, known to {1e3 * unsure[worst]:,.1f} ms"
     if not late:
-        return [ok("clocks", f"differ by at most {figure}")]
+        return [ok("clocks", f"apart by at most {figure}")]
     what = f"clocks should be at most {MOST_SKEW_S:g} s from that of process 0, got {named(late)} up to {figure}"
     return [warning("clocks", what, "synchronize the hosts' clocks, for example with chrony")]

@@ -64,7 +64,7 @@ class Processes:
         if self._client is None:
             return answers
         if self.index != 0:
-            self._client.key_value_set(_key(name, self.index), json.dumps(value))
+            self._set(_key(name, self.index), json.dumps(value))
             return answers
         deadline = time.monotonic() + self.limit_s
         for process in range(1, self.count):
@@ -82,7 +82,7 @@ class Processes:
         if self._client is None:
             return value
         if self.index == 0:
-            self._client.key_value_set(_key(name, 0), json.dumps(value))
+            self._set(_key(name, 0), json.dumps(value))
             return value
         answer = self._get(_key(name, 0), 2 * self.limit_s)
         if answer is None:
@@ -109,10 +109,21 @@ class Processes:
                 "processes that are missing, or raise --limit-s"
             ) from error
 
-    def _get(self, key: str, wait_s: float) -> str | None:
+    def _set(self, key: str, value: str) -> None:
         try:
-            return self._client.blocking_key_value_get(key, int(1000 * max(wait_s, LEAST_WAIT_S)))
-        except RuntimeError:  # JAX's for the time limit, and for a coordination service that has ended
+            within(self.limit_s, lambda: self._client.key_value_set(key, value))
+        except TimeoutError as error:
+            raise LostProcessError(
+                f"process 0, which holds the coordination service, must take a message within {self.limit_s:g} s, "
+                f"process {self.index} got no answer; look at what process 0 printed"
+            ) from error
+
+    def _get(self, key: str, wait_s: float) -> str | None:
+        wait_s = max(wait_s, LEAST_WAIT_S)
+        try:
+            # The service keeps the time limit, and a service whose process is stopped keeps none.
+            return within(wait_s + LEAST_WAIT_S, lambda: self._client.blocking_key_value_get(key, int(1000 * wait_s)))
+        except (RuntimeError, TimeoutError):  # JAX's for the time limit, and for a service that has ended
             return None
 
 

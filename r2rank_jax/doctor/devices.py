@@ -7,14 +7,13 @@ from pathlib import Path
 import jax
 
 from r2rank_jax.config import MeshConfig, RunConfig
-from r2rank_jax.doctor.findings import LONGEST_REASON, Finding, Outcome, fault, ok, warning
+from r2rank_jax.doctor.findings import LONGEST_REASON, Finding, Outcome, divided, fault, ok, size_text, warning
 from r2rank_jax.doctor.versions import check_unseen_gpus
 from r2rank_jax.plan.devices import Device, Topology
 from r2rank_jax.plan.estimate import estimate
 from r2rank_jax.plan.plan import judge, shortage
 from r2rank_jax.runs.attention_choice import unavailable
 from r2rank_jax.sharding import make_mesh
-from r2rank_jax.train.memory.chunk_choice import GIB
 from r2rank_jax.train.objectives import check
 
 NAME = "this machine"
@@ -28,8 +27,7 @@ def check_configuration(config: RunConfig) -> list[Finding]:
     attention = config.model.attention
     message = None if attention == "auto" else unavailable(config, attention)
     if message is not None:
-        what, _, remedy = message.rpartition("; ")
-        return [fault("configuration", what, remedy)]
+        return [fault("configuration", *divided(message))]
     return [ok("configuration", f"{config.name}, attention {attention}, {config.model.dtype}")]
 
 
@@ -70,10 +68,9 @@ def check_memory(config: RunConfig, devices_of_host: int) -> list[Finding]:
     estimated = estimate(config, topology)
     verdict = judge(estimated, topology, [])
     if not verdict.fits:
-        what, _, remedy = shortage(verdict, topology).rpartition("; ")
-        return [fault("memory", what, remedy)]
-    needed = f"{verdict.peak_bytes / GIB:.3g} GiB estimated"
-    return [ok("memory", f"{needed}, {free / GIB:.3g} GiB free, for each of {config.mesh.devices} devices")]
+        return [fault("memory", *divided(shortage(verdict, topology)))]
+    figures = f"{size_text(verdict.peak_bytes)} estimated, {size_text(free)} free"
+    return [ok("memory", f"{figures} on each of {config.mesh.devices} devices")]
 
 
 def free_bytes(devices_of_host: int) -> int | None:

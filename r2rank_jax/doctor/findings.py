@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -10,6 +11,7 @@ from typing import Any, Literal, TypeVar
 from r2rank_jax.errors import R2RankError
 
 T = TypeVar("T")
+MIB, GIB = 2**20, 2**30
 Verdict = Literal["ok", "warning", "fault"]
 LONGEST_REASON = 300
 """Characters of an error of another library that a finding quotes."""
@@ -52,14 +54,25 @@ def fault(check: str, what: str, remedy: str) -> Finding:
     return Finding(check, "fault", what, remedy)
 
 
-def of_error(check: str, error: Exception) -> Finding:
-    """A fault from the error that the run itself would raise.
+def divided(message: str) -> tuple[str, str]:
+    """A message of the package as what is wrong and the remedy, which is its last clause or its last sentence."""
+    ends = list(re.finditer(r"; |\. (?=[A-Z])", message))
+    if not ends:
+        return message, "change what the message names"
+    return message[: ends[-1].start()], message[ends[-1].end() :]
 
-    The package's messages end in their remedy, behind the last semicolon.
-    """
+
+def size_text(size: float) -> str:
+    """Bytes in GiB or MiB with three digits or so."""
+    unit, name = (GIB, "GiB") if size >= GIB else (MIB, "MiB")
+    value = size / unit
+    return f"{value:,.0f} {name}" if value >= 100 else f"{value:.3g} {name}"
+
+
+def of_error(check: str, error: Exception) -> Finding:
+    """A fault from the error that the run itself would raise."""
     if isinstance(error, R2RankError):
-        what, _, remedy = str(error).rpartition("; ")
-        return fault(check, what or remedy, remedy if what else "change what the message names")
+        return fault(check, *divided(str(error)))
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return fault(check, f"{where}{error.strerror or error}", "mend this")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -10,9 +11,11 @@ from r2rank_jax.config import RunConfig
 from r2rank_jax.data.prepared.dataset import Dataset, load_for_prompts
 from r2rank_jax.data.prepared.traces import read_traces
 from r2rank_jax.data.prompts.frame import require_lasting_frame
-from r2rank_jax.doctor.findings import Outcome, attempt, ok, warning
+from r2rank_jax.doctor.findings import Finding, Outcome, attempt, divided, ok, warning
 from r2rank_jax.errors import CheckpointError, DataError
+from r2rank_jax.lineage import require_same_inputs, require_same_settings
 from r2rank_jax.model.adapters import without_adapters
+from r2rank_jax.phases import InputHashes, Phase, PhaseRecord
 from r2rank_jax.pretrained.folder import (
     BASE,
     PARAMS,
@@ -22,6 +25,7 @@ from r2rank_jax.pretrained.folder import (
     require_model_of,
 )
 from r2rank_jax.runs.inputs import open_inputs
+from r2rank_jax.runs.session.divergence import has_diverged
 from r2rank_jax.sharding import abstract_params, mesh_of_shapes
 
 
@@ -54,7 +58,7 @@ def _traces(config: RunConfig, run_dir: Path, dataset: Dataset) -> Outcome:
     except DataError as error:
         if not started:
             raise
-        what, _, remedy = str(error).rpartition("; ")
+        what, remedy = divided(str(error))
         return Outcome([warning("traces", f"SFT cannot go on: {what}", remedy)])
     what = f"{len(traces):,} lists, {traces.digest[:12]} in {config.data.traces}"
     return Outcome([ok("traces", what)], {"traces": traces.digest})
@@ -65,7 +69,7 @@ def _start(config: RunConfig, run_dir: Path, dataset: Dataset) -> Outcome:
     if (run_dir / BASE).is_dir() or (run_dir / "tokenizer.json").exists():
         inputs = open_inputs(config, run_dir)
         what = f"tokenizer of the run, {inputs.tokenizer.vocabulary:,} tokens, {inputs.hashes.tokenizer[:12]}"
-        return Outcome([ok("start", what)], asdict(inputs.hashes))
+        return Outcome([ok("start", what), *_resume(config, run_dir, inputs.hashes)], asdict(inputs.hashes))
     if config.pretrained is None:
         return Outcome([ok("start", "random weights; a tokenizer will be trained on the traces")])
     directory = Path(config.pretrained)
@@ -77,3 +81,31 @@ def _start(config: RunConfig, run_dir: Path, dataset: Dataset) -> Outcome:
         raise CheckpointError(f"{directory} must hold the model's weights, got no {PARAMS}; import the model again")
     hashes = {"model": card.source.sha256, "tokenizer": imported_tokenizer_hash(directory)}
     return Outcome([ok("start", f"{card.source.hub_id or directory}, {card.source.sha256[:12]}")], hashes)
+
+
+def _resume(config: RunConfig, run_dir: Path, hashes: InputHashes) -> list[Finding]:
+    """Whether the phases that have not finished would go on with this configuration and these inputs.
+
+    The files of the newest commit are not read through; a damaged one is skipped at the start of a run.
+    """
+    findings: list[Finding] = []
+    phases: tuple[Phase, ...] = ("sft", "rl")
+    for phase in phases:
+        steps = sealed_steps(run_dir / "checkpoints" / phase)
+        if not steps:
+            continue
+        # Orbax would make every process wait for all of them to read the same file.
+        content = (run_dir / "checkpoints" / phase / str(steps[0]) / "extras/metadata").read_bytes()
+        record = PhaseRecord.from_json(json.loads(content))
+        if record.finished:
+            continue
+        diverged = has_diverged(run_dir, phase)
+        _, faults = attempt(
+            "resume",
+            lambda record=record, step=steps[0], diverged=diverged: (  # type: ignore[misc]
+                require_same_settings(record, config, done=step, diverged=diverged),
+                require_same_inputs(record, config, hashes),
+            ),
+        )
+        findings += faults or [ok("resume", f"{phase} would go on at step {steps[0]} of {record.steps}")]
+    return findings

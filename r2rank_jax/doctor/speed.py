@@ -14,12 +14,11 @@ from jax.sharding import Mesh
 
 from r2rank_jax.checkpoint import Checkpoints
 from r2rank_jax.config import RunConfig
-from r2rank_jax.doctor.findings import Finding, fault, ok
+from r2rank_jax.doctor.findings import MIB, Finding, fault, ok, size_text
 from r2rank_jax.doctor.storage import state_bytes
 from r2rank_jax.phases import PhaseRecord
 from r2rank_jax.sharding import MESH_AXES, row_of_each_device, split_parameter, sum_along
 
-MIB = 2**20
 REDUCED_BYTES = {"cpu": 4 * MIB}
 """Bytes of one device in a timed all-reduce, by platform."""
 REDUCED_ELSEWHERE = 64 * MIB
@@ -95,7 +94,7 @@ def _commit_finding(config: RunConfig, size: int, least_s: float, whole_s: float
     estimate_s = least_s + per_byte_s * state
     figures = f"{size // MIB} MiB written and sealed in {whole_s:.2g} s, read in {restored_s:.2g} s"
     rates = f"{size / MIB / whole_s:.3g} and {size / MIB / restored_s:.3g} MiB/s"
-    return ok("checkpoints", f"{figures} ({rates}); about {estimate_s:.2g} s for this run's {state / MIB:,.3g} MiB")
+    return ok("checkpoints", f"{figures} ({rates}); about {estimate_s:.2g} s for this run's {size_text(state)}")
 
 
 def _same(saved: list[jax.Array], restored: list[jax.Array]) -> list[Finding]:

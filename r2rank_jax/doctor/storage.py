@@ -10,11 +10,10 @@ from pathlib import Path
 
 from r2rank_jax.checkpoint import KEPT
 from r2rank_jax.config import MeshConfig, RunConfig
-from r2rank_jax.doctor.findings import Finding, fault, ok, warning
+from r2rank_jax.doctor.findings import GIB, Finding, fault, ok, size_text, warning
 from r2rank_jax.files.places import require_folder
 from r2rank_jax.plan.estimate import bytes_on_device
 from r2rank_jax.sharding import abstract_lists, mesh_of_shapes
-from r2rank_jax.train.memory.chunk_choice import GIB
 from r2rank_jax.train.state import abstract_state
 
 LEAST_INODES = 1000
@@ -53,12 +52,12 @@ def check_run_dir(config: RunConfig, run_dir: Path) -> list[Finding]:
     status = os.statvfs(place)
     free = status.f_bavail * status.f_frsize
     commits = sum(kept.values()) + 1
-    figures = f"{commits} commits of up to {_size(max(sizes.values()))}"
+    figures = f"{commits} commits of up to {size_text(max(sizes.values()))}"
     if free < needed - own:
         return [
             fault(
                 "disk",
-                f"{run_dir} must hold {figures}, {_size(needed - own)} more, got {_size(free)} free",
+                f"{run_dir} must hold {figures}, {size_text(needed - own)} more, got {size_text(free)} free",
                 "make room, or choose a --run-dir on a larger disk",
             )
         ]
@@ -70,7 +69,7 @@ def check_run_dir(config: RunConfig, run_dir: Path) -> list[Finding]:
                 "remove small files, or choose a --run-dir on another disk",
             )
         ]
-    return [ok("disk", f"{_size(free)} free at the run directory, for {figures}")]
+    return [ok("disk", f"{size_text(free)} free at the run directory, for {figures}")]
 
 
 def check_cache(cache: str | None) -> list[Finding]:
@@ -95,11 +94,9 @@ def check_cache(cache: str | None) -> list[Finding]:
         return [warning("cache", what, remedy)]
     free = shutil.disk_usage(cache).free
     if free < LEAST_CACHE_BYTES:
-        what = (
-            f"the cache of compiled programs in {cache} should have {_size(LEAST_CACHE_BYTES)}, got {_size(free)} free"
-        )
+        what = f"compiled programs should have {size_text(LEAST_CACHE_BYTES)} in {cache}, got {size_text(free)} free"
         return [warning("cache", what, "make room, or set JAX_COMPILATION_CACHE_DIR to a larger disk")]
-    return [ok("cache", f"{cache}, {_size(free)} free")]
+    return [ok("cache", f"{cache}, {size_text(free)} free")]
 
 
 def check_limits(config: RunConfig) -> list[Finding]:
@@ -129,7 +126,9 @@ def _shared_memory(config: RunConfig, workers: int) -> list[Finding]:
     needed, free = workers * BATCHES_AHEAD * batch, shutil.disk_usage("/dev/shm").free
     if free >= needed:
         return []
-    what = f"/dev/shm must hold batches of compute.data_workers={workers}, {_size(needed)}, got {_size(free)} free"
+    what = (
+        f"/dev/shm must hold batches of compute.data_workers={workers}, {size_text(needed)}, got {size_text(free)} free"
+    )
     return [fault("limits", what, "enlarge /dev/shm (--shm-size of a container), or lower it")]
 
 
@@ -146,8 +145,3 @@ def _number(file: Path) -> int | None:
         return int(file.read_text(encoding="ascii"))
     except (OSError, ValueError):
         return None
-
-
-def _size(size: int) -> str:
-    """Bytes in GiB or MiB, three digits."""
-    return f"{size / GIB:,.3g} GiB" if size >= GIB else f"{size / 2**20:,.3g} MiB"

@@ -2,17 +2,24 @@
 
 import pytest
 
-from r2rank_jax.doctor.findings import attempt, fault, merged, named, of_error, ok, text, warning
+from r2rank_jax.doctor.findings import attempt, fault, merged, named, of_error, ok, size_text, text, warning
 from r2rank_jax.errors import ConfigError
 
 
 def test_errors_of_the_package_are_split_at_their_remedy():
     found = of_error("devices", ConfigError("mesh needs 2 devices, found 1; lower it; or start more"))
     assert found == fault("devices", "mesh needs 2 devices, found 1; lower it", "or start more")
+    refused = of_error("resume", ConfigError("other settings; differing: a.b: 1 -> 2. Use the saved values, or stop"))
+    assert (refused.what, refused.remedy) == ("other settings; differing: a.b: 1 -> 2", "Use the saved values, or stop")
     assert of_error("data", ConfigError("no remedy")).what == "no remedy"
     full = OSError(28, "No space left on device", "/run/file")
     assert of_error("disk", full).what == "/run/file: No space left on device"
     assert of_error("data", KeyError("column")).what == "KeyError: 'column'"
+
+
+def test_sizes_have_three_digits_or_so():
+    sizes = [size_text(size) for size in (1e5, 3 * 2**20, 1023.4 * 2**20, 2**30, 12345 * 2**30)]
+    assert sizes == ["0.0954 MiB", "3 MiB", "1,023 MiB", "1 GiB", "12,345 GiB"]
 
 
 def test_an_attempt_gives_the_result_or_the_fault():

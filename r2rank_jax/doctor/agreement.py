@@ -69,7 +69,7 @@ def compare(facts: Mapping[int, Mapping[str, Any]]) -> list[Finding]:
             if value != values[first]:
                 apart.setdefault(_difference(values[first], value), []).append(process)
         for difference, processes in apart.items():
-            what = f"every process must have that of process {first}, got {named(processes)} with {difference}"
+            what = f"every process must have the {name} of process {first}, got {named(processes)} with {difference}"
             findings.append(fault(f"same {name}", what, REMEDIES[name]))
         if not apart and len(values) > 1:
             findings.append(ok(f"same {name}", f"{_identity(name, values[first])} in {len(values)} processes"))

@@ -206,7 +206,9 @@ def test_processes_that_differ_are_named_with_what_differs():
     facts = {0: same, 1: same | {"versions": {"jax": "2"}}, 2: same, 3: same | {"versions": {"jax": "2"}}}
     code, apart = compare(facts)
     assert code.verdict == "ok" and code.what == f"commit {'a' * 12}, source b in 4 processes"
-    assert apart.verdict == "fault" and "of process 0, got processes 1 and 3 with jax: 1 -> 2" in apart.what
+    assert (
+        apart.verdict == "fault" and "the versions of process 0, got processes 1 and 3 with jax: 1 -> 2" in apart.what
+    )
     without = {name: same["code"] for name in ("code",)}
     assert [one.verdict for one in compare({0: same, 1: without})] == ["ok"], "a failed check is no difference"
 

@@ -41,7 +41,7 @@ def check_shared(folder: Path, processes: Processes) -> list[Finding]:
     if token is not None:
         (folder / "0").write_text(token, encoding="ascii")
     token = processes.share("token", token)
-    reached = _appears(folder / "0", token)
+    reached = _appears(folder / "0", token, time.monotonic() + SEEN_WITHIN_S)
     error = None
     if reached and processes.index != 0:
         try:
@@ -51,16 +51,18 @@ def check_shared(folder: Path, processes: Processes) -> list[Finding]:
     answers = processes.gather("token seen", {"reached": reached, "error": error})
     if processes.index != 0:
         return []
-    return judged(folder, answers, [p for p in answers if p and _appears(folder / str(p), token)])
+    written = [process for process, answer in answers.items() if process and answer["reached"] and not answer["error"]]
+    end = time.monotonic() + SEEN_WITHIN_S
+    return judged(folder, answers, [p for p in written if not _appears(folder / str(p), token, end)])
 
 
-def judged(folder: Path, answers: dict[int, dict[str, object]], shown: list[int]) -> list[Finding]:
+def judged(folder: Path, answers: dict[int, dict[str, object]], hidden: list[int]) -> list[Finding]:
     """Findings of process 0.
 
     Args:
         folder: the exchanged files' folder.
         answers: process -> whether it saw the file of process 0, and why it could not write.
-        shown: processes whose file process 0 sees.
+        hidden: processes that wrote a file which process 0 does not see.
     """
     run_dir, share = folder.parent.absolute(), "put --run-dir on a file system that all hosts share, at the same path"
     findings = []
@@ -71,15 +73,13 @@ def judged(folder: Path, answers: dict[int, dict[str, object]], shown: list[int]
         if answer["error"]:
             what = f"every process must write to {run_dir}, got {answer['error']} in process {process}"
             findings.append(fault(CHECK, what, "give it the permission"))
-    written = [process for process, answer in answers.items() if process and answer["reached"] and not answer["error"]]
-    if hidden := sorted(set(written) - set(shown)):
+    if hidden:
         what = f"process 0 must see what others write to {run_dir}, got nothing from {named(hidden)}"
         findings.append(fault(CHECK, what, share))
     return findings or [ok(CHECK, f"written and seen by {len(answers)} processes" if len(answers) > 1 else "written")]
 
 
-def _appears(file: Path, content: str | None) -> bool:
-    deadline = time.monotonic() + SEEN_WITHIN_S
+def _appears(file: Path, content: str | None, deadline: float) -> bool:
     while True:
         try:
             if file.read_text(encoding="ascii") == content:

@@ -106,9 +106,29 @@ def test_a_folder_that_others_do_not_see_or_write(tmp_path, monkeypatch):
         (found,) = job(3, [0, 1, 2], elsewhere)[0]
         assert found.verdict == "fault" and "got process 2 without its file" in found.what
     seen, blocked = {"reached": True, "error": None}, {"reached": True, "error": "Read-only file system"}
-    read_only, hidden = judged(tmp_path / "x", {0: seen, 1: blocked, 2: seen}, [])
+    read_only, hidden = judged(tmp_path / "x", {0: seen, 1: blocked, 2: seen}, [2])
     assert "got Read-only file system in process 1" in read_only.what
-    assert "got nothing from process 2" in hidden.what, "one that did not write is not named twice"
+    assert "got nothing from process 2" in hidden.what
+
+
+def test_a_file_that_only_its_writer_sees(tmp_path, monkeypatch):
+    """Process 0 reads its folder, in which the file of process 1 never appears; one wait serves all processes."""
+    monkeypatch.setattr("r2rank_jax.doctor.shared_folder.SEEN_WITHIN_S", 0.3)
+    with scratch(tmp_path):
+
+        def work(processes):
+            if processes.index == 0:
+                return check_shared(tmp_path / "doctor.scratch", processes)
+            token = processes.share("token")
+            one_way = tmp_path / str(processes.index)  # a mount that shows the others nothing
+            one_way.mkdir()
+            (one_way / "0").write_text(token)
+            processes.share = lambda name, value: token
+            return check_shared(one_way, processes)
+
+        start = time.monotonic()
+        (found,) = job(4, [0, 1, 2, 3], work)[0]
+    assert "got nothing from processes 1, 2 and 3" in found.what and time.monotonic() - start < 5
 
 
 # -- clocks -----------------------------------------------------------------------------------------------------------

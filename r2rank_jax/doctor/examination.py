@@ -75,7 +75,7 @@ def examine(config: RunConfig, run_dir: Path, environment: Mapping[str, str], pr
     hosts = processes.gather("host", socket.gethostname())
     _name_missing(report, processes, hosts, "started")
     if not processes.share("all started", not report.stuck):
-        report.stuck = True
+        report.stuck, report.not_tried = True, ["all other checks"]
         return report
     neighbours = processes.share("hosts", Counter(hosts.values()))[socket.gethostname()]
 
@@ -120,6 +120,7 @@ def _alone(
         report: is told if a check does not end.
     """
     checks: dict[str, Callable[[], Outcome | list[Finding]]] = {
+        "code": lambda: Outcome([], agreement.code_facts()),
         "versions": check_versions,
         "devices": partial(check_devices, config.mesh),
         "configuration": partial(check_configuration, config),
@@ -130,7 +131,7 @@ def _alone(
         "data": partial(check_inputs, config, run_dir),
     }
     end, findings = time.monotonic() + limit_s, []
-    facts = agreement.code_facts() | agreement.configuration_facts(config) | agreement.flag_facts(environment)
+    facts = agreement.configuration_facts(config) | agreement.flag_facts(environment)
     for name, work in checks.items():
         outcome, faults = _limited(name, work, max(end - time.monotonic(), LEAST_S), report)
         findings += faults

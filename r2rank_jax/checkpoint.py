@@ -32,16 +32,18 @@ from r2rank_jax.lineage import require_same_model
 from r2rank_jax.phases import PhaseRecord
 from r2rank_jax.types import Params
 
+KEPT = 2
+"""Newest commits of a phase that are kept, besides those of the best validation that they name."""
 
 class Checkpoints:
     """The commits of one phase of a run."""
 
-    def __init__(self, directory: Path, *, keep: int = 2, read_only: bool = False):
+    def __init__(self, directory: Path, *, keep: int = KEPT, read_only: bool = False):
         """Open `directory`, seal a save that only lacks its seal, and delete the remains of interrupted saves.
 
         Args:
             directory: `<run>/checkpoints/<phase>`.
-            keep: the number of newest commits to keep, besides those of the best validation that they name.
+            keep: the number of newest commits to keep, see `KEPT`.
             read_only: delete and move nothing, since a training run may be writing the unsealed folder.
         """
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs every barrier

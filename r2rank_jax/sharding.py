@@ -287,3 +287,21 @@ def gather(mesh: Mesh, tree: Any) -> Any:
 @functools.cache
 def _copy_to_all(mesh: Mesh) -> Callable[[Any], Any]:
     return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
+
+
+def row_of_each_device(mesh: Mesh) -> NamedSharding:
+    """The leading axis split over all devices."""
+    return NamedSharding(mesh, PartitionSpec(MESH_AXES))
+
+
+def sum_along(mesh: Mesh, axis: str) -> Callable[[jax.Array], jax.Array]:
+    """A program that does nothing but an all-reduce: it sums `row_of_each_device` over the devices along one axis."""
+    rows = PartitionSpec(MESH_AXES)
+    return jax.jit(
+        jax.shard_map(lambda x: jax.lax.psum(x, axis), mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
+    )
+
+
+def split_parameter(mesh: Mesh) -> NamedSharding:
+    """The leading axis split as much as parameters are: over fsdp x tensor, and copied along data."""
+    return NamedSharding(mesh, PartitionSpec(("fsdp", "tensor")))

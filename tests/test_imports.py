@@ -31,6 +31,7 @@ ORDER = [
     "report",
     "plan",
     "runs",
+    "doctor",
     "experiments",
     "cli",
 ]

@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from r2rank_jax.cli.arguments import brief
 from r2rank_jax.cli.data import add_data
+from r2rank_jax.cli.doctor import add_doctor
 from r2rank_jax.cli.experiment import add_experiment
 from r2rank_jax.cli.model import add_model
 from r2rank_jax.cli.plan_and_report import add_plan, add_report
@@ -45,6 +46,7 @@ r2rank model fetch NAME --out DIR
 r2rank model import HF_DIR --out DIR
 r2rank export RUN_OR_MODEL_DIR --out HF_DIR [--phase rl] [--form causal-lm] [--dtype bfloat16] [--shard-gib 4]
 r2rank sft | rl | eval | probe | rank --config configs/X.py [--run-dir DIR] [--any.field value]
+r2rank doctor --config configs/X.py [--run-dir DIR] [--limit-s 60]
 r2rank plan --config configs/X.py --topology v5p:4x4x8 | v6e:2x4 | h200:8 | cpu:8 [--backend abstract | compile]
 r2rank report --run-dir DIR
 r2rank experiment configs/experiments/X.py [--jobs 2] [--train-only] [--page-only]
@@ -140,6 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     add_data(commands)
     add_model(commands)
     add_runs(commands)
+    add_doctor(commands)
     add_experiment(commands)
     add_plan(commands)
     add_report(commands)

@@ -48,10 +48,10 @@ def run(config: RunConfig, topology_name: str, backend: Backend, compiler: Path 
     note = None
     if backend == "compile":
         programs, note = _compile(estimated, topology, compiler)
-    verdict = _judge(estimated, topology, programs)
+    verdict = judge(estimated, topology, programs)
     print(f"fits: {'yes' if verdict.fits else 'no'}, {_gib(verdict.peak_bytes)} of {_gib(memory)} GiB on each device")
     print(json.dumps(_as_json(estimated, topology, work, programs, note, verdict, backend)))
-    return None if verdict.fits else _message(verdict, topology)
+    return None if verdict.fits else shortage(verdict, topology)
 
 
 class Verdict(NamedTuple):
@@ -63,7 +63,7 @@ class Verdict(NamedTuple):
     remedy: Remedy | None
 
 
-def _judge(estimated: Estimate, topology: Topology, programs: list[CompiledProgram]) -> Verdict:
+def judge(estimated: Estimate, topology: Topology, programs: list[CompiledProgram]) -> Verdict:
     """Compare the memory needed with the memory available.
 
     Compiled programs count with their measured size, all others with their estimate. The remedy is an estimate: if the
@@ -168,8 +168,8 @@ def _print_estimate(estimated: Estimate, topology: Topology, work: dict[str, dic
             print(f"{kind:18}" + "  ".join((_gib(n) if n else "").rjust(width) for n in cells))
 
 
-def _message(verdict: Verdict, topology: Topology) -> str:
-    """The error message: requirement, actual value, remedy."""
+def shortage(verdict: Verdict, topology: Topology) -> str:
+    """Why a run does not fit: requirement, actual value, remedy."""
     memory, remedy = topology.device.memory_bytes, verdict.remedy
     problem = f"the run needs {_gib(verdict.peak_bytes)} GiB on each device"
     if verdict.refusal is not None:

@@ -98,7 +98,12 @@ def tokenizer_hash(run_dir: Path) -> str:
     base = run_dir / BASE
     if not base.is_dir():
         return hashlib.sha256((run_dir / TOKENIZER).read_bytes()).hexdigest()
-    card, folder = read_model_card(base), base / TOKENIZER_FOLDER
+    return imported_tokenizer_hash(base)
+
+
+def imported_tokenizer_hash(directory: Path) -> str:
+    """SHA-256 of an imported model's tokenizer, which is that of a run that starts from the model."""
+    card, folder = read_model_card(directory), directory / TOKENIZER_FOLDER
     files = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())}
     identity = [files, card.pad, card.stop] + ([] if card.frame is None else [dataclasses.asdict(card.frame)])
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -134,7 +139,7 @@ def load_pretrained(directory: Path, like: Params, config: ModelConfig | None = 
     problem = damage(directory)
     if problem is not None:
         raise PretrainedError(f"the model in {directory} is damaged ({problem}); import it again")
-    _require_same_model(directory, card.config, card.config if config is None else config, like)
+    require_model_of(directory, card.config, card.config if config is None else config, like)
     with ocp.PyTreeCheckpointer() as reader:
         restore_args = ocp.checkpoint_utils.construct_restore_args(like)
         return reader.restore(
@@ -142,7 +147,18 @@ def load_pretrained(directory: Path, like: Params, config: ModelConfig | None = 
         )
 
 
-def _require_same_model(directory: Path, stored: ModelConfig, required: ModelConfig, like: Params) -> None:
+def require_model_of(directory: Path, stored: ModelConfig, required: ModelConfig, like: Params) -> None:
+    """Refuse an imported model that is not the one of a configuration.
+
+    Args:
+        directory: of the imported model.
+        stored: the configuration in its card.
+        required: the configuration of the run, without adapters.
+        like: abstract parameters of `required`.
+
+    Raises:
+        ConfigError: a field or a shape differs.
+    """
     ignored = {field: getattr(stored, field) for field in ("dtype", "lora_rank", "lora_alpha")}
     old, new = (
         without_machine_settings(dataclasses.asdict(dataclasses.replace(c, **ignored))) for c in (stored, required)

@@ -177,16 +177,16 @@ def test_what_was_compiled_counts_and_makes_remedies_stricter():
     peak = estimate(config, topology).peak
     topology = topology._replace(device=topology.device._replace(memory_bytes=int(1.5 * peak)))
     found = estimate(config, topology)
-    assert plan._judge(found, topology, []).fits
+    assert plan.judge(found, topology, []).fits
     twice = CompiledProgram("rl update", bytes=2 * peak)
-    verdict = plan._judge(found, topology, [twice])
+    verdict = plan.judge(found, topology, [twice])
     assert not verdict.fits and verdict.peak_bytes == 2 * peak
     assert verdict.remedy is not None and verdict.remedy.peak_bytes <= 0.75 * peak < verdict.remedy.short_peak_bytes
     half = [CompiledProgram(name, bytes=1) for name in found.programs]
-    assert plan._judge(found, topology, half).peak_bytes < peak
-    refused = plan._judge(found, topology, [CompiledProgram("rl update", error="Ran out of memory")])
+    assert plan.judge(found, topology, half).peak_bytes < peak
+    refused = plan.judge(found, topology, [CompiledProgram("rl update", error="Ran out of memory")])
     assert not refused.fits and refused.remedy is not None
-    assert "the compiler failed on rl update: Ran out of memory; set --" in plan._message(refused, topology)
+    assert "the compiler failed on rl update: Ran out of memory; set --" in plan.shortage(refused, topology)
 
 
 # -- the command ------------------------------------------------------------------------------------------------------

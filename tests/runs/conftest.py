@@ -7,24 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from r2rank_jax.data.prepare.prepare import prepare
-from r2rank_jax.data.teacher.synthesize import synthesize
-from r2rank_jax.data.teacher.template import TemplateTeacher
-from tests.support.command_line import (
-    Tiny,
-    succeed,
-    write_tiny,
-)
-from tests.support.tiny_source import write_raw
+from tests.support.command_line import Tiny, make_tiny, succeed, write_tiny
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """The tiny experiment; read only."""
-    root = tmp_path_factory.mktemp("experiment")
-    prepare(write_raw(root / "raw"), root / "data", candidates=5)
-    synthesize(root / "data", root / "data/traces.jsonl", TemplateTeacher(), lists=24, candidate_items=5, positives=2)
-    return write_tiny(root, root / "data")
+    return make_tiny(tmp_path_factory.mktemp("experiment"))
 
 
 @pytest.fixture

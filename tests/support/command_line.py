@@ -11,6 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from r2rank_jax.data.prepare.prepare import prepare
+from r2rank_jax.data.teacher.synthesize import synthesize
+from r2rank_jax.data.teacher.template import TemplateTeacher
+from tests.support.tiny_source import write_raw
+
 COMMAND = (sys.executable, "-m", "r2rank_jax.cli")
 LIMIT_S = 150  # of one command; the longest takes about ten seconds on two idle cores
 STEPS = 10
@@ -101,6 +106,13 @@ class Tiny:
 
     data: Path
     config: Path
+
+
+def make_tiny(root: Path) -> Tiny:
+    """Prepare the tiny data in `root`, with traces, and write their configuration."""
+    prepare(write_raw(root / "raw"), root / "data", candidates=5)
+    synthesize(root / "data", root / "data/traces.jsonl", TemplateTeacher(), lists=24, candidate_items=5, positives=2)
+    return write_tiny(root, root / "data")
 
 
 def write_tiny(folder: Path, data: Path) -> Tiny:

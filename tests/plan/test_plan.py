@@ -24,7 +24,7 @@ from r2rank_jax.plan.compiled import CompiledProgram, missing_compiler
 from r2rank_jax.plan.devices import DEVICES, parse_topology, require_mesh
 from r2rank_jax.plan.estimate import bytes_on_device, estimate
 from r2rank_jax.plan.programs import lowered_rl, lowered_sft
-from r2rank_jax.plan.remedy import nearest_remedy
+from r2rank_jax.plan.remedy import _split_heads, _split_parameters, nearest_remedy
 from r2rank_jax.sharding import abstract_params, make_mesh, mesh_of_shapes
 from r2rank_jax.train.memory.activations import on_one_device
 from r2rank_jax.train.memory.chunk_choice import GIB
@@ -160,6 +160,12 @@ def test_the_nearest_change_fits_and_the_one_before_does_not(share):
         for part in flag.removeprefix("--").replace("-", "_").split("."):
             at = at[part]
         assert str(at) == value or float(at) == float(value)
+
+
+def test_no_change_makes_fsdp_or_tensor_cross_slices():
+    for change in (*_split_parameters(MeshConfig(data=8, slices=2)), *_split_heads(configured(data=8, slices=2))):
+        assert int(change.flags["--mesh.data"]) >= 2 and change.apply(configured(users=16, data=8, slices=2))
+    assert [c.flags["--mesh.data"] for c in _split_parameters(MeshConfig(data=8, slices=2))] == ["4", "2"]
 
 
 @pytest.mark.slow

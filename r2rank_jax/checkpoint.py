@@ -35,6 +35,7 @@ from r2rank_jax.types import Params
 KEPT = 2
 """Newest commits of a phase that are kept, besides those of the best validation that they name."""
 
+
 class Checkpoints:
     """The commits of one phase of a run."""
 

@@ -4,12 +4,14 @@
     fsdp     splits users and parameters; parameters are gathered where they are used, or before loops
     tensor   splits heads, MLP columns and the vocabulary
 
+With several slices (`mesh.slices`) only data crosses the slow network between them.
 A dimension that its mesh axis does not divide (two key-value heads on four tensor devices) is copied instead.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -46,7 +48,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         devices: devices of a topology that programs are compiled for; None: the devices of all processes.
 
     Raises:
-        ConfigError: fewer devices than the mesh needs, or a process that would hold none of them.
+        ConfigError: fewer devices than the mesh needs, a process that would hold none of them, or another number of
+            slices than `mesh.slices`.
     """
     available = jax.devices() if devices is None else devices
     if config.devices > len(available):
@@ -60,27 +63,89 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"set mesh.data so that data x fsdp x tensor = {len(available)}"
         )
     shape, names, types = (config.data, config.fsdp, config.tensor), MESH_AXES, (AxisType.Auto,) * 3
-    slices = len({getattr(device, "slice_index", 0) for device in available[: config.devices]})
-    if slices == 1:
-        return jax.make_mesh(shape, names, axis_types=types, devices=available[: config.devices])
-    return Mesh(across_slices(shape, slices, available[: config.devices]), names, axis_types=types)
+    groups = grouped_by_slice(config.slices, available[: config.devices])
+    if len(groups) == 1:
+        return jax.make_mesh(shape, names, axis_types=types, devices=groups[0])
+    return Mesh(across_slices(shape, groups), names, axis_types=types)
 
 
-def across_slices(shape: tuple[int, int, int], slices: int, devices: Sequence[Any]) -> np.ndarray:
-    """Arrange the devices of several TPU slices as [data, fsdp, tensor].
+def grouped_by_slice(slices: int, devices: Sequence[Any]) -> list[list[Any]]:
+    """Divide devices into the groups that the slow network joins.
 
-    Only the data axis, which communicates least, crosses the slow network between slices.
+    JAX gives devices a `slice_index`: on TPUs that of the slice, whose number must be declared. Elsewhere, if there are
+    several processes, it gives one to every machine, however many processes run on it. Machines need not be declared,
+    because a fast network may join them, and several of them may form one slice. Where all have the same index (a
+    machine does not report its boot id, or a test runs all processes on one machine), consecutive processes form groups
+    of equal size. The CPU devices of a single process, which only imitate a mesh, are divided in order.
+
+    Args:
+        slices: `mesh.slices`.
+        devices: all devices of the mesh.
+
+    Returns:
+        As many lists of equal length as there are slices.
 
     Raises:
-        ConfigError: the number of slices does not divide the data axis.
+        ConfigError: the devices belong to another number of slices, or cannot be divided equally.
+    """
+    platform, groups = devices[0].platform, _grouped(devices, "slice_index")
+    if platform == "tpu":
+        if len(groups) != slices:
+            data = f" and mesh.data to {len(groups)} or a multiple" if len(groups) > 1 else ""
+            raise ConfigError(
+                f"mesh.slices must be the number of TPU slices of the devices, {len(groups)}, got {slices}; set "
+                f"mesh.slices to {len(groups)}{data}"
+            )
+    elif slices == 1:
+        groups = [list(devices)]
+    else:
+        groups = _merged(slices, devices, groups)
+    if len({len(group) for group in groups}) > 1:
+        sizes = ", ".join(str(len(group)) for group in groups)
+        raise ConfigError(f"all slices must have equally many devices, got {sizes}; use slices of one size")
+    return groups
+
+
+def _merged(slices: int, devices: Sequence[Any], machines: list[list[Any]]) -> list[list[Any]]:
+    """Consecutive machines, processes or devices, whichever there are several of, in as many groups as slices."""
+    units, name = machines, "machines"
+    if len(units) == 1:
+        units, name = _grouped(devices, "process_index"), "processes"
+    if len(units) == 1 and devices[0].platform == "cpu":
+        units, name = [[device] for device in devices], "devices"
+    if len(units) % slices:
+        raise ConfigError(
+            f"mesh.slices must divide the number of {name}, {len(units)}, got {slices}; set mesh.slices to the number "
+            "of machines, or to 1 where a fast network joins them"
+        )
+    share = len(units) // slices
+    return [list(itertools.chain(*units[i : i + share])) for i in range(0, len(units), share)]
+
+
+def _grouped(devices: Sequence[Any], attribute: str) -> list[list[Any]]:
+    """Devices by an attribute, in its order; those without the attribute belong together."""
+    groups: dict[int, list[Any]] = {}
+    for device in devices:
+        groups.setdefault(getattr(device, attribute, 0), []).append(device)
+    return [groups[index] for index in sorted(groups)]
+
+
+def across_slices(shape: tuple[int, int, int], groups: Sequence[Sequence[Any]]) -> np.ndarray:
+    """Arrange the devices of several slices as [data, fsdp, tensor].
+
+    Only the data axis, which communicates least, crosses slices: each slice holds an equal, contiguous part of it.
+    `jax.experimental.mesh_utils.create_hybrid_device_mesh` arranges in the same way, but takes either `slice_index` or
+    single processes for groups, so it cannot join the processes of a machine that has several.
+
+    Args:
+        shape: sizes of the axes; the number of groups divides the first.
+        groups: from `grouped_by_slice`.
     """
     data, fsdp, tensor = shape
-    if data % slices:
-        raise ConfigError(
-            f"mesh.data={data} must be a multiple of the number of TPU slices, {slices}; set it to {slices} or a "
-            "multiple, and divide the devices of a slice between mesh.fsdp and mesh.tensor"
-        )
-    return mesh_utils.create_hybrid_device_mesh((data // slices, fsdp, tensor), (slices, 1, 1), devices)
+    inside = data // len(groups), fsdp, tensor
+    # A 4 x 4 torus has no axis of size 2, which then becomes half of one.
+    arranged = [mesh_utils.create_device_mesh(inside, group, allow_split_physical_axes=True) for group in groups]
+    return np.concatenate(arranged)
 
 
 def mesh_of_shapes(config: MeshConfig) -> AbstractMesh:

@@ -91,7 +91,7 @@ def test_a_phase_that_ended_early_goes_on_with_more_patience_only():
         ("sft.checkpoint_every", 7),
         ("data.directory", "elsewhere"),
         ("data.traces", "elsewhere/traces.jsonl"),
-        ("mesh", MeshConfig(data=2)),
+        ("mesh", MeshConfig(data=2, slices=2)),
         ("model.attention", "einsum"),
         ("model.remat", "block"),
         ("compute.update_gib", 2.0),

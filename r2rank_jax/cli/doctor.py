@@ -11,9 +11,9 @@ from typing import NoReturn
 
 from r2rank_jax.cli.arguments import positive_number
 from r2rank_jax.cli.configuration import add_configured, configuration
-from r2rank_jax.cli.runs import join_processes, keep_compiled_programs
+from r2rank_jax.cli.runs import join_processes, keep_compiled_programs, others_told_of_errors
+from r2rank_jax.errors import REFUSED
 
-FAULTY = 2
 LAST_WORD_S = 0.5
 """Time for the other processes to read the verdict: with process 0, the coordination service ends."""
 
@@ -33,7 +33,8 @@ def add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _doctor(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Return 2 if the run would not start or not work, else 0; the same on every process."""
-    config = configuration(arguments, overrides)
+    with others_told_of_errors():
+        config = configuration(arguments, overrides)
     run_dir = arguments.run_dir or Path("runs") / config.name
     join_processes()
     keep_compiled_programs()
@@ -46,10 +47,10 @@ def _doctor(arguments: argparse.Namespace, overrides: list[str]) -> int:
         report = examine(config, run_dir, os.environ, processes)
         if processes.index == 0:
             print(text(report.findings, report.not_tried), flush=True)
-        code, stuck = processes.share("verdict", (FAULTY if report.faults else 0, report.stuck))
+        code, stuck = processes.share("verdict", (REFUSED if report.faults else 0, report.stuck))
     except LostProcessError as error:
         print(f"r2rank: {error}", file=sys.stderr)
-        _end(FAULTY)
+        _end(REFUSED)
     if stuck or report.stuck:
         if processes.index == 0 and processes.count > 1:
             time.sleep(LAST_WORD_S)

@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if code == DONE or isinstance(reason, Stopped):  # all processes come here
                 end_together()
             else:
-                leave(code, reason if isinstance(reason, BaseException) else f"r2rank: {reason}")
+                leave(code, f"r2rank: {reason}" if isinstance(reason, str) else reason or "")
         if isinstance(reason, Exception) and not isinstance(reason, Stopped):
             raise reason
         if reason is not None and first:

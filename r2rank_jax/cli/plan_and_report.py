@@ -15,7 +15,10 @@ def add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     """Add `plan`."""
     plan = add_configured(commands, "plan", "estimate the memory and time of a run on any machine", run_dir=False)
     plan.add_argument(
-        "--topology", metavar="KIND:SIZE", help="the machine, for example v5p:4x4x8, v6e:2x4, h200:8 or cpu:8; required"
+        "--topology",
+        metavar="KIND:SIZE",
+        help="the machine, for example v5p:4x4x8, v6e:2x4, h200:8 or cpu:8; 2xv5p:4x4x8: two slices, 2xh200:8: two "
+        "machines, joined by a slower network (mesh.slices); required",
     )
     plan.add_argument(
         "--backend",

@@ -137,6 +137,19 @@ class MeshConfig(Checked):
     data: Count = 1
     fsdp: Count = 1
     tensor: Count = 1
+    slices: Count = 1
+    """Number of groups of devices that a slower network joins: TPU slices, or machines with GPUs. Only `data` crosses
+    that network, so mesh.data must be a multiple. Results depend on it by rounding only. 1: one network joins all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        lower, upper = self.data // self.slices * self.slices, -(-self.data // self.slices) * self.slices
+        choices = " or ".join(str(n) for n in sorted({lower, upper}) if n > 0)
+        require(
+            self.data % self.slices == 0,
+            f"mesh.data={self.data} must be a multiple of mesh.slices={self.slices}; set mesh.data to {choices} and "
+            "divide the devices of a slice between mesh.fsdp and mesh.tensor",
+        )
 
     @property
     def batch_shards(self) -> int:

@@ -64,7 +64,8 @@ def check_memory(config: RunConfig, devices_of_host: int) -> list[Finding]:
                 "memory", "the devices should report their memory, got nothing", "compare with `r2rank plan` yourself"
             )
         ]
-    topology = Topology(NAME, platform, (config.mesh.devices,), Device(platform, free, 0.0, 0.0))
+    shape = (config.mesh.devices // config.mesh.slices,)
+    topology = Topology(NAME, platform, shape, Device(platform, free, 0.0, 0.0, 0.0), config.mesh.slices)
     estimated = estimate(config, topology)
     verdict = judge(estimated, topology, [])
     if not verdict.fits:

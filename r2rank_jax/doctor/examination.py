@@ -30,7 +30,7 @@ from r2rank_jax.doctor.shared_folder import SCRATCH, check_shared, scratch
 from r2rank_jax.doctor.speed import all_reduce, axes_to_reduce, commit_and_restore
 from r2rank_jax.doctor.storage import check_cache, check_limits, check_run_dir
 from r2rank_jax.doctor.versions import check_versions
-from r2rank_jax.runs.session.one_writer import one_writer
+from r2rank_jax.runs.session.one_writer import locked
 from r2rank_jax.sharding import make_mesh
 
 T = TypeVar("T")
@@ -170,7 +170,7 @@ def _together(config: RunConfig, run_dir: Path, processes: Processes, report: Re
 
 def _hold(run_dir: Path, held: ExitStack) -> None:
     """Take the lock of the run directory and make a folder there."""
-    held.enter_context(one_writer(run_dir))
+    held.enter_context(locked(run_dir))
     held.enter_context(scratch(run_dir))
 
 

@@ -12,8 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from jax._src import distributed  # the coordination service has no public interface
-
+from r2rank_jax.cluster import messages
 from r2rank_jax.errors import R2RankError
 
 T = TypeVar("T")
@@ -44,10 +43,7 @@ class Processes:
     @classmethod
     def of_this_job(cls, limit_s: float) -> Processes:
         """The processes that `jax.distributed` has joined, or this one alone. Starts no device."""
-        state = distributed.global_state
-        if state.client is None:
-            return cls(None, 0, 1, limit_s)
-        return cls(state.client, state.process_id, state.num_processes, limit_s)
+        return cls(messages.client(), messages.process(), messages.processes(), limit_s)
 
     def gather(self, name: str, value: Any) -> dict[int, Any]:
         """Bring a JSON value of every process to process 0; all processes must call this.

@@ -23,7 +23,7 @@ from typing import Any
 import jax
 
 from r2rank_jax.config import RunConfig, from_json, to_json
-from r2rank_jax.plan.collectives import Collectives, count_collectives
+from r2rank_jax.plan.collectives import Collectives, Slices, count_collectives
 from r2rank_jax.plan.devices import Topology, parse_topology, target_config
 from r2rank_jax.plan.programs import lowered_rl, lowered_sft
 from r2rank_jax.sharding import make_mesh
@@ -46,6 +46,11 @@ class CompiledProgram:
     seconds: float = 0.0  # compile time
     collectives: dict[str, Collectives] = field(default_factory=dict)
     error: str | None = None  # the compiler's message, if it failed
+
+    @property
+    def crossing_bytes(self) -> int:
+        """Bytes that each slice sends to the others in one run of the program."""
+        return sum(one.crossing_bytes for one in self.collectives.values())
 
 
 def missing_compiler(topology: Topology, folder: Path | None) -> str | None:
@@ -142,12 +147,12 @@ def devices_of(topology: Topology) -> list[jax.Device]:
     if topology.device.platform == "tpu":
         hosts = (*(min(size, 2) for size in topology.shape[:2]), 1)  # at most 2 x 2 chips per host
         return topologies.get_topology_desc(
-            platform="tpu", topology_name=topology.name, chips_per_host_bounds=hosts
+            platform="tpu", topology_name=topology.of_slice, chips_per_host_bounds=hosts, num_slices=topology.slices
         ).devices
     return topologies.get_topology_desc(
         platform="cuda",
         topology_name=topology.kind,
-        topology=f"1x1x{topology.devices}",
+        topology=f"{topology.slices}x1x{topology.devices_per_slice}",  # one process on each machine
         target_config=target_config(topology),
     ).devices
 
@@ -160,10 +165,10 @@ def _serve(request: dict[str, Any]) -> None:
             continue
         config = from_json(request["phases"][phase])
         for name, program in lowered(make_mesh(config.mesh, devices), config):
-            print(json.dumps(asdict(_compile(name, program, topology.device.platform))), flush=True)
+            print(json.dumps(asdict(_compile(name, program, topology))), flush=True)
 
 
-def _compile(name: str, program: jax.stages.Lowered, platform: str) -> CompiledProgram:
+def _compile(name: str, program: jax.stages.Lowered, topology: Topology) -> CompiledProgram:
     began = time.monotonic()
     try:
         compiled = program.compile()
@@ -174,13 +179,13 @@ def _compile(name: str, program: jax.stages.Lowered, platform: str) -> CompiledP
     whole = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     whole += memory.temp_size_in_bytes
     # Temporaries may reuse the memory of donated arguments. XLA for CPU does not report the peak.
-    peak = whole if platform == "cpu" else memory.peak_memory_in_bytes or whole
+    peak = whole if topology.device.platform == "cpu" else memory.peak_memory_in_bytes or whole
     return CompiledProgram(
         name,
         bytes=peak,
         temporary_bytes=memory.temp_size_in_bytes,
         seconds=time.monotonic() - began,
-        collectives=count_collectives(compiled.as_text() or ""),
+        collectives=count_collectives(compiled.as_text() or "", Slices(topology.slices, topology.devices_per_slice)),
     )
 
 

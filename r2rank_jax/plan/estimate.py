@@ -152,14 +152,14 @@ class _RunState:
     @property
     def tree(self) -> int:
         """Bytes of the parameters as an update uses them: float32, gathered along fsdp."""
-        return _gathered_bytes(self.reference)
+        return gathered_bytes(self.reference)
 
     @property
     def trainable(self) -> tuple[int, int]:
         """Bytes of the trained parameters among them: all but embedding and LM head, then embedding and LM head."""
         trainable = split_params(self.config.trained, self.reference)[0]
         vocabulary = {name: trainable.get(name) for name in ("embedding", "lm_head")}
-        return _gathered_bytes(trainable) - _gathered_bytes(vocabulary), _gathered_bytes(vocabulary)
+        return gathered_bytes(trainable) - gathered_bytes(vocabulary), gathered_bytes(vocabulary)
 
     def device_shape(self, users: int, items: int, rationales: int) -> BatchShape:
         """The part of a batch that one device reads together."""
@@ -168,7 +168,8 @@ class _RunState:
         return BatchShape(users, data.prefix_tokens, data.suffix_tokens, data.rationale_tokens, items, rationales)
 
 
-def _gathered_bytes(params: Params) -> int:
+def gathered_bytes(params: Params) -> int:
+    """Bytes on one device of parameters that are gathered along fsdp."""
     return sum(math.prod(gathered_shape(x)) * x.dtype.itemsize for x in jax.tree.leaves(params))
 
 

@@ -16,6 +16,7 @@ from r2rank_jax.model.counting import BatchShape, decode_bytes, forward_flops, p
 from r2rank_jax.plan.compiled import CompiledProgram, compile_programs, missing_compiler
 from r2rank_jax.plan.devices import Topology, parse_topology, require_mesh
 from r2rank_jax.plan.estimate import KINDS, Estimate, MemoryUse, estimate
+from r2rank_jax.plan.network import Crossing, crossing_of_steps
 from r2rank_jax.plan.remedy import Remedy, nearest_remedy
 from r2rank_jax.train.memory.chunk_choice import GIB
 
@@ -48,9 +49,12 @@ def run(config: RunConfig, topology_name: str, backend: Backend, compiler: Path 
     note = None
     if backend == "compile":
         programs, note = _compile(estimated, topology, compiler)
+    crossing = crossing_of_steps(estimated.config, topology, programs)
+    if crossing:
+        _print_crossing(crossing, topology)
     verdict = judge(estimated, topology, programs)
     print(f"fits: {'yes' if verdict.fits else 'no'}, {_gib(verdict.peak_bytes)} of {_gib(memory)} GiB on each device")
-    print(json.dumps(_as_json(estimated, topology, work, programs, note, verdict, backend)))
+    print(json.dumps(_as_json(estimated, topology, work, crossing, programs, note, verdict, backend)))
     return None if verdict.fits else shortage(verdict, topology)
 
 
@@ -96,6 +100,8 @@ def _compile(estimated: Estimate, topology: Topology, folder: Path | None) -> tu
         total = _compiled_total(one, estimated.programs[one.name])
         estimated_total = estimated.programs[one.name].total
         calls = [f"{kind} {n.calls:,} times, {_gib(n.bytes)} GiB" for kind, n in one.collectives.items()]
+        if topology.slices > 1:
+            calls.append(f"out of each slice {_gib(one.crossing_bytes)} GiB")
         print(
             f"compiled {one.name} in {one.seconds:.0f} s: {_gib(total)} GiB (estimated {_gib(estimated_total)}), "
             f"temporaries {_gib(one.temporary_bytes)}; {'; '.join(calls) or 'no collectives'}",
@@ -148,7 +154,10 @@ def _print_estimate(estimated: Estimate, topology: Topology, work: dict[str, dic
     config, mesh = estimated.config, estimated.config.mesh
     memory = _gib(topology.device.memory_bytes)
     print(f"{config.name} on {topology.name}: {topology.devices} devices, {memory} GiB of each for programs")
-    print(f"mesh: data {mesh.data} x fsdp {mesh.fsdp} x tensor {mesh.tensor}; attention {config.model.attention}")
+    slices = f" in {mesh.slices} slices" if mesh.slices > 1 else ""
+    print(
+        f"mesh: data {mesh.data} x fsdp {mesh.fsdp} x tensor {mesh.tensor}{slices}; attention {config.model.attention}"
+    )
     print(f"parameters: {parameters(config.model):,}, computing in {config.model.dtype}")
     for phase, choice in (("sft", estimated.sft), ("rl", estimated.rl)):
         print(
@@ -166,6 +175,15 @@ def _print_estimate(estimated: Estimate, topology: Topology, work: dict[str, dic
         cells = [use.total if kind == "all" else use.of(kind) for use in estimated.programs.values()]
         if any(cells):
             print(f"{kind:18}" + "  ".join((_gib(n) if n else "").rjust(width) for n in cells))
+
+
+def _print_crossing(crossing: dict[str, Crossing], topology: Topology) -> None:
+    parts = []
+    for step, one in crossing.items():
+        seconds = f" in {one.least_seconds:.3g} s" if one.least_seconds else ""
+        parts.append(f"{step} {_gib(one.bytes)} GiB{seconds} ({'compiled' if one.compiled else 'estimated'})")
+    rate = topology.network_bytes_per_s / 1e9
+    print(f"out of each slice, at least: {'; '.join(parts)}{f'; at {rate:,.4g} GB/s' if rate else ''}")
 
 
 def shortage(verdict: Verdict, topology: Topology) -> str:
@@ -192,6 +210,7 @@ def _as_json(
     estimated: Estimate,
     topology: Topology,
     work: dict[str, dict[str, float]],
+    crossing: dict[str, Crossing],
     programs: list[CompiledProgram],
     note: str | None,
     verdict: Verdict,
@@ -225,12 +244,14 @@ def _as_json(
         "name": estimated.config.name,
         "topology": topology.name,
         "devices": topology.devices,
+        "slices": topology.slices,
         "backend": backend,
         "parameters": parameters(estimated.config.model),
         "memory_bytes": topology.device.memory_bytes,
         "peak_bytes": verdict.peak_bytes,
         "fits": verdict.fits,
         "work": work,
+        "across_slices": {step: one._asdict() for step, one in crossing.items()},
         "chunk_items": {"sft": estimated.sft.chunk_items, "rl": estimated.rl.chunk_items},
         "remat": {"sft": estimated.sft.model.remat, "rl": estimated.rl.model.remat},
         "estimated": estimates,

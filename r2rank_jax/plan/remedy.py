@@ -136,7 +136,7 @@ def _recomputing(current: Estimate) -> Iterator[Change]:
 def _split_parameters(mesh: MeshConfig) -> Iterator[Change]:
     """Split parameters along fsdp instead of copying them along data: more communication."""
     data, fsdp = mesh.data, mesh.fsdp
-    while data % 2 == 0:
+    while data % (2 * mesh.slices) == 0:  # the rest of the data axis crosses slices, which fsdp may not
         data, fsdp = data // 2, fsdp * 2
         yield _mesh(data=data, fsdp=fsdp)
 
@@ -206,7 +206,7 @@ def _split_heads(config: RunConfig) -> Iterator[Change]:
     """Move devices from the fsdp axis, then from the data axis, to tensor: collectives in every layer."""
     mesh, model = config.mesh, config.model
     data, fsdp, tensor = mesh.data, mesh.fsdp, mesh.tensor
-    while fsdp % 2 == 0 or data % 2 == 0:
+    while fsdp % 2 == 0 or data % (2 * mesh.slices) == 0:
         tensor *= 2
         if model.heads % tensor:
             return

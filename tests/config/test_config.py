@@ -94,6 +94,14 @@ def test_invalid_settings_are_refused_with_a_remedy():
         RLConfig(rationales=0, credit="shared")
     with pytest.raises(ConfigError, match=r"set sft.batch_users to 15 or 18"):
         RunConfig(name="x", mesh=MeshConfig(fsdp=3))
+    with pytest.raises(
+        ConfigError, match=r"mesh\.data=3 must be a multiple of mesh\.slices=2; set mesh\.data to 2 or 4 "
+    ):
+        MeshConfig(data=3, slices=2)
+    with pytest.raises(
+        ConfigError, match=r"mesh\.data=1 must be a multiple of mesh\.slices=4; set mesh\.data to 4 and"
+    ):
+        MeshConfig(slices=4)
     with pytest.raises(ConfigError, match=r"set model\.score_reads to context"):
         RunConfig(name="x", model=ModelConfig(score_reads="words"), data=DataConfig(rationale_tokens=0))
     with pytest.raises(ConfigError, match="at least 2"):

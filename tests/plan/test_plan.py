@@ -24,7 +24,7 @@ from r2rank_jax.plan.compiled import CompiledProgram, missing_compiler
 from r2rank_jax.plan.devices import DEVICES, parse_topology, require_mesh
 from r2rank_jax.plan.estimate import bytes_on_device, estimate
 from r2rank_jax.plan.programs import lowered_rl, lowered_sft
-from r2rank_jax.plan.remedy import nearest_remedy
+from r2rank_jax.plan.remedy import _split_heads, _split_parameters, nearest_remedy
 from r2rank_jax.sharding import abstract_params, make_mesh, mesh_of_shapes
 from r2rank_jax.train.memory.activations import on_one_device
 from r2rank_jax.train.memory.chunk_choice import GIB
@@ -49,17 +49,29 @@ def configured(model=MODEL, users=8, **mesh):
 
 
 @pytest.mark.parametrize(
-    ("name", "devices"), [("v5p:4x4x8", 128), ("v6e:2x4", 8), ("h200:8", 8), ("a100-40:1", 1), ("cpu:8", 8)]
+    ("name", "devices", "slices"),
+    [
+        ("v5p:4x4x8", 128, 1),
+        ("v6e:2x4", 8, 1),
+        ("h200:8", 8, 1),
+        ("a100-40:1", 1, 1),
+        ("cpu:8", 8, 1),
+        ("2xv5p:4x4x8", 256, 2),
+        ("12xh200:8", 96, 12),
+        ("1xcpu:8", 8, 1),
+    ],
 )
-def test_topologies(name, devices):
+def test_topologies(name, devices, slices):
     topology = parse_topology(name)
-    assert topology.devices == devices and topology.device.memory_bytes > 0
+    assert topology.devices == devices and topology.device.memory_bytes > 0 and topology.slices == slices
+    assert topology.devices_per_slice * slices == devices and name.endswith(topology.of_slice)
 
 
 def test_memory_is_what_a_program_may_fill():
     assert parse_topology("v5e:2x2").device.memory_bytes == 15.75 * GIB
     assert parse_topology("h100:8").device.memory_bytes == int(0.75 * 84_942_979_072)
     assert parse_topology("cpu:1").device.memory_bytes // 8 == parse_topology("cpu:8").device.memory_bytes
+    assert parse_topology("2xcpu:4").device.memory_bytes == parse_topology("cpu:8").device.memory_bytes
 
 
 @pytest.mark.parametrize(
@@ -71,6 +83,10 @@ def test_memory_is_what_a_program_may_fill():
         ("h200", r"h200 needs a number of devices, got 'h200'; for example h200:8"),
         ("h200:0", r"h200 needs a number of devices"),
         ("h200:eight", r"h200 needs a number of devices"),
+        ("0xh200:8", r"--topology must be KIND:SIZE .* got '0xh200:8'; .* 2xh200:8 for two slices"),
+        ("twoxh200:8", r"--topology must be KIND:SIZE"),
+        ("2xv5p:8", r"v5p needs 3 sizes, in chips, got '2xv5p:8'"),
+        ("", r"--topology must be KIND:SIZE"),
     ],
 )
 def test_what_is_no_topology(name, message):
@@ -85,6 +101,21 @@ def test_the_mesh_must_use_every_device():
         require_mesh(MeshConfig(tensor=2), topology)
     with pytest.raises(ConfigError, match=r"set --mesh.fsdp 8 and the others to 1"):
         require_mesh(MeshConfig(tensor=3), topology)
+
+
+def test_the_mesh_must_have_the_slices_of_the_topology():
+    two = parse_topology("2xh200:8")
+    require_mesh(MeshConfig(data=4, fsdp=2, tensor=2, slices=2), two)
+    with pytest.raises(
+        ConfigError, match=r"2 for 2xh200:8, got 1; set --mesh\.slices 2 --mesh\.data 2, or .* h200:16$"
+    ):
+        require_mesh(MeshConfig(fsdp=16), two)
+    with pytest.raises(ConfigError, match=r"set --mesh\.slices 1, or choose a topology such as 2xh200:8$"):
+        require_mesh(MeshConfig(data=2, fsdp=8, slices=2), parse_topology("h200:16"))
+    with pytest.raises(ConfigError, match=r"set --mesh\.slices 1, or choose a topology such as 2xv5p:2x2x2$"):
+        require_mesh(MeshConfig(data=2, fsdp=4, slices=2), parse_topology("v5p:2x2x2"))
+    with pytest.raises(ConfigError, match=r"set --mesh\.fsdp 8, --mesh\.data 2 and --mesh\.tensor 1"):
+        require_mesh(MeshConfig(data=6, slices=2), two)
 
 
 # -- bytes ------------------------------------------------------------------------------------------------------------
@@ -160,6 +191,12 @@ def test_the_nearest_change_fits_and_the_one_before_does_not(share):
         for part in flag.removeprefix("--").replace("-", "_").split("."):
             at = at[part]
         assert str(at) == value or float(at) == float(value)
+
+
+def test_no_change_makes_fsdp_or_tensor_cross_slices():
+    for change in (*_split_parameters(MeshConfig(data=8, slices=2)), *_split_heads(configured(data=8, slices=2))):
+        assert int(change.flags["--mesh.data"]) >= 2 and change.apply(configured(users=16, data=8, slices=2))
+    assert [c.flags["--mesh.data"] for c in _split_parameters(MeshConfig(data=8, slices=2))] == ["4", "2"]
 
 
 @pytest.mark.slow
@@ -255,11 +292,14 @@ def test_without_a_compiler_it_estimates_and_says_so(config_file, capsys, tmp_pa
 
 @pytest.mark.slow
 def test_the_real_programs_are_compiled_in_a_process_of_their_own(config_file, capsys):
-    shallow = ("--model.layers", 1, "--data.candidate-items", 4, "--mesh.data", 2)
-    code, out, last, _ = run(capsys, "--config", config_file, "--topology", "cpu:2", "--backend", "compile", *shallow)
+    """Two slices of one fake device each, between which the gradients cross once."""
+    shallow = ("--model.layers", 1, "--data.candidate-items", 4, "--mesh.data", 2, "--mesh.slices", 2)
+    code, out, last, _ = run(capsys, "--config", config_file, "--topology", "2xcpu:1", "--backend", "compile", *shallow)
     assert code == 0 and last["not_compiled"] is None
     assert set(last["compiled"]) == set(last["estimated"])
     assert all(program["error"] is None for program in last["compiled"].values())
     reduced = last["compiled"]["sft step"]["collectives"]["all-reduce"]
     assert reduced["bytes"] >= 4 * last["parameters"], "gradients are added up over users"
-    assert "compiled rl update in" in out
+    step = last["across_slices"]["sft step"]
+    assert step["compiled"] and step["bytes"] == reduced["crossing_bytes"] == reduced["bytes"]
+    assert "compiled rl update in" in out and "; out of each slice" in out

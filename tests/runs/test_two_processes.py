@@ -65,7 +65,7 @@ def test_two_processes_equal_one_in_sft(tiny, sft_run, tmp_path):
 def test_two_processes_of_two_devices_equal_one_in_rl(tiny, sft_run, rl_run, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(sft_run, run_dir)  # committed by one process
-    mesh = ("--mesh.data", "2", "--mesh.fsdp", "2")
+    mesh = ("--mesh.data", "2", "--mesh.fsdp", "2", "--mesh.slices", "2")  # a process imitates a machine
     devices = "--xla_force_host_platform_device_count=2 --xla_cpu_multi_thread_eigen=false"  # as in tests/conftest.py
     devices += " --xla_backend_optimization_level=0"
     launch("rl", "--config", tiny.config, "--run-dir", run_dir, *mesh, XLA_FLAGS=devices, PJRT_NPROC="64")

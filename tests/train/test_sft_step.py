@@ -44,6 +44,20 @@ def test_sft_on_eight_devices_equals_one(mesh):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+def test_sft_on_two_slices_equals_one(monkeypatch):
+    """The devices of a slice need not be adjacent: here slices alternate, so the rows of a batch go elsewhere."""
+
+    def alternating(slices, devices):
+        return [list(devices[i::slices]) for i in range(slices)]
+
+    monkeypatch.setattr("r2rank_jax.sharding.grouped_by_slice", alternating)
+    config = MeshConfig(data=4, fsdp=2, slices=2)
+    assert [device.id for device in make_mesh(config).devices.ravel()] == [0, 2, 4, 6, 1, 3, 5, 7]
+    one, two = train_sft(MeshConfig()), train_sft(config)
+    for a, b in zip(one[1], two[1]):
+        np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
+
+
 def test_sft_learns_its_traces():
     losses = [float(m["loss"]) for m in train_sft(MeshConfig())[1]]
     assert losses[-1] < losses[0]

@@ -27,10 +27,9 @@ _SEEN_S = 3
 
 @contextmanager
 def one_writer(run_dir: Path) -> Iterator[None]:
-    """Hold the run directory for this job. The lock ends with the process, so that a killed job leaves none behind.
+    """Hold the run directory for this job; all processes must enter this.
 
-    Process 0 holds it for all processes of a job, and the others check that they see the same folder. On a network file
-    system, the lock also holds between hosts, as far as the file system supports `flock`.
+    Process 0 locks it for all of them, and the others check that they see the same folder.
 
     Raises:
         CheckpointError: another job is writing to `run_dir`, or the processes have different folders there.
@@ -39,6 +38,21 @@ def one_writer(run_dir: Path) -> Iterator[None]:
         _answer(run_dir)
         yield
         return
+    with locked(run_dir) as writer:
+        _require_same_folder(run_dir, writer)
+        yield
+
+
+@contextmanager
+def locked(run_dir: Path) -> Iterator[str]:
+    """Lock the run directory and yield what `writer.json` says of this process.
+
+    The lock ends with the process, so that a killed job leaves none behind. On a network file system, it also holds
+    between hosts, as far as the file system supports `flock`.
+
+    Raises:
+        CheckpointError: another job is writing to `run_dir`.
+    """
     run_dir.mkdir(parents=True, exist_ok=True)
     with (run_dir / WRITER).open("a+", encoding="utf-8") as file:
         try:
@@ -62,8 +76,7 @@ def one_writer(run_dir: Path) -> Iterator[None]:
         file.flush()
         os.fsync(file.fileno())  # other hosts must see it
         try:
-            _require_same_folder(run_dir, writer)
-            yield
+            yield writer
         finally:
             file.truncate(0)
             if [entry.name for entry in run_dir.iterdir()] == [WRITER]:  # a refused command leaves nothing behind

@@ -56,6 +56,9 @@ def test_only_the_data_axis_crosses_slices(shape, devices):
         # The index decides, not the process: two processes on each machine, or one with the devices of two slices.
         (2, devices_in([0, 1, 0, 1], [0, 0, 1, 1]), [[0, 2], [1, 3]]),
         (2, devices_in([3, 3, 2, 2], [0] * 4), [[2, 3], [0, 1]]),
+        # A fast network may join machines: they need not be declared, and several may form a slice.
+        (1, devices_in([0, 0, 1, 1], [0, 0, 1, 1]), [[0, 1, 2, 3]]),
+        (2, devices_in([0, 1, 2, 3], range(4)), [[0, 1], [2, 3]]),
         # Without an index, consecutive processes share a machine, in whatever order their devices are listed.
         (2, devices_in([-1] * 4, [3, 2, 1, 0]), [[3, 2], [1, 0]]),
         (2, [SimpleNamespace(id=i, process_index=i, platform="gpu") for i in range(4)], [[0, 1], [2, 3]]),
@@ -75,18 +78,19 @@ def test_devices_of_a_slice_belong_together(slices, devices, expected):
     [
         (
             1,
-            devices_in([0] * 4 + [1] * 4, [0] * 8),
+            tpus_in([0] * 4 + [1] * 4, [0] * 8),
             "of the devices, 2, got 1; set mesh.slices to 2 and mesh.data to 2 or",
         ),
-        (4, devices_in([0] * 4 + [1] * 4, range(8)), "of the devices, 2, got 4; set mesh.slices to 2"),
-        (2, devices_in([0] * 4, range(4), "tpu"), "of the devices, 1, got 2; set mesh.slices to 1$"),
-        (2, devices_in([0] * 4, [0] * 4, "gpu"), "of the devices, 1, got 2; set mesh.slices to 1$"),
+        (4, tpus_in([0] * 4 + [1] * 4, range(8)), "of the devices, 2, got 4; set mesh.slices to 2"),
+        (2, tpus_in([0] * 4, range(4)), "of the devices, 1, got 2; set mesh.slices to 1$"),
+        (2, tpus_in([0, 0, 0, 1], [0] * 4), "equally many devices, got 3, 1; use slices of one size"),
         (
             2,
-            devices_in([0] * 3, range(3)),
-            r"divide the number of processes .*, 3, got 2; set mesh.slices to the number",
+            devices_in([0] * 4, [0] * 4, "gpu"),
+            "divide the number of processes, 1, got 2; set mesh.slices to the number",
         ),
-        (2, devices_in([0, 0, 0, 1], [0] * 4), "equally many devices, got 3, 1; use slices of one size"),
+        (2, devices_in([0] * 3, range(3)), "divide the number of processes, 3, got 2; set mesh.slices to the number"),
+        (2, devices_in([0, 1, 2], [0] * 3), "divide the number of machines, 3, got 2; set mesh.slices to the number"),
         (2, devices_in([0] * 4, [0, 0, 0, 1]), "equally many devices, got 3, 1; use slices of one size"),
     ],
 )

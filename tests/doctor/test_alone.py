@@ -89,7 +89,7 @@ def test_devices_that_do_not_start_are_a_fault(monkeypatch):
 def test_memory_is_that_of_the_devices(monkeypatch):
     (found,) = devices.check_memory(CONFIG, 1)
     assert found.verdict == "ok"
-    stats = [{"bytes_limit": 9 * GIB, "bytes_in_use": GIB}, {"bytes_limit": 4 * 2**20}]
+    stats = [{"bytes_limit": 9 * GIB, "bytes_in_use": GIB}, {"bytes_limit": 5 * 2**20, "bytes_in_use": 2**20}]
     monkeypatch.setattr(devices.jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(
         devices.jax, "local_devices", lambda: [SimpleNamespace(memory_stats=lambda s=s: s) for s in stats]

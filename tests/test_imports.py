@@ -21,6 +21,7 @@ ORDER = [
     "lineage",
     "ranking",
     "model",
+    "slices",
     "sharding",
     "rollout",
     "train",

@@ -9,7 +9,8 @@ import pytest
 
 from r2rank_jax.config import MeshConfig
 from r2rank_jax.errors import ConfigError
-from r2rank_jax.sharding import MESH_AXES, across_slices, grouped_by_slice, make_mesh, part_of_batch, to_mesh
+from r2rank_jax.sharding import MESH_AXES, across_slices, make_mesh, part_of_batch, to_mesh
+from r2rank_jax.slices import grouped_by_slice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,12 +79,12 @@ def test_devices_of_a_slice_belong_together(slices, devices, expected):
     [
         (
             1,
-            tpus_in([0] * 4 + [1] * 4, [0] * 8),
+            devices_in([0] * 4 + [1] * 4, [0] * 8, "tpu"),
             "of the devices, 2, got 1; set mesh.slices to 2 and mesh.data to 2 or",
         ),
-        (4, tpus_in([0] * 4 + [1] * 4, range(8)), "of the devices, 2, got 4; set mesh.slices to 2"),
-        (2, tpus_in([0] * 4, range(4)), "of the devices, 1, got 2; set mesh.slices to 1$"),
-        (2, tpus_in([0, 0, 0, 1], [0] * 4), "equally many devices, got 3, 1; use slices of one size"),
+        (4, devices_in([0] * 4 + [1] * 4, range(8), "tpu"), "of the devices, 2, got 4; set mesh.slices to 2"),
+        (2, devices_in([0] * 4, range(4), "tpu"), "of the devices, 1, got 2; set mesh.slices to 1$"),
+        (2, devices_in([0, 0, 0, 1], [0] * 4, "tpu"), "equally many devices, got 3, 1; use slices of one size"),
         (
             2,
             devices_in([0] * 4, [0] * 4, "gpu"),

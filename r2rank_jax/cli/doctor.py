@@ -36,7 +36,7 @@ def _doctor(arguments: argparse.Namespace, overrides: list[str]) -> int:
     with others_told_of_errors():
         config = configuration(arguments, overrides)
     run_dir = arguments.run_dir or Path("runs") / config.name
-    join_processes()
+    join_processes(least_heartbeat_s=int(5 * arguments.limit_s))  # the doctor names processes that are silent
     keep_compiled_programs()
     from r2rank_jax.doctor.examination import examine
     from r2rank_jax.doctor.findings import text

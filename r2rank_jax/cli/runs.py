@@ -6,6 +6,7 @@ import argparse
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from r2rank_jax.cli.configuration import add_configured, configuration
@@ -161,8 +162,11 @@ def others_told_of_errors() -> Iterator[None]:
         raise
 
 
-def join_processes() -> Callable[[], None] | None:
+def join_processes(*, least_heartbeat_s: int = 0) -> Callable[[], None] | None:
     """Join the other processes of the job if a launcher has set the variables of launch/README.md.
+
+    Args:
+        least_heartbeat_s: for a command that itself notices processes without a sign of life.
 
     Returns:
         What tells the other processes that this one was asked to stop; None for a process on its own.
@@ -172,7 +176,10 @@ def join_processes() -> Callable[[], None] | None:
         JoinError: some processes did not arrive in time.
     """
     job = read_job(os.environ)
-    return None if job is None else join(job)
+    if job is None:
+        return None
+    limits = replace(job.limits, heartbeat_s=max(job.limits.heartbeat_s, least_heartbeat_s))
+    return join(replace(job, limits=limits))
 
 
 def keep_compiled_programs() -> None:

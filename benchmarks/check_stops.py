@@ -1,6 +1,6 @@
 """Check that SIGTERM and SIGINT at random moments lose nothing and change nothing.
 
-    python benchmarks/check_stops.py                       about 40 minutes on 2 cores: 1, 2 and 4 processes, 20 stops each
+    python benchmarks/check_stops.py            about 40 minutes on 2 cores: 1, 2 and 4 processes, 20 stops each
 
 A tiny model is trained with SFT and with RL, once without disturbance. Other runs get a signal at a random moment after
 their first line of output, in one process of the job, are started again, and so on. Every time, all processes must end

@@ -29,7 +29,7 @@ from tests.support.command_line import Tiny, write_tiny
 from tests.support.runs.stops import Command, Outcome, differences, finish, stop_often
 from tests.support.tiny_source import write_raw
 
-PART = 0.35  # of the time that a whole run takes: the latest moment of a stop, so that there are several in a run
+PART = 0.7  # of the time that a whole run takes: the latest moment of a stop, so that there are several in a run
 SETTINGS = {
     "sft": ("--sft.steps", "60", "--evaluation.batch-users", "4"),  # validations of ten batches
     "rl": ("--rl.steps", "40", "--evaluation.batch-users", "4", "--compute.wave-tokens", "2"),
@@ -79,7 +79,7 @@ def main() -> int:
         first = Command("sft", tiny.config, root / "sft", 1)
         finish(first)
         wrong, summary = 0, []
-        print("phase  processes  stops  slowest   problems; moments")
+        print("phase  processes  stops  after the last check  slowest   problems; moments; resumed at")
         for processes in args.processes:
             for phase in args.phases:
                 command = Command(phase, tiny.config, root / f"{phase}-{processes}", processes, SETTINGS[phase])
@@ -87,8 +87,8 @@ def main() -> int:
                 wrong += len(outcome.problems)
                 moments = ", ".join(f"{name} {count}" for name, count in sorted(outcome.moments.items()))
                 print(
-                    f"{phase:5}{processes:11}{outcome.stops:7}{outcome.slowest_s:8.1f} s   "
-                    f"{'; '.join(outcome.problems) or 'none'}; {moments}",
+                    f"{phase:5}{processes:11}{outcome.stops:7}{outcome.finished:22}{outcome.slowest_s:8.1f} s   "
+                    f"{'; '.join(outcome.problems) or 'none'}; {moments}; {', '.join(map(str, outcome.resumed))}",
                     flush=True,
                 )
                 summary.append([phase, processes, outcome.stops, round(outcome.slowest_s, 1), len(outcome.problems)])

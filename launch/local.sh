@@ -147,11 +147,12 @@ start() {
     pids+=("$!")
     set +m
   done
+  if ((told > 0)); then ask_to_stop; fi # a signal while they were being started
 }
 
 # Wait for all processes, and set `result`. Once one has ended with another code than 0, the others must end as well.
 supervise() {
-  local i code codes=() running=("${!pids[@]}") still deadline=0 first=0
+  local i code codes=() running=("${!pids[@]}") still deadline=0 first=0 killed=0
   while ((${#running[@]} > 0)); do
     if ((limit_s > 0 && SECONDS >= limit_s)); then
       echo "local.sh: reached the limit of R2RANK_TIMEOUT_S=$limit_s seconds, killing all processes" >&2
@@ -177,14 +178,18 @@ supervise() {
     if ((deadline > 0 && SECONDS >= deadline && ${#running[@]} > 0)); then
       echo "local.sh: killing the processes that have not ended: ${running[*]}" >&2
       kill_all
-      if ((first == 0)); then first=137; fi
+      if ((first == 0 || first == 75)); then first=137; fi
+      killed=1
       break
     fi
     if ((${#running[@]} > 0)); then sleep 0.2; fi
   done
   # What one process refuses or was told is the cause; failures of others are a consequence.
   result=$first
-  for code in ${codes[@]+"${codes[@]}"}; do if ((code == 75)); then result=75; fi; done
+  for code in ${codes[@]+"${codes[@]}"}; do
+    # 143: asked before Python could handle it, with nothing done. One that had to be killed may not have committed.
+    if ((killed == 0 && (code == 75 || (told > 0 && code == 143)))); then result=75; fi
+  done
   for code in ${codes[@]+"${codes[@]}"}; do if ((code == 2)); then result=2; fi; done
   wait ${prefixers[@]+"${prefixers[@]}"} 2>/dev/null || true
 }

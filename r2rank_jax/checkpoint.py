@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -56,8 +57,14 @@ class Checkpoints:
             for folder in self.directory.iterdir():
                 if folder.is_dir() and not (folder / SEAL).exists():
                     _seal_or_delete(folder)
+            for old in self.directory.parent.glob(self._replaced("*").name):
+                place = self.directory / old.name.rpartition(".")[2]
+                if place.exists():
+                    shutil.rmtree(old)
+                else:  # the commit that was to replace it was never completed
+                    os.replace(old, place)
         if not read_only:
-            _wait_for_everyone(f"opened {directory.name}")  # all processes must see the same commits
+            wait_for_everyone(f"opened {directory.name}")  # all processes must see the same commits
         self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         self._sealer = ThreadPoolExecutor(max_workers=1)
         self._sealing: Future[None] | None = None
@@ -65,23 +72,24 @@ class Checkpoints:
     def save(self, step: int, state: Any, record: PhaseRecord) -> None:
         """Commit `state` and `record` together in the background. The arrays are copied before this method returns.
 
-        A commit of the same step, made by a phase that was told to stop before it had validated, is replaced.
+        A commit of the same step, made by a phase that was told to stop before it had validated, is replaced. The old
+        one is kept aside until the new one is sealed.
         """
         self.wait()
         record = replace(record, step=step)
-        self._remove(step)
+        if jax.process_index() == 0 and (self.directory / str(step)).exists():
+            shutil.rmtree(self._replaced(step), ignore_errors=True)
+            os.replace(self.directory / str(step), self._replaced(step))
+        wait_for_everyone(f"save {step}")
         self._writer.save(
             self.directory / str(step),
             args=ocp.args.Composite(state=ocp.args.StandardSave(state), extras=ocp.args.JsonSave(record.to_json())),
         )
         self._sealing = self._sealer.submit(self._seal, step)
 
-    def _remove(self, step: int) -> None:
-        folder = self.directory / str(step)
-        if jax.process_index() == 0 and folder.exists():
-            (folder / SEAL).unlink(missing_ok=True)  # first, so that no half-deleted folder is taken for a commit
-            shutil.rmtree(folder)
-        _wait_for_everyone(f"save {step}")
+    def _replaced(self, step: int | str) -> Path:
+        """Where a commit is kept while another one of the same step is written."""
+        return self.directory.parent / f"{self.directory.name}.replaced.{step}"
 
     def wait(self) -> None:
         """Wait until the last save is sealed. If it failed, its exception is raised here."""
@@ -116,16 +124,18 @@ class Checkpoints:
     def set_aside(self, first: int, reason: str) -> None:
         """Move the commits of step `first` and later out of the way, to `<phase>.<reason>.<step>`."""
         self.wait()
+        wait_for_everyone("sealed")  # by process 0
         for step in sealed_steps(self.directory):
             if step >= first:
                 self._move_away(step, reason)
 
     def _move_away(self, step: int, reason: str) -> None:
-        _wait_for_everyone(f"{reason} {step}")  # all processes must have read the folder before it is moved
+        wait_for_everyone(f"{reason} {step}")  # all processes must have read the folder before it is moved
         if jax.process_index() == 0:
             aside = self.directory.parent / f"{self.directory.name}.{reason}.{step}"
             shutil.rmtree(aside, ignore_errors=True)  # of an earlier time
             shutil.move(self.directory / str(step), aside)
+        wait_for_everyone(f"{reason} {step}, moved")
 
     def restore(self, step: int, like: Any) -> tuple[Any, PhaseRecord]:
         """Restore state and record of one commit.
@@ -167,6 +177,7 @@ class Checkpoints:
         if jax.process_index() != 0:
             return
         write_seal(self.directory / str(step))
+        shutil.rmtree(self._replaced(step), ignore_errors=True)
         steps = sealed_steps(self.directory)
         bests = {_best_step(self.directory / str(kept)) for kept in steps[: self._keep]}
         for old in steps[self._keep :]:
@@ -296,7 +307,9 @@ def _is_complete(folder: Path) -> bool:
 
 def _is_readable(state: Path) -> bool:
     """Whether every array can be read. They are read one at a time, as the whole state may not fit into one host."""
-    with ocp.PyTreeCheckpointer() as reader:
+    alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}, barrier_sync_key_prefix="readable")
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:  # the other processes are not here
         try:
             leaves, kind = jax.tree.flatten(reader.metadata(state).item_metadata.tree)
             for place in range(len(leaves)):
@@ -327,6 +340,7 @@ def _reading(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _wait_for_everyone(name: str) -> None:
+def wait_for_everyone(name: str) -> None:
+    """Wait until all processes come here; all must call it with the same name."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)

@@ -72,6 +72,8 @@ class PhaseRecord:
     finished: bool
     validated: bool = True
     """Whether a validation that was due at this step is done; False where the phase was told to stop during it."""
+    finite_at: int | None = None
+    """Step of the last validation whose scores were finite; None in checkpoints that are older than this field."""
     has_average: bool
     """Whether the state holds an average of the parameters, which then is the policy."""
     best: Best | None = None

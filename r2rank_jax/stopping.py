@@ -47,6 +47,22 @@ def interrupted_by_signals(*, last: bool) -> Iterator[None]:
             signal.signal(number, signal.SIG_IGN if last else handler)
 
 
+def ignore_signals() -> None:
+    """From now on, in the main thread: the command has ended, and only waits for others."""
+    if threading.current_thread() is threading.main_thread():
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+
+def leave_signals_to_parent(worker: int, workers: int) -> None:
+    """Ignore SIGTERM and SIGINT in a worker process that loads data; both numbers are Grain's.
+
+    A terminal or a batch system sends signals to all processes of a job, and the work that the parent will commit still
+    needs its data.
+    """
+    ignore_signals()
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
     first_at = time.monotonic()
 
@@ -87,8 +103,8 @@ def asked_to_stop(
         # until the main thread returns from XLA to Python.
         before[number] = signal.signal(number, lambda *_: None)
         signal.siginterrupt(number, False)  # system calls of libraries need not handle interruptions
-    _asked = _Asked(agreed, spread, leave)
-    thread = threading.Thread(target=_asked.watch, args=(reading,), daemon=True)
+    _asked = asked = _Asked(agreed, spread, leave)
+    thread = threading.Thread(target=asked.watch, args=(reading,), daemon=True)
     thread.start()
     try:
         yield
@@ -96,7 +112,7 @@ def asked_to_stop(
         _asked = None
         signal.set_wakeup_fd(before_fd)
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if asked.told else handler)
         os.close(writing)  # ends the thread
         thread.join()
         os.close(reading)
@@ -117,6 +133,11 @@ def hold() -> None:
         _asked.holds_work = True
 
 
+def is_asked() -> bool:
+    """Whether signals wait for the next `check`."""
+    return _asked is not None
+
+
 class _Asked:
     """Whether a training phase was told to stop."""
 
@@ -128,6 +149,11 @@ class _Asked:
         self._told = threading.Event()
         self._checks = 0
 
+    @property
+    def told(self) -> bool:
+        """Whether this process was signalled."""
+        return self._told.is_set()
+
     def check(self) -> None:
         self._checks += 1
         if self._told.is_set() if self._agreed is None else self._agreed(self._checks):
@@ -137,34 +163,40 @@ class _Asked:
         """Read signals from the pipe until it is closed."""
         first_at = 0.0
         while data := os.read(pipe, 1):
+            if data[0] not in _SIGNALS:  # of another handler of this process
+                continue
             name = signal.Signals(data[0]).name
             if self._told.is_set():
                 if time.monotonic() - first_at < _SAME_S:
                     continue
-                _kill_workers()
+                kill_workers()
                 os.write(
                     2, f"r2rank: a second signal, {name}: ended without a commit\n".encode()
                 )  # no lock to wait for
                 os._exit(128 + data[0])
             self._told.set()
             first_at = time.monotonic()
+            # A message that nobody can read must not keep the others from hearing.
             if not self.holds_work:
-                print(f"r2rank: {name} before the first step: nothing to commit", file=sys.stderr, flush=True)
+                with suppress(OSError):
+                    print(f"r2rank: {name} before the first step: nothing to commit", file=sys.stderr, flush=True)
                 self._leave(STOPPED)
-            print(f"r2rank: {name}: stopping soon; a second signal ends at once", file=sys.stderr, flush=True)
             if self._spread is not None:
                 self._spread()
+            with suppress(OSError):
+                print(f"r2rank: {name}: stopping soon; a second signal ends at once", file=sys.stderr, flush=True)
 
 
 def end_process(code: int) -> NoReturn:
     """End this process and its worker processes at once, from any thread, without waiting for other processes."""
-    _kill_workers()
+    kill_workers()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # nobody reads any more
             stream.flush()
     os._exit(code)
 
 
-def _kill_workers() -> None:
+def kill_workers() -> None:
+    """Kill the worker processes of this process. Those that load data ignore SIGTERM, see `leave_signals_to_parent`."""
     for worker in multiprocessing.active_children():
         worker.kill()

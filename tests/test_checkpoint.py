@@ -171,6 +171,28 @@ def test_only_the_newest_commits_stay(tmp_path):
     assert Checkpoints(tmp_path / "sft").latest() == 10, "steps are numbers, not names"
 
 
+def test_a_commit_of_the_same_step_replaces_the_old_one(tmp_path):
+    """As after a stop during a validation. The old one stays until the new one is sealed."""
+    folder = tmp_path / "sft"
+    save(folder, 3, finished=False, validated=False)
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(3, make_state(30), record(3))
+    checkpoints.close()
+    assert [f.name for f in tmp_path.iterdir()] == ["sft"] and sealed_steps(folder) == [3]
+    state, restored = Checkpoints(folder).restore(3, like())
+    assert equal(state, make_state(30)) and restored.validated
+
+    # Killed while the new one was written: the old one counts again.
+    (folder / "3").rename(tmp_path / "sft.replaced.3")
+    (folder / "3.orbax-checkpoint-tmp").mkdir()
+    checkpoints = Checkpoints(folder)
+    assert checkpoints.latest() == 3 and equal(checkpoints.restore(3, like())[0], make_state(30))
+    # Killed after the new one was sealed: the old one is deleted.
+    shutil.copytree(folder / "3", tmp_path / "sft.replaced.3")
+    assert Checkpoints(folder).latest() == 3
+    assert [f.name for f in tmp_path.iterdir()] == ["sft"]
+
+
 def test_identities_of_commits_differ(tmp_path):
     save(tmp_path / "sft", 1, 2)
     checkpoints = Checkpoints(tmp_path / "sft")

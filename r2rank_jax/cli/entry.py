@@ -24,7 +24,7 @@ from r2rank_jax.cluster import messages
 from r2rank_jax.cluster.ending import end_together, leave
 from r2rank_jax.config.checks import shown
 from r2rank_jax.errors import DONE, FAILED, REFUSED, STOPPED, R2RankError, Stopped, UsageError
-from r2rank_jax.stopping import interrupted_by_signals
+from r2rank_jax.stopping import ignore_signals, interrupted_by_signals, kill_workers
 
 CLOSED_PIPE = 141
 """Exit code of a command whose output nobody reads any more; shells give it to one that SIGPIPE ended."""
@@ -64,10 +64,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     with interrupted_by_signals(last=argv is None):
         code, reason = _outcome(list(sys.argv[1:] if argv is None else argv))
+        ignore_signals()  # nothing that follows can be interrupted, and the code is known
+        kill_workers()
         first = messages.process() == 0
         if messages.joined():
             if code == DONE or isinstance(reason, Stopped):  # all processes come here
-                end_together()
+                try:
+                    end_together()
+                except Exception as error:  # another process died meanwhile
+                    leave(FAILED, error)
             else:
                 leave(code, f"r2rank: {reason}" if isinstance(reason, str) else reason or "")
         if isinstance(reason, Exception) and not isinstance(reason, Stopped):
@@ -108,7 +113,8 @@ def _outcome(args: list[str]) -> tuple[int, str | Exception | None]:
         if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             return FAILED, error
         reason = brief(str(error)) or "out of memory"
-        return REFUSED, (
+        # Not refused: a process that was just killed may still hold the memory of the device.
+        return FAILED, (
             f"the memory of this machine does not suffice ({reason}); lower batch_users or the tokens of `data`, or "
             "ask `r2rank plan` what fits"
         )

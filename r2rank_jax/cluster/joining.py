@@ -7,10 +7,12 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+from r2rank_jax.cluster import messages
 from r2rank_jax.cluster.ending import end_when_told
 from r2rank_jax.cluster.meeting import meet
 from r2rank_jax.cluster.variables import CLUSTER, Job
 from r2rank_jax.errors import JoinError, UsageError
+from r2rank_jax.stopping import asked_to_stop, end_process
 
 
 def join(job: Job) -> Callable[[], None]:
@@ -47,7 +49,10 @@ def join(job: Job) -> Callable[[], None]:
             "coordinator_bind_address": place.address if place.host == "127.0.0.1" else None,
         }
     try:
-        jax.distributed.initialize(**settings)
+        # JAX waits outside of Python, where a signal could not interrupt it.
+        with asked_to_stop(leave=end_process):
+            jax.distributed.initialize(**settings)
+            forward = _take_back_sigterm()
     except ValueError as error:  # JAX misses an argument
         raise UsageError(
             f"{CLUSTER}=auto needs Cloud TPU, GKE, SLURM or Open MPI, but JAX detects none of them ({error}); set "
@@ -55,7 +60,8 @@ def join(job: Job) -> Callable[[], None]:
         ) from error
     except RuntimeError as error:  # JAX does not say which errors it raises here
         raise JoinError(f"the processes could not join: {' '.join(str(error).split()):.300}") from error
-    forward = _take_back_sigterm()
+    if not messages.agrees_on_stops():
+        raise UsageError("JAX's preemption service must be on; unset JAX_ENABLE_PREEMPTION_SERVICE")
     end_when_told()
     return forward
 
@@ -69,7 +75,5 @@ def _take_back_sigterm() -> Callable[[], None]:
     libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
     address = libc.signal(signal.SIGTERM, None)
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
-    if not address:
-        raise RuntimeError("JAX's preemption service must be on; unset JAX_ENABLE_PREEMPTION_SERVICE")
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(address)
     return lambda: handler(signal.SIGTERM)

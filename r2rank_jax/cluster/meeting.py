@@ -22,7 +22,7 @@ from contextlib import suppress
 from typing import Any
 
 from r2rank_jax.cluster.variables import COORDINATOR, JOIN_S, PROCESS, PROCESSES, Place
-from r2rank_jax.errors import FAILED, REFUSED, EndedElsewhere, JoinError, UsageError
+from r2rank_jax.errors import FAILED, REFUSED, STOPPED, EndedElsewhere, JoinError, UsageError
 
 SAY_EVERY_S = 10
 """Seconds between messages about missing processes."""
@@ -31,6 +31,7 @@ _RESOLVE_S = 45
 _BIND_S = 3
 """How long the port may be in use, perhaps still by an earlier attempt of this job."""
 _LONGEST_MESSAGE = 4096
+_STOPPED_WHILE_WAITING = {"ended": STOPPED, "reason": "another process was told to stop before all had arrived"}
 
 
 def meet(place: Place, limit_s: float) -> None:
@@ -76,8 +77,10 @@ def stay_away(place: Place, code: int, reason: str, limit_s: float = 5) -> None:
                 listener.settimeout(deadline - time.monotonic())
                 connection, _ = listener.accept()
                 with connection:
-                    heard += 1
-                    _tell([connection], message)
+                    connection.settimeout(2)
+                    if _read_line(connection):  # unread data would reset the connection, and the answer would be lost
+                        heard += 1
+                        _tell([connection], message)
 
 
 def _receive(place: Place, limit_s: float) -> None:
@@ -95,10 +98,9 @@ def _receive(place: Place, limit_s: float) -> None:
                     connection = key.fileobj
                     assert isinstance(connection, socket.socket)
                     if gone := [i for i, other in arrived.items() if other is connection]:
-                        _tell(arrived.values(), {"left": gone[0]})
-                        raise JoinError(
-                            f"process {gone[0]} ended before all processes had arrived; its output says why"
-                        )
+                        last_word = _read_line(connection) or {"ended": FAILED, "reason": _left(gone[0])}
+                        _tell(arrived.values(), last_word)
+                        raise _ended(last_word)
                     greeting = _read_line(connection)
                     problem = _problem(greeting, place, arrived)
                     if greeting is None:  # not a process of ours, such as a scan of the network
@@ -120,6 +122,9 @@ def _receive(place: Place, limit_s: float) -> None:
                 if missing and clock.due():
                     _say(f"{_named(missing)} at {place.address} ({clock.passed_s:.0f} s of {limit_s:.0f} s)")
             _tell(arrived.values(), {"go": True})
+        except KeyboardInterrupt:
+            _tell(arrived.values(), _STOPPED_WHILE_WAITING)
+            raise
         finally:
             for key in list(selector.get_map().values()):
                 if key.fileobj is not listener and isinstance(key.fileobj, socket.socket):
@@ -134,15 +139,16 @@ def _arrive(place: Place, limit_s: float) -> None:
             connection.settimeout(min(SAY_EVERY_S, max(clock.left_s, 0.1)) + 5 * clock.over())
             try:
                 answer = _read_line(connection, wait=True)
+            except KeyboardInterrupt:
+                _tell([connection], _STOPPED_WHILE_WAITING)
+                raise
             except TimeoutError:
                 if clock.over():
-                    raise JoinError(
-                        f"not all processes had arrived after {limit_s:.0f} s; {JOIN_S} sets the limit"
-                    ) from None
+                    raise JoinError(f"not all processes had arrived after {limit_s:.0f} s; raise {JOIN_S}") from None
                 continue  # process 0 says who is missing
             if answer is None:
                 raise JoinError(_left(0))
-    if "ended" in answer:
+    if "go" not in answer:
         raise _ended(answer)
 
 
@@ -233,7 +239,9 @@ def _read_line(connection: socket.socket, *, wait: bool = False) -> dict[str, An
 
 
 def _ended(message: dict[str, Any]) -> EndedElsewhere:
-    return EndedElsewhere(str(message.get("reason")), int(message["ended"]))
+    code = message.get("ended")
+    reason = str(message.get("reason", "a process of another program answered"))
+    return EndedElsewhere(reason, code if isinstance(code, int) else FAILED)
 
 
 def _line(message: dict[str, Any]) -> bytes:

@@ -25,6 +25,11 @@ def processes() -> int:
     return int(_state().num_processes) if joined() else 1
 
 
+def agrees_on_stops() -> bool:
+    """Whether JAX's preemption service runs."""
+    return joined() and _state().preemption_sync_manager is not None
+
+
 def put(key: str, text: str) -> bool:
     """Write a message. False if the key has one already, or if the service is gone."""
     try:

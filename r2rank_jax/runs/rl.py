@@ -88,7 +88,7 @@ def run(config: RunConfig, run_dir: Path) -> None:
 
     # -- learn ------------------------------------------------------------------------------------------------------
     skipped = SkippedUpdates(run_dir, "rl", checkpoints, mesh, done=done, total=resumption.skipped)
-    finite_at = done  # step of the last validation, whose scores were finite
+    finite_at = resumption.finite_at  # step of the last validation whose scores were finite
     with RunLog(run_dir, "rl", resumption, steps=rl.steps) as log:
 
         def commit(step: int, *, finished: bool, validated: bool = True) -> None:
@@ -105,6 +105,7 @@ def run(config: RunConfig, run_dir: Path) -> None:
                 skipped=skipped.total,
                 finished=finished,
                 validated=validated,
+                finite_at=finite_at,
                 has_average=state.average is not None,
                 best=best.best,
             )
@@ -113,6 +114,8 @@ def run(config: RunConfig, run_dir: Path) -> None:
 
         trained, validated = committed = done, resumption.validated  # the newest step, and whether it is validated
         following = iterator.get_state()  # after the batch of that step
+        if not validated:
+            stopping.hold()  # this commit will be replaced
         try:
             for step in range(resumption.first_step, done + 1 if best.exhausted else rl.steps + 1):
                 last, improved = step == rl.steps, False

@@ -10,10 +10,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import jax
-from jax.experimental import multihost_utils
 
 from r2rank_jax import stopping
-from r2rank_jax.checkpoint import Checkpoints, load_policy, sealed_steps
+from r2rank_jax.checkpoint import Checkpoints, load_policy, sealed_steps, wait_for_everyone
 from r2rank_jax.config import RunConfig, from_json, to_json
 from r2rank_jax.data.batches.pipeline import trace_batches
 from r2rank_jax.data.prepared.dataset import Dataset, load_for_prompts
@@ -54,7 +53,7 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
     traces = read_traces(Path(config.data.traces), dataset, None if started else config.data.template)
     if not continued and jax.process_index() == 0:
         _provide_tokenizer(config, run_dir, dataset, traces)
-    _wait_for_everyone()
+    wait_for_everyone("tokenizer")
     inputs = open_inputs(config, run_dir)
     seed = config.seed + 1 if continued else config.seed
 
@@ -107,7 +106,7 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
     scorer = make_scorer(mesh, config, inputs.tokenizer.stop)
     rate = learning_rate(config.sft.optimizer, steps)
     skipped = SkippedUpdates(run_dir, phase, checkpoints, mesh, done=done, total=resumption.skipped)
-    finite_at = done  # step of the last validation, whose scores were finite
+    finite_at = resumption.finite_at  # step of the last validation whose scores were finite
     best = BestSoFar(phase, config.sft.patience, resumption.best, whole=continued)
     with RunLog(run_dir, phase, resumption, steps=steps) as log:
 
@@ -125,6 +124,7 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
                 skipped=skipped.total,
                 finished=finished,
                 validated=validated,
+                finite_at=finite_at,
                 has_average=state.average is not None,
                 best=best.best,
             )
@@ -133,6 +133,8 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
 
         trained, validated = committed = done, resumption.validated  # the newest step, and whether it is validated
         following = iterator.get_state()  # after the batch of that step
+        if not validated:
+            stopping.hold()  # this commit will be replaced
         try:
             for step in range(resumption.first_step, done + 1 if best.exhausted else steps + 1):
                 last, improved = step == steps, False
@@ -195,8 +197,3 @@ def _provide_tokenizer(config: RunConfig, run_dir: Path, dataset: Dataset, trace
             template, reasoning = find_template(config.data.template), config.data.rationale_tokens > 0
             texts = corpus(dataset, traces, config.data.history_items, template, reasoning=reasoning)
             train_tokenizer(texts, config.model.vocabulary).save(str(partial))
-
-
-def _wait_for_everyone() -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("tokenizer")

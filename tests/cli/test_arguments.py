@@ -148,7 +148,7 @@ def test_a_launcher_that_sets_wrong_variables(refusal, tmp_path, monkeypatch, pr
         (KeyboardInterrupt(), 75),
         (Stopped("sft stopped as told"), 75),
         (ConfigError("no"), 2),
-        (MemoryError(), 2),
+        (MemoryError(), 1),
     ],
     ids=repr,
 )
@@ -178,7 +178,7 @@ def test_too_little_memory_is_one_line(capsys, monkeypatch, error):
         raise error
 
     monkeypatch.setattr(entry, "_carry_out", too_large)
-    assert main(["sft"]) == 2
+    assert main(["sft"]) == 1
     printed = capsys.readouterr().err
     assert printed.startswith("r2rank: the memory of this machine does not suffice (") and printed.count("\n") == 1
 

@@ -116,7 +116,8 @@ def test_a_process_that_dies_while_the_others_wait_ends_them(port):
     waiter.start()
     (first,) = outcomes(lambda: meet(place(port, 0), 10))
     waiter.join()
-    assert isinstance(first, JoinError) and "process 1 ended before" in str(first)
+    assert isinstance(first, EndedElsewhere) and "process 1 ended before" in str(first)
+    assert first.exit_code == FAILED
 
 
 def test_strangers_at_the_port_are_ignored(port):

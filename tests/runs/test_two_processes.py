@@ -55,6 +55,11 @@ def test_two_processes_equal_one_in_sft(tiny, sft_run, tmp_path):
     assert damage(folder / "10") is None
     assert sorted(f.name for f in folder.iterdir()) == ["10", "9"]
     # Two processes resume from what two processes committed.
+    # The newest commit lacks its seal, as if process 0 had been killed before it was written.
+    (folder / "10/seal.json").unlink()
+    printed = launch(*args)
+    assert "[0] checkpoint sft/10 was complete and is sealed now" in printed
+    assert "[0] sft: finished at step 10 of 10" in printed
     shutil.rmtree(folder / "10")
     assert "[0] sft: resuming at step 9 of 10" in launch(*args)
     require_same_learning(sft_run, run_dir, "sft", ("loss", "rationale_loss", "head_loss"))

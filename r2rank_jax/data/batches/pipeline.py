@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from r2rank_jax import stopping
 from r2rank_jax.data.batches.encoder import Encoder
 from r2rank_jax.data.batches.length_buckets import Bucketed, Lengths, narrowed
 from r2rank_jax.data.prepared.dataset import CandidateLists, Dataset
@@ -80,7 +81,8 @@ class Batches(Generic[T]):
         if self._workers:
             if not flags.FLAGS.is_parsed():  # Grain's workers read absl's flags, which only `absl.app` parses
                 flags.FLAGS.mark_as_parsed()
-            batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers))
+            options = grain.MultiprocessingOptions(num_workers=self._workers)
+            batches = batches.mp_prefetch(options, stopping.leave_signals_to_parent if stopping.is_asked() else None)
         return iter(batches)
 
 

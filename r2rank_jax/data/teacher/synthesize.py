@@ -61,7 +61,7 @@ def synthesize(
         Lesson(dataset=dataset, lists=drawn, template=student_template, history_items=history_items, seed=seed)
     )
     rows = sorted(output.rationales)
-    if output.interrupted and not rows:
+    if output.interrupted and output.missing and not rows:
         raise Stopped(f"{output.missing}; no traces were written")
     if not rows:
         return None if output.missing is None else f"{output.missing}; no traces were written"
@@ -77,7 +77,7 @@ def synthesize(
         out, header | dict(output.header), drawn.take(np.array(rows)), [output.rationales[row] for row in rows]
     )
     print(f"{out}: {len(rows):,} lists of {candidate_items} rationales by {teacher.name}; {output.remark}")
-    if output.interrupted:
+    if output.interrupted and output.missing:
         raise Stopped(output.missing)
     return output.missing
 

@@ -43,7 +43,7 @@ class RunLog:
         path = run_dir / "metrics.jsonl"
         _drop_later(path, phase, resumption)
         self._file = path.open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(run_dir / "tensorboard" / phase), purge_step=resumption.first_step)
+        self._events = SummaryWriter(str(run_dir / "tensorboard" / phase), purge_step=resumption.step + 1)
         if sys.stdout.isatty():
             self._progress = Progress(
                 TextColumn(f"{phase:>13}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),

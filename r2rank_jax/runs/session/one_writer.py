@@ -15,12 +15,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from r2rank_jax.cluster import messages
-from r2rank_jax.errors import CheckpointError
+from r2rank_jax.errors import CheckpointError, JoinError
 
 WRITER = "writer.json"
 """File in the run directory that its writer holds locked and fills in; empty when there is none."""
-_ANSWER_S = 60
-"""Seconds within which all processes come here."""
+_ANSWER_S = 600
+"""Seconds within which all processes come here; the first ones may have much to import."""
 _SEEN_S = 3
 """Seconds after which a file must be visible on all hosts."""
 
@@ -88,8 +88,13 @@ def _require_same_folder(run_dir: Path, written: str) -> None:
     """Ask all other processes whether they see what this one, process 0, has written."""
     if messages.joined():
         messages.put(WRITER, written)
-    blind = [i for i in range(1, messages.processes()) if messages.get(f"{WRITER}/{i}", _ANSWER_S) != "seen"]
-    if blind:
+    answers = {i: messages.get(f"{WRITER}/{i}", _ANSWER_S) for i in range(1, messages.processes())}
+    if silent := [str(i) for i, answer in answers.items() if answer is None]:
+        raise JoinError(
+            f"all processes must come to the run directory within {_ANSWER_S} s, {', '.join(silent)} did not; look at "
+            "their output"
+        )
+    if blind := [i for i, answer in answers.items() if answer != "seen"]:
         raise CheckpointError(
             f"all processes must share the run directory, but what process 0 on host {socket.gethostname()} wrote to "
             f"{run_dir} was not seen by {', '.join(map(str, blind))}; choose a --run-dir on a file system that all "
@@ -103,7 +108,8 @@ def _answer(run_dir: Path) -> None:
     deadline = time.monotonic() + _SEEN_S
     while _read(run_dir) != written and time.monotonic() < deadline:
         time.sleep(0.1)
-    messages.put(f"{WRITER}/{messages.process()}", "seen" if _read(run_dir) == written else "not seen")
+    seen = written is not None and _read(run_dir) == written
+    messages.put(f"{WRITER}/{messages.process()}", "seen" if seen else "not seen")
 
 
 def _read(run_dir: Path) -> str | None:

@@ -42,6 +42,11 @@ class Resumption:
         return self.record.skipped if self.record else 0
 
     @property
+    def finite_at(self) -> int:
+        """Step of the last validation whose scores were finite, or of the commit if it does not say."""
+        return self.step if self.record is None or self.record.finite_at is None else self.record.finite_at
+
+    @property
     def best(self) -> Best | None:
         return self.record.best if self.record else None
 

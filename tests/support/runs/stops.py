@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -61,6 +62,11 @@ class Outcome:
     """How often a phase was stopped, and what was wrong."""
 
     stops: int = 0
+    """Signals, including those that came after the last check of a run."""
+    finished: int = 0
+    """Those that came after the last check."""
+    resumed: list[int] = field(default_factory=list)
+    """Steps that runs went on from."""
     slowest_s: float = 0.0
     moments: dict[str, int] = field(default_factory=dict)
     """How often the last line before the signal was of which kind."""
@@ -81,7 +87,8 @@ def started(command: Command) -> Iterator[list[subprocess.Popen[bytes]]]:
         }
         with log_of(command, process).open("wb") as log:
             env = environment(**(place if command.processes > 1 else {}))
-            processes.append(subprocess.Popen(command.line(), env=env, stdout=log, stderr=subprocess.STDOUT))
+            settings = {"env": env, "stdout": log, "stderr": subprocess.STDOUT, "start_new_session": True}
+            processes.append(subprocess.Popen(command.line(), **settings))
     try:
         yield processes
     finally:
@@ -128,10 +135,13 @@ def stop_often(command: Command, outcome: Outcome, *, stops: int, longest_s: flo
                     outcome.problems.append(f"ended with {ends} although nobody stopped it")
                 return
             sent = time.monotonic()
-            os.kill(processes[victim].pid, draw.choice([signal.SIGTERM, signal.SIGINT]))
+            # To the process alone, or also to the processes that load its data, as a terminal does.
+            send = draw.choice([os.kill, os.killpg])
+            send(processes[victim].pid, draw.choice([signal.SIGTERM, signal.SIGINT]))
             codes = _codes(processes, sent + 3 * END_S)
             took_s = time.monotonic() - sent
         finished = set(codes) == {0}  # the signal came after the last check
+        outcome.finished += finished
         if not finished and set(codes) != {STOPPED}:
             outcome.problems.append(
                 f"stop {outcome.stops} at {moment!r}: exit codes {codes}, see {_kept(command, outcome)}"
@@ -141,6 +151,7 @@ def stop_often(command: Command, outcome: Outcome, *, stops: int, longest_s: flo
         if loose := _not_sealed(command):
             outcome.problems.append(f"stop {outcome.stops} at {moment!r}: {loose}")
         outcome.stops += 1
+        outcome.resumed += _resumed(command)
         outcome.slowest_s = max(outcome.slowest_s, took_s)
         outcome.moments[moment] = outcome.moments.get(moment, 0) + 1
 
@@ -180,6 +191,11 @@ def _has_begun(command: Command, processes: list[subprocess.Popen[bytes]]) -> bo
             return False
         time.sleep(0.02)
     raise AssertionError("the job printed nothing")
+
+
+def _resumed(command: Command) -> list[int]:
+    text = log_of(command, 0).read_text(encoding="utf-8")
+    return [int(step) for step in re.findall(r": resuming at step (\d+) of", text)]
 
 
 def _codes(processes: list[subprocess.Popen[bytes]], deadline: float) -> list[int | None]:

@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import shutil
 import sys
 import tempfile
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -26,7 +25,7 @@ from r2rank_jax.data.prepare.prepare import prepare
 from r2rank_jax.data.teacher.synthesize import synthesize
 from r2rank_jax.data.teacher.template import TemplateTeacher
 from tests.support.command_line import Tiny, write_tiny
-from tests.support.runs.stops import Command, Outcome, differences, finish, stop_often
+from tests.support.runs.stops import Command, disturbed, finish
 from tests.support.tiny_source import write_raw
 
 PART = 0.7  # of the time that a whole run takes: the latest moment of a stop, so that there are several in a run
@@ -41,27 +40,6 @@ def prepared(root: Path) -> Tiny:
     prepare(write_raw(root / "raw"), root / "data", candidates=5)
     synthesize(root / "data", root / "data/traces.jsonl", TemplateTeacher(), lists=24, candidate_items=5, positives=2)
     return write_tiny(root, root / "data")
-
-
-def disturbed(command: Command, sft: Path, stops: int, seed: int) -> Outcome:
-    """Stop a phase until there are enough stops, starting again from the beginning whenever it has finished."""
-    outcome, draw = Outcome(), random.Random(seed)
-    undisturbed = _fresh(command, "undisturbed", sft)
-    longest_s = PART * finish(undisturbed)
-    while outcome.stops < stops:
-        stopped = _fresh(command, f"stopped{outcome.stops}", sft)
-        stop_often(stopped, outcome, stops=stops, longest_s=longest_s, draw=draw)
-        finish(stopped)
-        outcome.problems += differences(undisturbed.run_dir, stopped.run_dir, command.phase)
-    return outcome
-
-
-def _fresh(command: Command, name: str, sft: Path) -> Command:
-    """The command in a run directory of its own."""
-    run_dir = command.run_dir.with_name(f"{command.run_dir.name}-{name}")
-    if command.phase == "rl":
-        shutil.copytree(sft, run_dir)
-    return replace(command, run_dir=run_dir)
 
 
 def main() -> int:
@@ -83,7 +61,8 @@ def main() -> int:
         for processes in args.processes:
             for phase in args.phases:
                 command = Command(phase, tiny.config, root / f"{phase}-{processes}", processes, SETTINGS[phase])
-                outcome = disturbed(command, first.run_dir, args.stops, args.seed + processes)
+                before = partial(shutil.copytree, first.run_dir) if phase == "rl" else None
+                outcome = disturbed(command, args.stops, seed=args.seed + processes, part=PART, before=before)
                 wrong += len(outcome.problems)
                 moments = ", ".join(f"{name} {count}" for name, count in sorted(outcome.moments.items()))
                 print(

@@ -11,9 +11,9 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +62,9 @@ class Outcome:
     """How often a phase was stopped, and what was wrong."""
 
     stops: int = 0
-    """Signals, including those that came after the last check of a run."""
+    """Signals, without those that came after the last check of a run."""
     finished: int = 0
-    """Those that came after the last check."""
+    """Signals that came after the last check."""
     resumed: list[int] = field(default_factory=list)
     """Steps that runs went on from."""
     slowest_s: float = 0.0
@@ -141,7 +141,6 @@ def stop_often(command: Command, outcome: Outcome, *, stops: int, longest_s: flo
             codes = _codes(processes, sent + 3 * END_S)
             took_s = time.monotonic() - sent
         finished = set(codes) == {0}  # the signal came after the last check
-        outcome.finished += finished
         if not finished and set(codes) != {STOPPED}:
             outcome.problems.append(
                 f"stop {outcome.stops} at {moment!r}: exit codes {codes}, see {_kept(command, outcome)}"
@@ -150,10 +149,45 @@ def stop_often(command: Command, outcome: Outcome, *, stops: int, longest_s: flo
             outcome.problems.append(f"stop {outcome.stops} at {moment!r} took {took_s:.1f} s")
         if loose := _not_sealed(command):
             outcome.problems.append(f"stop {outcome.stops} at {moment!r}: {loose}")
-        outcome.stops += 1
+        outcome.stops += not finished
+        outcome.finished += finished
         outcome.resumed += _resumed(command)
         outcome.slowest_s = max(outcome.slowest_s, took_s)
         outcome.moments[moment] = outcome.moments.get(moment, 0) + 1
+
+
+def disturbed(
+    command: Command, stops: int, *, seed: int, part: float, before: Callable[[Path], object] | None = None
+) -> Outcome:
+    """Stop a phase until there are enough stops, beginning anew whenever it has finished, and compare every result.
+
+    Args:
+        command: the phase; "-undisturbed" or "-stopped0" and so on are appended to its run directory.
+        stops: how many.
+        seed: of the moments.
+        part: latest moment, as a part of the time that an undisturbed run takes from its first line of output.
+        before: prepares a run directory, for example with a finished SFT.
+    """
+
+    def fresh(name: str) -> Command:
+        run_dir = command.run_dir.with_name(f"{command.run_dir.name}-{name}")
+        if before is not None:
+            before(run_dir)
+        return replace(command, run_dir=run_dir)
+
+    outcome, draw = Outcome(), random.Random(seed)
+    undisturbed = fresh("undisturbed")
+    longest_s = part * finish(undisturbed)
+    for attempt in range(10 * stops):
+        if outcome.stops >= stops:
+            break
+        stopped = fresh(f"stopped{attempt}")
+        stop_often(stopped, outcome, stops=stops, longest_s=longest_s, draw=draw)
+        finish(stopped)
+        outcome.problems += differences(undisturbed.run_dir, stopped.run_dir, command.phase)
+    if outcome.stops < stops:
+        outcome.problems.append(f"only {outcome.stops} of {stops} signals came in time")
+    return outcome
 
 
 def differences(one: Path, other: Path, phase: str) -> list[str]:

@@ -14,7 +14,7 @@ SMALL = ("--evaluation.batch-users", "4", "--compute.wave-tokens", "2")  # many 
 @pytest.mark.slow
 @pytest.mark.timeout(6 * LIMIT_S)
 @pytest.mark.parametrize(
-    ("phase", "processes", "stops", "workers"), [("sft", 1, 4, 1), ("rl", 1, 4, 0), ("sft", 2, 3, 0), ("rl", 2, 3, 0)]
+    ("phase", "processes", "stops", "workers"), [("sft", 1, 3, 1), ("rl", 1, 3, 0), ("rl", 2, 3, 0)]
 )
 def test_stops_change_nothing(tiny, sft_run, tmp_path, phase, processes, stops, workers):
     settings = (*SMALL, f"--{phase}.steps", "40", "--compute.data-workers", str(workers))

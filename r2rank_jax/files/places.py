@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from r2rank_jax.errors import UsageError
@@ -29,11 +30,13 @@ def require_file(path: Path, flag: str) -> None:
         _require(path, flag, "file", _reason(error))
         return
     kind = "folder" if path.is_dir() else "device"
-    _require(path, flag, "file", f"{path} is a {kind}" if taken else _obstacle(path.absolute().parent))
+    _require(path, flag, "file", f"{path} is a {kind}" if taken else _obstacle(path.parent))
 
 
 def _obstacle(folder: Path) -> str | None:
     """What keeps files from being made in a folder that may be missing; None if nothing does."""
+    if not folder.is_absolute() and re.fullmatch(r"[a-z][a-z0-9+.-]+:", folder.parts[0] if folder.parts else ""):
+        return f"{folder.parts[0]}// is no place of a file system; mount the storage"  # Path makes gs:/ of gs://
     try:
         nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists() or place.is_symlink())
     except (OSError, ValueError) as error:  # such as a name that is too long

@@ -1,6 +1,7 @@
 """Places that cannot be written are refused in one line before any work, and trying them leaves nothing behind."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +29,15 @@ def test_what_is_in_the_way_is_named(tmp_path, require, place, reason):
     with pytest.raises(UsageError, match=r"^--out must be a \w+ to write, got .*; choose another --out$") as refusal:
         require(tmp_path / place, "--out")
     assert reason in str(refusal.value).lower()
+
+
+@pytest.mark.parametrize("require", [require_folder, require_file])
+@pytest.mark.parametrize("place", ["gs://bucket/run", "s3://bucket/run"])
+def test_an_address_is_no_folder_of_that_name(tmp_path, monkeypatch, require, place):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="is no place of a file system; mount the storage; choose another --out"):
+        require(Path(place), "--out")
+    require(Path("a:b/run"), "--out")
 
 
 def test_a_file_is_no_folder_and_a_folder_or_device_no_file(tmp_path):

@@ -65,6 +65,8 @@ class Outcome:
     """Signals, without those that came after the last check of a run."""
     finished: int = 0
     """Signals that came after the last check."""
+    end_s: float = END_S
+    """Seconds within which the job must end, after which it counts as a problem."""
     resumed: list[int] = field(default_factory=list)
     """Steps that runs went on from."""
     slowest_s: float = 0.0
@@ -138,14 +140,14 @@ def stop_often(command: Command, outcome: Outcome, *, stops: int, longest_s: flo
             # To the process alone, or also to the processes that load its data, as a terminal does.
             send = draw.choice([os.kill, os.killpg])
             send(processes[victim].pid, draw.choice([signal.SIGTERM, signal.SIGINT]))
-            codes = _codes(processes, sent + 3 * END_S)
+            codes = _codes(processes, sent + 3 * outcome.end_s)
             took_s = time.monotonic() - sent
         finished = set(codes) == {0}  # the signal came after the last check
         if not finished and set(codes) != {STOPPED}:
             outcome.problems.append(
                 f"stop {outcome.stops} at {moment!r}: exit codes {codes}, see {_kept(command, outcome)}"
             )
-        if took_s > END_S:
+        if took_s > outcome.end_s:
             outcome.problems.append(f"stop {outcome.stops} at {moment!r} took {took_s:.1f} s")
         if loose := _not_sealed(command):
             outcome.problems.append(f"stop {outcome.stops} at {moment!r}: {loose}")
@@ -157,7 +159,13 @@ def stop_often(command: Command, outcome: Outcome, *, stops: int, longest_s: flo
 
 
 def disturbed(
-    command: Command, stops: int, *, seed: int, part: float, before: Callable[[Path], object] | None = None
+    command: Command,
+    stops: int,
+    *,
+    seed: int,
+    part: float,
+    before: Callable[[Path], object] | None = None,
+    end_s: float = END_S,
 ) -> Outcome:
     """Stop a phase until there are enough stops, beginning anew whenever it has finished, and compare every result.
 
@@ -167,6 +175,7 @@ def disturbed(
         seed: of the moments.
         part: latest moment, as a part of the time that an undisturbed run takes from its first line of output.
         before: prepares a run directory, for example with a finished SFT.
+        end_s: seconds within which a job must end.
     """
 
     def fresh(name: str) -> Command:
@@ -175,7 +184,7 @@ def disturbed(
             before(run_dir)
         return replace(command, run_dir=run_dir)
 
-    outcome, draw = Outcome(), random.Random(seed)
+    outcome, draw = Outcome(end_s=end_s), random.Random(seed)
     undisturbed = fresh("undisturbed")
     longest_s = part * finish(undisturbed)
     for attempt in range(10 * stops):

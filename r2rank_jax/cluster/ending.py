@@ -23,7 +23,7 @@ _ENDED, _LEAVING = "ended", "leaving"
 _FOREVER_S = 30 * 24 * 3600
 _FIRST_S = 3
 """How long a process with an unforeseen error waits for the news that another one ended first."""
-_LEAVE_S = 5
+_LEAVE_S = 3
 """How long process 0, whose service carries the news, waits for the others to hear it."""
 
 

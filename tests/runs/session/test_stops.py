@@ -20,7 +20,6 @@ def test_stops_change_nothing(tiny, sft_run, tmp_path, phase, processes, stops, 
     settings = (*SMALL, f"--{phase}.steps", "40", "--compute.data-workers", str(workers))
     command = Command(phase, tiny.config, tmp_path / "run", processes, settings)
     before = partial(shutil.copytree, sft_run) if phase == "rl" else None
-    outcome = disturbed(
-        command, stops, seed=processes, part=0.5, before=before, end_s=60
-    )  # other tests run beside this one
+    # The limit allows for other tests on the same cores.
+    outcome = disturbed(command, stops, seed=processes, part=0.5, before=before, end_s=60)
     assert outcome.problems == []

@@ -1,6 +1,6 @@
 """Check launch/slurm.sbatch on a real SLURM: it stops with a commit, is requeued, and goes on by itself.
 
-    SLURM_CONF=... python benchmarks/check_slurm.py --low low --high high       about 10 minutes, most of it waiting
+    SLURM_CONF=... python benchmarks/check_slurm.py --low low --high high       about 15 minutes, most of it waiting
 
 The cluster needs two nodes and two partitions: jobs of `--high` preempt those of `--low` by requeueing them
 (PreemptMode=REQUEUE, GraceTime of 30 seconds or more). `apt-get install slurm-wlm munge` is enough for one on the

@@ -35,7 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 from workload import Shape, make
 
-from r2rank_jax.checkpoint import Checkpoints
+from r2rank_jax.checkpoint.commits import Checkpoints
 from r2rank_jax.cli.runs import join_processes
 from r2rank_jax.config import (
     DataConfig,

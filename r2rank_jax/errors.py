@@ -61,6 +61,14 @@ class CheckpointError(R2RankError, RuntimeError):
     """A checkpoint that cannot be used."""
 
 
+class StorageError(R2RankError, RuntimeError):
+    """An object store that does not do what is asked of it. Another attempt may succeed unless `exit_code` says so."""
+
+    def __init__(self, reason: str, exit_code: int = FAILED):
+        super().__init__(reason)
+        self.exit_code = exit_code
+
+
 class DivergenceError(R2RankError, RuntimeError):
     """Training whose updates stopped being finite."""
 

@@ -8,7 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from r2rank_jax.checkpoint import Checkpoints, load_policy, policy_identity, sealed_steps
+from r2rank_jax.checkpoint.commits import Checkpoints
+from r2rank_jax.checkpoint.folders import policy_identity, sealed_steps
+from r2rank_jax.checkpoint.policy import load_policy
 from r2rank_jax.config import MeshConfig, ModelConfig, OptimizerConfig, RunConfig, to_json
 from r2rank_jax.errors import CheckpointError
 from r2rank_jax.files.checksums import SEAL, write_seal

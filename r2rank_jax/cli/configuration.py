@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from r2rank_jax.cli.overrides import FORMER, overridden
+from r2rank_jax.cli.run_places import run_place
 from r2rank_jax.config import RunConfig, read
 from r2rank_jax.errors import R2RankError, UsageError
 
@@ -37,9 +38,10 @@ def add_configured(
     if run_dir:
         command.add_argument(
             "--run-dir",
-            type=Path,
+            type=run_place,
             metavar="DIR",
-            help="folder for checkpoints, logs and results (default: runs/NAME, with the name of the configuration)",
+            help="folder for checkpoints, logs and results, or its address, s3://BUCKET/NAME or gs://BUCKET/NAME "
+            "(default: runs/NAME, with the name of the configuration)",
         )
     command.add_argument("-h", "--help", action="store_true", help="show this message and all fields, then exit")
     command.set_defaults(parser=command)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
 
 from r2rank_jax.cli.arguments import positive_number
+from r2rank_jax.cli.run_places import fetched, run_place, stored_run
 from r2rank_jax.files.places import require_folder
 from r2rank_jax.phases import PHASES
 
@@ -39,7 +41,9 @@ def _model(arguments: argparse.Namespace, _: list[str]) -> int:
 
 def _add_export(export: argparse.ArgumentParser) -> None:
     export.set_defaults(carry_out=_export)
-    export.add_argument("source", type=Path, metavar="RUN_OR_MODEL_DIR", help="run directory, or imported model")
+    export.add_argument(
+        "source", type=run_place, metavar="RUN_OR_MODEL_DIR", help="run directory or its address, or imported model"
+    )
     export.add_argument("--out", type=Path, required=True, metavar="HF_DIR", help="new folder to write")
     export.add_argument(
         "--phase", default="rl", choices=PHASES, help="phase whose policy is exported, for a run (default: rl)"
@@ -71,5 +75,7 @@ def _export(arguments: argparse.Namespace, _: list[str]) -> int:
     from r2rank_jax.pretrained.exporting import export
 
     options = {name: getattr(arguments, name) for name in ("phase", "form", "dtype", "shard_gib")}
-    export(arguments.source, arguments.out, **options)
+    stored = stored_run(arguments, "source")
+    with nullcontext() if stored is None else fetched(stored):
+        export(arguments.source, arguments.out, **options)
     return 0

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from r2rank_jax.cli.configuration import add_configured, configuration
+from r2rank_jax.cli.run_places import fetched, run_place, stored_run
 from r2rank_jax.errors import UsageError
 from r2rank_jax.files.places import require_file
 
@@ -39,7 +41,7 @@ def add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 def add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `report`."""
     report = commands.add_parser("report", help="write a run's results as one HTML page", allow_abbrev=False)
-    report.add_argument("--run-dir", type=Path, required=True, metavar="DIR", help="the run; gets report.html")
+    report.add_argument("--run-dir", type=run_place, required=True, metavar="DIR", help="the run; gets report.html")
     report.set_defaults(carry_out=_report)
 
 
@@ -59,9 +61,11 @@ def _plan(arguments: argparse.Namespace, overrides: list[str]) -> int:
 def _report(arguments: argparse.Namespace, _: list[str]) -> int:
     from r2rank_jax.report.build import build
 
-    run_dir = _existing_run(arguments.run_dir)
-    require_file(run_dir / "report.html", "--run-dir")
-    print(build(run_dir))
+    stored = stored_run(arguments, "run_dir")
+    with nullcontext() if stored is None else fetched(stored):
+        run_dir = _existing_run(arguments.run_dir)
+        require_file(run_dir / "report.html", "--run-dir")
+        print(build(run_dir))
     return 0
 
 

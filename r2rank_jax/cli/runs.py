@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from r2rank_jax.cli.configuration import add_configured, configuration
+from r2rank_jax.cli.run_places import fetched, stored_run
 from r2rank_jax.cluster.ending import leave
 from r2rank_jax.cluster.joining import join
 from r2rank_jax.cluster.meeting import stay_away
@@ -74,7 +75,11 @@ def add_runs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    training = arguments.command in ("sft", "rl")
     with others_told_of_errors():
+        stored = stored_run(arguments, "run_dir", writing=training)
+        if stored is not None and arguments.config is None:
+            arguments.config = stored.config()
         config = configuration(arguments, overrides)
         run_dir = arguments.run_dir or Path("runs") / config.name
         _require_outputs(arguments, run_dir)
@@ -84,12 +89,16 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from r2rank_jax.runs.memory_budget import choose_budget
     from r2rank_jax.runs.session.one_writer import one_writer
 
-    with ExitStack() as training:
-        if arguments.command in ("sft", "rl"):
-            training.enter_context(_asked_to_stop(spread))
-            training.enter_context(one_writer(run_dir))
+    with ExitStack() as session:
+        on_commit = None
+        if training:
+            session.enter_context(_asked_to_stop(spread))
+        if stored is not None:
+            on_commit = session.enter_context(fetched(stored))
+        elif training:
+            session.enter_context(one_writer(run_dir))
         config = choose_budget(choose_attention(config, run_dir))
-        _carry_out(arguments, config, run_dir)
+        _carry_out(arguments, config, run_dir, on_commit)
     return 0
 
 
@@ -102,15 +111,17 @@ def _asked_to_stop(spread: Callable[[], None] | None) -> AbstractContextManager[
     return asked_to_stop(agreed=reached_preemption_sync_point, spread=spread, leave=leave)
 
 
-def _carry_out(arguments: argparse.Namespace, config: RunConfig, run_dir: Path) -> None:
+def _carry_out(
+    arguments: argparse.Namespace, config: RunConfig, run_dir: Path, on_commit: Callable[[Path], None] | None
+) -> None:
     if arguments.command == "sft":
         from r2rank_jax.runs import sft
 
-        sft.run(config, run_dir, continued=arguments.continued)
+        sft.run(config, run_dir, continued=arguments.continued, on_commit=on_commit)
     elif arguments.command == "rl":
         from r2rank_jax.runs import rl
 
-        rl.run(config, run_dir)
+        rl.run(config, run_dir, on_commit=on_commit)
     elif arguments.command == "eval":
         from r2rank_jax.runs import eval as evaluation
 

@@ -7,7 +7,10 @@ it in the same way. A key can be written once.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from typing import Any
+
+_exchanges: Counter[str] = Counter()  # name -> how many there were; a key can be written once
 
 
 def joined() -> bool:
@@ -45,6 +48,33 @@ def get(key: str, limit_s: float) -> str | None:
         return str(client().blocking_key_value_get(f"r2rank/{key}", int(1000 * limit_s)))
     except Exception:
         return None
+
+
+def exchange(name: str, text: str, limit_s: float, *, to_first: bool = False) -> list[str | None]:
+    """Send a text to all processes, and wait for theirs.
+
+    All processes must call this equally often under each name, and threads must not share a name.
+
+    Args:
+        name: of what is exchanged.
+        text: of this process.
+        limit_s: seconds to wait for each process.
+        to_first: only process 0 needs the texts, which are deleted once it has them; others get their own only.
+
+    Returns:
+        The texts in the order of processes; None for one that did not come.
+    """
+    if not joined():
+        return [text]
+    _exchanges[name] += 1
+    folder = f"{name}/{_exchanges[name]}"
+    put(f"{folder}/{process()}", text)
+    if to_first and process() != 0:
+        return [text]
+    texts = [get(f"{folder}/{i}", limit_s) for i in range(processes())]
+    if to_first:
+        client().key_value_delete(f"r2rank/{folder}")
+    return texts
 
 
 def count(folder: str) -> int:

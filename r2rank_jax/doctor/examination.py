@@ -28,8 +28,9 @@ from r2rank_jax.doctor.inputs import check_inputs
 from r2rank_jax.doctor.processes import Processes, within
 from r2rank_jax.doctor.shared_folder import SCRATCH, check_shared, scratch
 from r2rank_jax.doctor.speed import all_reduce, axes_to_reduce, commit_and_restore
-from r2rank_jax.doctor.storage import check_cache, check_limits, check_run_dir
+from r2rank_jax.doctor.storage import check_cache, check_limits, check_run_dir, check_store
 from r2rank_jax.doctor.versions import check_versions
+from r2rank_jax.files.objects import ObjectFolder
 from r2rank_jax.runs.session.one_writer import locked
 from r2rank_jax.sharding import make_mesh
 
@@ -56,7 +57,13 @@ class Report:
         return [one for one in self.findings if one.verdict == "fault"]
 
 
-def examine(config: RunConfig, run_dir: Path, environment: Mapping[str, str], processes: Processes) -> Report:
+def examine(
+    config: RunConfig,
+    run_dir: Path,
+    environment: Mapping[str, str],
+    processes: Processes,
+    objects: ObjectFolder | None = None,
+) -> Report:
     """Carry out all checks. Every process of the job must call this, after it has joined the others.
 
     Args:
@@ -64,6 +71,7 @@ def examine(config: RunConfig, run_dir: Path, environment: Mapping[str, str], pr
         run_dir: of the run; nothing is left there.
         environment: variables of this process.
         processes: those of the job.
+        objects: where an object store keeps the run directory; process 0 uses it.
 
     Returns:
         The report; on other processes than 0, only whether something is stuck.
@@ -79,7 +87,8 @@ def examine(config: RunConfig, run_dir: Path, environment: Mapping[str, str], pr
         return report
     neighbours = processes.share("hosts", Counter(hosts.values()))[socket.gethostname()]
 
-    findings, facts = _alone(config, run_dir, environment, neighbours, processes.limit_s, report)
+    own_objects = objects if processes.index == 0 else None
+    findings, facts = _alone(config, run_dir, own_objects, environment, neighbours, processes.limit_s, report)
     payload = {"findings": [dataclasses.asdict(one) for one in findings], "facts": facts, "stuck": report.stuck}
     answers = processes.gather("alone", payload)
     if processes.index == 0:
@@ -107,13 +116,20 @@ def _name_missing(report: Report, processes: Processes, answers: Mapping[int, ob
 
 
 def _alone(
-    config: RunConfig, run_dir: Path, environment: Mapping[str, str], neighbours: int, limit_s: float, report: Report
+    config: RunConfig,
+    run_dir: Path,
+    objects: ObjectFolder | None,
+    environment: Mapping[str, str],
+    neighbours: int,
+    limit_s: float,
+    report: Report,
 ) -> tuple[list[Finding], dict[str, object]]:
     """What this process finds without the others.
 
     Args:
         config: of the run.
         run_dir: of the run.
+        objects: its object store, if this process uses one.
         environment: variables of this process.
         neighbours: processes of the job on this host.
         limit_s: seconds for all checks together.
@@ -130,6 +146,8 @@ def _alone(
         "limits": partial(check_limits, config),
         "data": partial(check_inputs, config, run_dir),
     }
+    if objects is not None:
+        checks["store"] = partial(check_store, objects)
     end, findings = time.monotonic() + limit_s, []
     facts = agreement.configuration_facts(config) | agreement.flag_facts(environment)
     for name, work in checks.items():

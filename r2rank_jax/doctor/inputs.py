@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from r2rank_jax.checkpoint import sealed_steps
+from r2rank_jax.checkpoint.folders import sealed_steps
 from r2rank_jax.config import RunConfig
 from r2rank_jax.data.prepared.dataset import Dataset, load_for_prompts
 from r2rank_jax.data.prepared.traces import read_traces

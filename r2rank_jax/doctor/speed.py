@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from r2rank_jax.checkpoint import Checkpoints
+from r2rank_jax.checkpoint.commits import Checkpoints
 from r2rank_jax.config import RunConfig
 from r2rank_jax.doctor.findings import MIB, Finding, fault, ok, size_text
 from r2rank_jax.doctor.storage import state_bytes

@@ -1,16 +1,20 @@
-"""Space for checkpoints at the run directory, the cache of compiled programs, and limits of the operating system."""
+"""Space for checkpoints at the run directory, its object store, the cache of compiled programs, and limits of the operating system."""
 
 from __future__ import annotations
 
+import filecmp
 import os
 import resource
 import shutil
 import tempfile
+import time
+import uuid
 from pathlib import Path
 
-from r2rank_jax.checkpoint import KEPT
+from r2rank_jax.checkpoint.commits import KEPT
 from r2rank_jax.config import MeshConfig, RunConfig
-from r2rank_jax.doctor.findings import GIB, Finding, fault, ok, size_text, warning
+from r2rank_jax.doctor.findings import GIB, MIB, Finding, fault, ok, size_text, warning
+from r2rank_jax.files.objects import ObjectFolder
 from r2rank_jax.files.places import require_folder
 from r2rank_jax.plan.estimate import bytes_on_device
 from r2rank_jax.sharding import abstract_lists, mesh_of_shapes
@@ -23,6 +27,7 @@ LEAST_REGIONS = 65_530
 """Linux's default. Every compiled program maps a few regions of memory."""
 BATCHES_AHEAD = 3
 """Batches that each of Grain's workers holds in shared memory: two in its buffer and the one it writes."""
+STORE_BYTES = 32 * MIB
 LEAST_CACHE_BYTES = GIB // 4
 
 
@@ -70,6 +75,37 @@ def check_run_dir(config: RunConfig, run_dir: Path) -> list[Finding]:
             )
         ]
     return [ok("disk", f"{size_text(free)} free at the run directory, for {figures}")]
+
+
+def check_store(objects: ObjectFolder) -> list[Finding]:
+    """Whether the object store of the run takes, gives back and deletes objects, how fast, and tells writers apart.
+
+    Raises:
+        StorageError: it does not answer, or refuses.
+    """
+    name = f".doctor/{uuid.uuid4().hex}"
+    with tempfile.TemporaryDirectory() as scratch:
+        sent, back = Path(scratch, "sent"), Path(scratch, "back")
+        sent.write_bytes(os.urandom(STORE_BYTES))
+        try:
+            start = time.perf_counter()
+            objects.send({name: sent})
+            sent_s = time.perf_counter() - start
+            start = time.perf_counter()
+            objects.fetch({name: back})
+            back_s = time.perf_counter() - start
+            claims = [objects.create(f"{name}.claim", b""), objects.create(f"{name}.claim", b"")]
+        finally:
+            objects.delete([name, f"{name}.claim"])
+        if not filecmp.cmp(sent, back, shallow=False):
+            what = f"{objects.address} must give back what it was sent, got another content"
+            return [fault("store", what, "keep the run in another store")]
+    if claims != [True, False]:
+        what = f"{objects.address} should create an object for one of two writers only, got {claims}"
+        return [warning("store", what, "start one job at a time on this run, since they cannot notice each other")]
+    rates = f"{STORE_BYTES / MIB / sent_s:.3g} and {STORE_BYTES / MIB / back_s:.3g} MiB/s"
+    figures = f"{STORE_BYTES // MIB} MiB sent in {sent_s:.2g} s, fetched in {back_s:.2g} s ({rates})"
+    return [ok("store", f"{objects.address}: {figures}")]
 
 
 def check_cache(cache: str | None) -> list[Finding]:

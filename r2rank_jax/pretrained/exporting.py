@@ -13,7 +13,8 @@ import jax
 import numpy as np
 from tokenizers import Tokenizer
 
-from r2rank_jax.checkpoint import LoadedPolicy, load_policy, sealed_steps
+from r2rank_jax.checkpoint.folders import sealed_steps
+from r2rank_jax.checkpoint.policy import LoadedPolicy, load_policy
 from r2rank_jax.config import MeshConfig, ModelConfig, RunConfig, from_json, read
 from r2rank_jax.data.prompts.frame import Frame, has_template
 from r2rank_jax.data.prompts.tokenizer import read_tokenizer

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from r2rank_jax.checkpoint import policy_identity
+from r2rank_jax.checkpoint.folders import policy_identity
 from r2rank_jax.config import in_current_fields
 from r2rank_jax.errors import ConfigError, ResultsError
 from r2rank_jax.evaluation.results import read_results

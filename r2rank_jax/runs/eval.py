@@ -19,7 +19,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from r2rank_jax.checkpoint import LoadedPolicy, load_policy, sealed_steps
+from r2rank_jax.checkpoint.folders import sealed_steps
+from r2rank_jax.checkpoint.policy import LoadedPolicy, load_policy
 from r2rank_jax.config import RunConfig, to_json
 from r2rank_jax.data.prepared.dataset import CandidateLists
 from r2rank_jax.data.prompts.templates import find_template

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from r2rank_jax.checkpoint import LoadedPolicy
+from r2rank_jax.checkpoint.policy import LoadedPolicy
 from r2rank_jax.data.prepared.dataset import load
 from r2rank_jax.phases import Phase, PhaseRecord
 from r2rank_jax.runs.inputs import Inputs

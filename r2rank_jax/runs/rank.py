@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from r2rank_jax.checkpoint import load_policy
+from r2rank_jax.checkpoint.policy import load_policy
 from r2rank_jax.config import RunConfig
 from r2rank_jax.data.batches.requests import RankingRequest, read_requests, request_batches, without_history
 from r2rank_jax.data.prompts.tokenizer import FastTokenizer

@@ -18,7 +18,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from r2rank_jax import stopping
-from r2rank_jax.checkpoint import Checkpoints, load_policy
+from r2rank_jax.checkpoint.commits import Checkpoints
+from r2rank_jax.checkpoint.policy import load_policy
 from r2rank_jax.config import RunConfig, to_json
 from r2rank_jax.errors import ScoresError, Stopped
 from r2rank_jax.lineage import require_same_inputs
@@ -42,8 +43,14 @@ from r2rank_jax.types import Array, ListBatch, Params
 CALIBRATION_BATCHES = 16
 
 
-def run(config: RunConfig, run_dir: Path) -> None:
-    """Train the phase "rl" in `run_dir` from its finished "sft". If it has a checkpoint of "rl", resume."""
+def run(config: RunConfig, run_dir: Path, *, on_commit: Callable[[Path], None] | None = None) -> None:
+    """Train the phase "rl" in `run_dir` from its finished "sft". If it has a checkpoint of "rl", resume.
+
+    Args:
+        config: of the run.
+        run_dir: of the run.
+        on_commit: see `Checkpoints`.
+    """
     check(config)
     rl = config.rl
     mesh = make_mesh(config.mesh)
@@ -65,7 +72,7 @@ def run(config: RunConfig, run_dir: Path) -> None:
     rate = learning_rate(rl.optimizer, rl.steps * rl.updates)
 
     # -- state: from the latest checkpoint, or the SFT policy with its head calibrated ------------------------------
-    checkpoints = Checkpoints(run_dir / "checkpoints/rl")
+    checkpoints = Checkpoints(run_dir / "checkpoints/rl", on_commit=on_commit)
     resumption = resume(run_dir, "rl", checkpoints, config, inputs.hashes, reference=sft.identity)
     done = resumption.step
     gap = resumption.logp_gap  # largest |log-probability of the trainer - of the sampler| since the last log

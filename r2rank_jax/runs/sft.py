@@ -6,13 +6,16 @@ resume. With `continued` it is RL's control: the finished SFT policy trains on t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import jax
 
 from r2rank_jax import stopping
-from r2rank_jax.checkpoint import Checkpoints, load_policy, sealed_steps, wait_for_everyone
+from r2rank_jax.checkpoint.commits import Checkpoints, wait_for_everyone
+from r2rank_jax.checkpoint.folders import sealed_steps
+from r2rank_jax.checkpoint.policy import load_policy
 from r2rank_jax.config import RunConfig, from_json, to_json
 from r2rank_jax.data.batches.pipeline import trace_batches
 from r2rank_jax.data.prepared.dataset import Dataset, load_for_prompts
@@ -38,8 +41,17 @@ from r2rank_jax.train.sft_step import make_sft_step
 from r2rank_jax.train.state import abstract_state, fresh_state, learning_rate, start_from
 
 
-def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
-    """Train the phase "sft" or "sft_continued" in `run_dir`. If the run directory has a checkpoint of it, resume."""
+def run(
+    config: RunConfig, run_dir: Path, *, continued: bool = False, on_commit: Callable[[Path], None] | None = None
+) -> None:
+    """Train the phase "sft" or "sft_continued" in `run_dir`. If the run directory has a checkpoint of it, resume.
+
+    Args:
+        config: of the run.
+        run_dir: of the run.
+        continued: train RL's control.
+        on_commit: see `Checkpoints`.
+    """
     check(config)
     if not continued:
         config.require_critic_lists()
@@ -82,7 +94,7 @@ def run(config: RunConfig, run_dir: Path, *, continued: bool = False) -> None:
         process_count=part.parts,
         workers=config.compute.data_workers,
     )
-    checkpoints = Checkpoints(run_dir / "checkpoints" / phase)
+    checkpoints = Checkpoints(run_dir / "checkpoints" / phase, on_commit=on_commit)
     resumption = resume(run_dir, phase, checkpoints, config, inputs.hashes, traces=traces.digest, reference=reference)
     done = resumption.step
     if resumption.record is None:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from r2rank_jax.checkpoint import KEPT, Checkpoints
+from r2rank_jax.checkpoint.commits import KEPT, Checkpoints
 from r2rank_jax.config import ComputeConfig, DataConfig, MeshConfig, ModelConfig, RLConfig, RunConfig, SFTConfig
 from r2rank_jax.doctor import devices, storage, versions
 from r2rank_jax.doctor.agreement import compare, configuration_facts, flag_facts

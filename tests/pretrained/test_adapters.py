@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r2rank_jax.checkpoint import Checkpoints
+from r2rank_jax.checkpoint.commits import Checkpoints
 from r2rank_jax.cli import main
 from r2rank_jax.config import DataConfig, MeshConfig, RunConfig, to_json
 from r2rank_jax.errors import ConfigError

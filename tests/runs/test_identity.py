@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from r2rank_jax.checkpoint import sealed_steps
+from r2rank_jax.checkpoint.folders import sealed_steps
 from r2rank_jax.data.prepare.prepare import prepare
 from r2rank_jax.data.prepared.dataset import load
 from r2rank_jax.data.teacher.synthesize import synthesize

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from r2rank_jax.checkpoint import load_policy
+from r2rank_jax.checkpoint.policy import load_policy
 from r2rank_jax.config import read, with_values
 from r2rank_jax.data.batches.pipeline import evaluation_batches
 from r2rank_jax.data.prepared.dataset import load

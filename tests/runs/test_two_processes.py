@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from r2rank_jax.checkpoint import sealed_steps
+from r2rank_jax.checkpoint.folders import sealed_steps
 from r2rank_jax.files.checksums import damage
 from tests.support.command_line import COMMAND, STEPS, environment, metrics
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from r2rank_jax.checkpoint import load_policy
+from r2rank_jax.checkpoint.policy import load_policy
 from r2rank_jax.config import RunConfig, to_json
 from r2rank_jax.data.prepared.dataset import CandidateLists
 from r2rank_jax.errors import ConfigError, DataError

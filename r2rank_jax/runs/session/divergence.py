@@ -14,7 +14,7 @@ from typing import NoReturn
 import jax
 from jax.sharding import Mesh
 
-from r2rank_jax.checkpoint import Checkpoints, wait_for_everyone
+from r2rank_jax.checkpoint.commits import Checkpoints, wait_for_everyone
 from r2rank_jax.errors import DivergenceError
 from r2rank_jax.files.atomic import replacing_file
 from r2rank_jax.phases import Phase

@@ -26,10 +26,16 @@ _SEEN_S = 3
 
 
 @contextmanager
-def one_writer(run_dir: Path) -> Iterator[None]:
+def one_writer(
+    run_dir: Path, *, share: str = "choose a --run-dir on a file system that all hosts share"
+) -> Iterator[None]:
     """Hold the run directory for this job; all processes must enter this.
 
     Process 0 locks it for all of them, and the others check that they see the same folder.
+
+    Args:
+        run_dir: the run directory.
+        share: the remedy if they do not.
 
     Raises:
         CheckpointError: another job is writing to `run_dir`, or the processes have different folders there.
@@ -39,7 +45,7 @@ def one_writer(run_dir: Path) -> Iterator[None]:
         yield
         return
     with locked(run_dir) as writer:
-        _require_same_folder(run_dir, writer)
+        _require_same_folder(run_dir, writer, share)
         yield
 
 
@@ -84,7 +90,7 @@ def locked(run_dir: Path) -> Iterator[str]:
                 run_dir.rmdir()
 
 
-def _require_same_folder(run_dir: Path, written: str) -> None:
+def _require_same_folder(run_dir: Path, written: str, share: str) -> None:
     """Ask all other processes whether they see what this one, process 0, has written."""
     if messages.joined():
         messages.put(WRITER, written)
@@ -97,8 +103,7 @@ def _require_same_folder(run_dir: Path, written: str) -> None:
     if blind := [i for i, answer in answers.items() if answer != "seen"]:
         raise CheckpointError(
             f"all processes must share the run directory, but what process 0 on host {socket.gethostname()} wrote to "
-            f"{run_dir} was not seen by {', '.join(map(str, blind))}; choose a --run-dir on a file system that all "
-            "hosts share"
+            f"{run_dir} was not seen by {', '.join(map(str, blind))}; {share}"
         )
 
 

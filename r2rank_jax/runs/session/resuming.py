@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from r2rank_jax.checkpoint import Checkpoints, sealed_steps
+from r2rank_jax.checkpoint.commits import Checkpoints
+from r2rank_jax.checkpoint.folders import sealed_steps
 from r2rank_jax.config import RunConfig
 from r2rank_jax.errors import CheckpointError, Stopped
 from r2rank_jax.lineage import require_same_inputs, require_same_settings

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from r2rank_jax import cli
-from r2rank_jax.checkpoint import policy_identity
+from r2rank_jax.checkpoint.folders import policy_identity
 from r2rank_jax.data.prepared.dataset import load
 from r2rank_jax.evaluation.probes.form import FIELDS, read_probes
 from tests.support.command_line import contents, succeed

@@ -5,7 +5,8 @@ import shutil
 import numpy as np
 import pytest
 
-from r2rank_jax.checkpoint import load_policy, policy_identity, sealed_steps
+from r2rank_jax.checkpoint.folders import policy_identity, sealed_steps
+from r2rank_jax.checkpoint.policy import load_policy
 from r2rank_jax.cli.configuration import load_config
 from r2rank_jax.config import with_values
 from r2rank_jax.errors import ConfigError

@@ -14,7 +14,8 @@ import jax
 import numpy as np
 import pytest
 
-from r2rank_jax.checkpoint import Checkpoints, sealed_steps
+from r2rank_jax.checkpoint.commits import Checkpoints
+from r2rank_jax.checkpoint.folders import sealed_steps
 from r2rank_jax.config import read
 from r2rank_jax.phases import PhaseRecord
 from r2rank_jax.sharding import make_mesh

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from r2rank_jax.checkpoint import load_policy
+from r2rank_jax.checkpoint.policy import load_policy
 from r2rank_jax.config import read, with_values
 from r2rank_jax.rollout.scoring import make_scorer
 from r2rank_jax.runs.inputs import held_out_metrics, open_inputs, validation_metrics

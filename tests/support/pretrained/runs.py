@@ -5,7 +5,8 @@ import json
 import jax
 import numpy as np
 
-from r2rank_jax.checkpoint import Checkpoints, load_policy
+from r2rank_jax.checkpoint.commits import Checkpoints
+from r2rank_jax.checkpoint.policy import load_policy
 from r2rank_jax.config import DataConfig, MeshConfig, OptimizerConfig, RunConfig, to_json
 from r2rank_jax.data.prompts.tokenizer import train_tokenizer
 from r2rank_jax.phases import PhaseRecord

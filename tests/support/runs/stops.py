@@ -21,7 +21,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from r2rank_jax.checkpoint import sealed_steps
+from r2rank_jax.checkpoint.folders import sealed_steps
 from r2rank_jax.errors import STOPPED
 from r2rank_jax.files.checksums import damage
 from tests.support.command_line import COMMAND, environment, metrics

@@ -9,29 +9,26 @@ detect flipped bits.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from r2rank_jax.config import RunConfig
+from r2rank_jax.checkpoint.folders import best_step, identity, sealed_steps
+from r2rank_jax.checkpoint.salvage import seal_or_delete
+from r2rank_jax.checkpoint.together import damage_seen_by_all, seal_by_all
 from r2rank_jax.errors import CheckpointError
-from r2rank_jax.files.checksums import SEAL, damage, write_seal
-from r2rank_jax.lineage import require_same_model
+from r2rank_jax.files.checksums import SEAL
 from r2rank_jax.phases import PhaseRecord
-from r2rank_jax.types import Params
 
 KEPT = 2
 """Newest commits of a phase that are kept, besides those of the best validation that they name."""
@@ -40,23 +37,32 @@ KEPT = 2
 class Checkpoints:
     """The commits of one phase of a run."""
 
-    def __init__(self, directory: Path, *, keep: int = KEPT, read_only: bool = False):
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        keep: int = KEPT,
+        read_only: bool = False,
+        on_commit: Callable[[Path], None] | None = None,
+    ):
         """Open `directory`, seal a save that only lacks its seal, and delete the remains of interrupted saves.
 
         Args:
             directory: `<run>/checkpoints/<phase>`.
             keep: the number of newest commits to keep, see `KEPT`.
             read_only: delete and move nothing, since a training run may be writing the unsealed folder.
+            on_commit: called in process 0 with the folder of every commit once it is sealed, before the next save.
         """
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs every barrier
         self.directory = directory.absolute()
         self._keep = keep
         self._read_only = read_only
+        self._on_commit = on_commit
         if jax.process_index() == 0 and not read_only:
             self.directory.mkdir(parents=True, exist_ok=True)
             for folder in self.directory.iterdir():
                 if folder.is_dir() and not (folder / SEAL).exists():
-                    _seal_or_delete(folder)
+                    seal_or_delete(folder)
             for old in self.directory.parent.glob(self._replaced("*").name):
                 place = self.directory / old.name.rpartition(".")[2]
                 if place.exists():
@@ -111,7 +117,7 @@ class Checkpoints:
 
     def problem(self, step: int) -> str | None:
         """Why a sealed commit cannot be used, or None: files that do not match the seal, or a folder put elsewhere."""
-        if changed := damage(self.directory / str(step)):
+        if changed := damage_seen_by_all(self.directory / str(step)):
             return changed
         try:
             record = self.record(step)
@@ -148,7 +154,7 @@ class Checkpoints:
             CheckpointError: it cannot be read, although its files match the seal.
         """
         folder = self.directory / str(step)
-        with _reading(folder):
+        with reading(folder):
             restored = self._writer.restore(
                 folder, args=ocp.args.Composite(state=ocp.args.StandardRestore(like), extras=ocp.args.JsonRestore())
             )
@@ -157,13 +163,13 @@ class Checkpoints:
     def record(self, step: int) -> PhaseRecord:
         """The record of one commit, without its state; raises `CheckpointError` as `restore`."""
         folder = self.directory / str(step)
-        with _reading(folder):
+        with reading(folder):
             restored = self._writer.restore(folder, args=ocp.args.Composite(extras=ocp.args.JsonRestore()))
         return PhaseRecord.from_json(restored.extras)
 
     def identity(self, step: int) -> str:
         """The SHA-256 of the commit's seal, which identifies the content of the commit."""
-        return _identity(self.directory / str(step))
+        return identity(self.directory / str(step))
 
     def close(self) -> None:
         """Wait for the last save and its seal."""
@@ -174,160 +180,21 @@ class Checkpoints:
     def _seal(self, step: int) -> None:
         """Wait until Orbax has renamed the save into place, write its seal, and only then delete older commits."""
         self._writer.wait_until_finished()
+        seal_by_all(self.directory / str(step))
         if jax.process_index() != 0:
             return
-        write_seal(self.directory / str(step))
         shutil.rmtree(self._replaced(step), ignore_errors=True)
         steps = sealed_steps(self.directory)
-        bests = {_best_step(self.directory / str(kept)) for kept in steps[: self._keep]}
+        bests = {best_step(self.directory / str(kept)) for kept in steps[: self._keep]}
         for old in steps[self._keep :]:
             if old not in bests:
                 shutil.rmtree(self.directory / str(old))
-
-
-def sealed_steps(directory: Path) -> list[int]:
-    """The sealed steps of a phase's folder, newest first."""
-    if not directory.is_dir():
-        return []
-    steps = [int(f.name) for f in directory.iterdir() if _is_step(f.name) and (f / SEAL).exists()]
-    return sorted(steps, reverse=True)
-
-
-def policy_identity(directory: Path) -> str | None:
-    """Identity of the commit that `load_policy` would load if none is damaged; None if there is none."""
-    steps = sealed_steps(directory)
-    if not steps:
-        return None
-    best = _best_step(directory / str(steps[0]))
-    return _identity(directory / str(best if best in steps else steps[0]))
-
-
-def _best_step(folder: Path) -> int | None:
-    """The step of the best validation that a commit names; None if it names none or cannot be read.
-
-    Orbax writes the record as a file of JSON. Reading that file needs no devices, which the report must not start.
-    """
-    try:
-        best = json.loads((folder / "extras/metadata").read_bytes())["best"]
-        return int(best["step"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _identity(folder: Path) -> str:
-    return hashlib.sha256((folder / SEAL).read_bytes()).hexdigest()
-
-
-@dataclass(frozen=True)
-class LoadedPolicy:
-    """The policy of a phase, and the commit that it comes from."""
-
-    params: Params
-    record: PhaseRecord
-    identity: str
-    step: int
-
-
-def load_policy(
-    directory: Path, like: Params, config: RunConfig, *, step: int | None = None, unfinished: bool = False
-) -> LoadedPolicy:
-    """Load the policy of a phase: its parameter average if it has one.
-
-    Args:
-        directory: `<run>/checkpoints/<phase>`.
-        like: abstract parameters with shapes, dtypes and shardings.
-        config: the current configuration; its model must be the checkpoint's.
-        step: a commit's step; None: of the best validation, or the latest of a phase without `patience`.
-        unfinished: accept a phase that has not finished.
-
-    Raises:
-        CheckpointError: there is no such checkpoint, the phase did not finish, or it trained another model.
-    """
-    steps = sealed_steps(directory)
-    if not steps:
-        raise CheckpointError(f"no checkpoint in {directory}; run `r2rank {directory.name.split('_')[0]}` first")
-    if step is not None and step not in steps:
-        raise CheckpointError(
-            f"--step must be one of the checkpoints of {directory.name}, {', '.join(map(str, steps))}, got {step}"
-        )
-    checkpoints = Checkpoints(directory, read_only=True)
-    chosen = step
-    if step is None:
-        step = checkpoints.latest()
-        if step is None:
-            raise CheckpointError(f"every checkpoint in {directory} is damaged; run that phase again")
-    elif problem := checkpoints.problem(step):
-        raise CheckpointError(f"checkpoint {directory.name}/{step} is damaged ({problem}); choose another --step")
-    record = checkpoints.record(step)
-    if not record.finished and not unfinished:
-        raise CheckpointError(
-            f"{directory.name} stopped at step {step} of {record.steps}; run the same command again to finish it"
-        )
-    require_same_model(record, config)
-    if chosen is None and record.best is not None:
-        problem = checkpoints.problem(record.best.step) if record.best.step in steps else "it is missing"
-        if problem is None:
-            step = record.best.step
-        else:
-            print(f"{directory.name}/{record.best.step}, of the best validation, is damaged ({problem}); using {step}")
-    field = "average" if record.has_average else "params"
-    with ocp.PyTreeCheckpointer() as reader, _reading(directory / str(step)):
-        restored = reader.restore(
-            directory.absolute() / str(step) / "state",
-            args=ocp.args.PyTreeRestore(
-                item={field: like},
-                restore_args={field: ocp.checkpoint_utils.construct_restore_args(like)},
-                partial_restore=True,
-            ),
-        )
-    identity = checkpoints.identity(step)
-    checkpoints.close()
-    return LoadedPolicy(restored[field], record, identity, step)
-
-
-def _seal_or_delete(folder: Path) -> None:
-    """Seal a save that was complete when its process was killed; delete any other."""
-    if _is_complete(folder):
-        write_seal(folder)
-        print(f"checkpoint {folder.parent.name}/{folder.name} was complete and is sealed now")
-    else:
-        shutil.rmtree(folder)
-
-
-def _is_complete(folder: Path) -> bool:
-    """Whether Orbax finished this save: it is named after its step, has its time of commit, and can be read."""
-    if not _is_step(folder.name):
-        return False
-    try:
-        committed = json.loads((folder / "_CHECKPOINT_METADATA").read_bytes())["commit_timestamp_nsecs"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return bool(committed) and (folder / "extras/metadata").is_file() and _is_readable(folder / "state")
-
-
-def _is_readable(state: Path) -> bool:
-    """Whether every array can be read. They are read one at a time, as the whole state may not fit into one host."""
-    alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}, barrier_sync_key_prefix="readable")
-    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
-    with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:  # the other processes are not here
-        try:
-            leaves, kind = jax.tree.flatten(reader.metadata(state).item_metadata.tree)
-            for place in range(len(leaves)):
-                one = [leaf if i == place else ocp.PLACEHOLDER for i, leaf in enumerate(leaves)]
-                item = jax.tree.unflatten(kind, one)
-                as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
-                reader.restore(state, args=ocp.args.PyTreeRestore(item=item, restore_args=as_numpy))
-        except Exception:
-            return False
-    return bool(leaves)
-
-
-def _is_step(name: str) -> bool:
-    return name.isascii() and name.isdecimal()
+        if self._on_commit is not None:
+            self._on_commit(self.directory / str(step))
 
 
 @contextmanager
-def _reading(folder: Path) -> Iterator[None]:
+def reading(folder: Path) -> Iterator[None]:
     """Turn errors of Orbax into one line."""
     try:
         yield

@@ -1,0 +1,66 @@
+"""Where a run is: in a folder, or in an object store, whose runs are worked on in a folder of this machine."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from r2rank_jax.files.objects import is_address
+from r2rank_jax.files.places import require_folder
+
+if TYPE_CHECKING:
+    from r2rank_jax.runs.session.stored import StoredRun
+
+WORK = "R2RANK_WORK_DIR"
+"""Variable with the folder in which runs of object stores are worked on."""
+
+
+def run_place(text: str) -> Path | str:
+    """Type of an argument: a path, or an address such as s3://bucket/run as it is."""
+    return text if is_address(text) else Path(text)
+
+
+def stored_run(arguments: argparse.Namespace, name: str, *, writing: bool = False) -> StoredRun | None:
+    """The run in an object store that an argument names; None if it names a folder.
+
+    The argument becomes the run's folder on this machine, which is empty until `fetched`.
+
+    Args:
+        arguments: of the command.
+        name: of the argument.
+        writing: see `StoredRun`.
+
+    Raises:
+        UsageError: the address, or the folder for such runs, cannot be used.
+    """
+    place = getattr(arguments, name)
+    if not isinstance(place, str):
+        return None
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    work = Path(os.environ.get(WORK) or home / "r2rank_jax" / "runs")
+    require_folder(work, WORK)
+    from r2rank_jax.runs.session.stored import StoredRun
+
+    stored = StoredRun(place, work, writing=writing)
+    setattr(arguments, name, stored.folder)
+    return stored
+
+
+@contextmanager
+def fetched(stored: StoredRun) -> Iterator[Callable[[Path], None]]:
+    """Fetch a run from its store, and in the end send what the command has changed.
+
+    Yields:
+        What sends a sealed commit.
+    """
+    from r2rank_jax.runs.session.one_writer import one_writer
+
+    with (
+        one_writer(stored.folder, share=f"set {WORK} to a folder that all hosts share"),
+        stored.opened() as send_commit,
+    ):
+        yield send_commit

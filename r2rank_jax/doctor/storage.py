@@ -1,4 +1,4 @@
-"""Space for checkpoints at the run directory, its object store, the cache of compiled programs, and limits of the operating system."""
+"""Space at the run directory, its object store, the cache of compiled programs, and limits of the operating system."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class ObjectFolder:
             return {
                 name.removeprefix(f"{self._root}/"): f"{info['size']} {info.get('ETag') or info.get('etag')}"
                 for name, info in found.items()
-                if name.startswith(f"{self._root}/") and info["type"] == "file"
+                if name.startswith(f"{self._root}/") and info["type"] == "file" and not name.endswith("/")
             }
 
         return self._ask(f"list {under or 'it'}", find)

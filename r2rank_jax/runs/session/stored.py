@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from r2rank_jax.checkpoint.commits import KEPT
 from r2rank_jax.checkpoint.folders import best_step, sealed_steps
 from r2rank_jax.cluster import messages
-from r2rank_jax.errors import JoinError, StorageError
+from r2rank_jax.errors import REFUSED, JoinError, StorageError
 from r2rank_jax.files.atomic import replacing_file
 from r2rank_jax.files.checksums import SEAL, damage
 from r2rank_jax.files.lease import CLAIMS, Lease
@@ -107,6 +107,12 @@ class StoredRun:
         """Make the folder equal to the store: all files, and of each phase the newest sound commit and its best."""
         self._known = self._read_known()
         tags = self.objects.tags()
+        for name in tags:
+            if {"", ".", ".."} & set(name.split("/")):
+                raise StorageError(
+                    f"{self.objects.address} must hold a run directory, got an object named {name!r}; delete it",
+                    REFUSED,
+                )
         wanted = {name: tag for name, tag in tags.items() if _is_plain(name)}
         for name, file in self._files().items():
             if name not in wanted:
@@ -228,9 +234,6 @@ class StoredRun:
 
     def _fetch(self, files: dict[str, Path], tags: dict[str, str]) -> None:
         total = sum(int(tags[name].split()[0]) for name in files)
-        for file in files.values():
-            if not file.resolve().is_relative_to(self.folder.resolve()):
-                raise StorageError(f"{self.objects.address} must hold a run directory, got an object named {file}")
         with Progress(f"fetching {self.objects.address}", total) as progress:
             self.objects.fetch(files, progress.update)
 

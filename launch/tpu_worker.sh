@@ -19,7 +19,7 @@ case ${1:-} in
     # Images of TPU VMs have Python 3.10, and r2rank needs 3.11 or newer; uv brings its own.
     python3 -m pip install --quiet --user uv
     python3 -m uv venv --quiet --allow-existing --python 3.12 .venv
-    python3 -m uv pip install --quiet --python .venv/bin/python '.[tpu]'
+    python3 -m uv pip install --quiet --python .venv/bin/python '.[tpu,gs]'
     ;;
   start)
     shift

@@ -209,13 +209,14 @@ def differences(one: Path, other: Path, phase: str) -> list[str]:
     steps = [sealed_steps(run / "checkpoints" / phase)[:1] for run in (one, other)]
     if steps[0] != steps[1]:
         return [*found, f"the last commits are {steps}"]
-    a, b = (_arrays(run / "checkpoints" / phase / str(steps[0][0])) for run in (one, other))
+    a, b = (arrays(run / "checkpoints" / phase / str(steps[0][0])) for run in (one, other))
     if a.keys() != b.keys():
         return [*found, "the states have other arrays"]
     return found + [f"{name} differs" for name in a if a[name].tobytes() != b[name].tobytes()]
 
 
-def _arrays(folder: Path) -> dict[str, np.ndarray]:
+def arrays(folder: Path) -> dict[str, np.ndarray]:
+    """Every array of the state in the folder of a commit."""
     logging.getLogger("absl").setLevel(logging.ERROR)
     with ocp.PyTreeCheckpointer() as reader:
         tree = reader.metadata(folder / "state").item_metadata.tree

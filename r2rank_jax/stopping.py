@@ -133,6 +133,12 @@ def hold() -> None:
         _asked.holds_work = True
 
 
+def release() -> None:
+    """From now on, until `hold`, there is nothing to commit: a signal ends the process at once."""
+    if _asked is not None:
+        _asked.holds_work = False
+
+
 def is_asked() -> bool:
     """Whether signals wait for the next `check`."""
     return _asked is not None
@@ -179,7 +185,7 @@ class _Asked:
             # A message that nobody can read must not keep the others from hearing.
             if not self.holds_work:
                 with suppress(OSError):
-                    print(f"r2rank: {name} before the first step: nothing to commit", file=sys.stderr, flush=True)
+                    print(f"r2rank: {name}: nothing to commit", file=sys.stderr, flush=True)
                 self._leave(STOPPED)
             if self._spread is not None:
                 self._spread()

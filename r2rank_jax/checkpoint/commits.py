@@ -12,12 +12,12 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import orbax.checkpoint as ocp
@@ -34,6 +34,19 @@ KEPT = 2
 """Newest commits of a phase that are kept, besides those of the best validation that they name."""
 
 
+class Mirror(Protocol):
+    """Another place that keeps a run, such as an object store."""
+
+    def send_commit(self, folder: Path) -> None:
+        """Keep a sealed commit, given its folder, and forget those that its phase no longer has."""
+
+    def send_files(self) -> None:
+        """Keep all files of the run that are not commits, as they are now."""
+
+    def withdraw(self, phase: str, steps: list[int]) -> None:
+        """Forget commits that must not be used."""
+
+
 class Checkpoints:
     """The commits of one phase of a run."""
 
@@ -43,7 +56,7 @@ class Checkpoints:
         *,
         keep: int = KEPT,
         read_only: bool = False,
-        on_commit: Callable[[Path], None] | None = None,
+        mirror: Mirror | None = None,
     ):
         """Open `directory`, seal a save that only lacks its seal, and delete the remains of interrupted saves.
 
@@ -51,13 +64,13 @@ class Checkpoints:
             directory: `<run>/checkpoints/<phase>`.
             keep: the number of newest commits to keep, see `KEPT`.
             read_only: delete and move nothing, since a training run may be writing the unsealed folder.
-            on_commit: called in process 0 with the folder of every commit once it is sealed, before the next save.
+            mirror: keeps the commits of process 0 elsewhere, too.
         """
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs every barrier
         self.directory = directory.absolute()
         self._keep = keep
         self._read_only = read_only
-        self._on_commit = on_commit
+        self._mirror = mirror
         if jax.process_index() == 0 and not read_only:
             self.directory.mkdir(parents=True, exist_ok=True)
             for folder in self.directory.iterdir():
@@ -131,9 +144,17 @@ class Checkpoints:
         """Move the commits of step `first` and later out of the way, to `<phase>.<reason>.<step>`."""
         self.wait()
         wait_for_everyone("sealed")  # by process 0
-        for step in sealed_steps(self.directory):
-            if step >= first:
-                self._move_away(step, reason)
+        steps = [step for step in sealed_steps(self.directory) if step >= first]
+        if self._mirror is not None and jax.process_index() == 0:
+            self._mirror.withdraw(self.directory.name, steps)
+        for step in steps:
+            self._move_away(step, reason)
+
+    def send_files(self) -> None:
+        """Let the mirror, if there is one, have the run's other files as they are now; all processes wait for it."""
+        if self._mirror is not None and jax.process_index() == 0:
+            self._mirror.send_files()
+        wait_for_everyone(f"files of {self.directory.name} sent")
 
     def _move_away(self, step: int, reason: str) -> None:
         wait_for_everyone(f"{reason} {step}")  # all processes must have read the folder before it is moved
@@ -171,6 +192,11 @@ class Checkpoints:
         """The SHA-256 of the commit's seal, which identifies the content of the commit."""
         return identity(self.directory / str(step))
 
+    def finish_save(self) -> None:
+        """After an error, let the save that is under way be sealed, unless that needs other processes."""
+        if self._sealing is not None and jax.process_count() == 1:
+            wait([self._sealing])
+
     def close(self) -> None:
         """Wait for the last save and its seal."""
         self.wait()
@@ -189,8 +215,8 @@ class Checkpoints:
         for old in steps[self._keep :]:
             if old not in bests:
                 shutil.rmtree(self.directory / str(old))
-        if self._on_commit is not None:
-            self._on_commit(self.directory / str(step))
+        if self._mirror is not None:
+            self._mirror.send_commit(self.directory / str(step))
 
 
 @contextmanager

@@ -52,14 +52,16 @@ def configuration(arguments: argparse.Namespace, overrides: list[str]) -> RunCon
     """The configuration in the file, or that of an existing run, with the fields that the command line overrides."""
     path: Path | None = arguments.config
     run_dir: Path | None = getattr(arguments, "run_dir", None)
-    if path is None and run_dir is not None and (run_dir / "config.json").exists():
+    address: str | None = getattr(arguments, "address", None)  # of a stored run, whose config.json `--config` names
+    if path is None and run_dir is not None and address is None and (run_dir / "config.json").exists():
         path = run_dir / "config.json"
     if arguments.help:
         _print_help(arguments, path)
     if path is None:
+        place = address or run_dir
         raise UsageError(
             f"`r2rank {arguments.command}` needs --config FILE, for example configs/quickstart.py, or the --run-dir of "
-            f"a run that has a config.json, got {f'--run-dir {run_dir}' if run_dir else 'neither'}"
+            f"a run that has a config.json, got {f'--run-dir {place}' if place else 'neither'}"
         )
     return overridden(load_config(path), overrides, f"r2rank {arguments.command}")
 

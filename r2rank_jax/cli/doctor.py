@@ -35,9 +35,7 @@ def add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _doctor(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Return 2 if the run would not start or not work, else 0; the same on every process."""
     with others_told_of_errors():
-        stored = stored_run(arguments, "run_dir", writing=True)
-        if stored is not None and arguments.config is None:
-            arguments.config = stored.config()
+        stored_run(arguments, use="write")
         config = configuration(arguments, overrides)
     run_dir = arguments.run_dir or Path("runs") / config.name
     join_processes(least_heartbeat_s=int(5 * arguments.limit_s))  # the doctor names processes that are silent
@@ -48,7 +46,7 @@ def _doctor(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
     processes = Processes.of_this_job(arguments.limit_s)
     try:
-        report = examine(config, run_dir, os.environ, processes, None if stored is None else stored.objects)
+        report = examine(config, run_dir, os.environ, processes, getattr(arguments, "address", None))
         if processes.index == 0:
             print(text(report.findings, report.not_tried), flush=True)
         code, stuck = processes.share("verdict", (REFUSED if report.faults else 0, report.stuck))

@@ -75,7 +75,7 @@ def _export(arguments: argparse.Namespace, _: list[str]) -> int:
     from r2rank_jax.pretrained.exporting import export
 
     options = {name: getattr(arguments, name) for name in ("phase", "form", "dtype", "shard_gib")}
-    stored = stored_run(arguments, "source")
+    stored = stored_run(arguments, "source", use="read", phases=[arguments.phase])
     with nullcontext() if stored is None else fetched(stored):
         export(arguments.source, arguments.out, **options)
     return 0

@@ -61,7 +61,7 @@ def _plan(arguments: argparse.Namespace, overrides: list[str]) -> int:
 def _report(arguments: argparse.Namespace, _: list[str]) -> int:
     from r2rank_jax.report.build import build
 
-    stored = stored_run(arguments, "run_dir")
+    stored = stored_run(arguments, use="look")
     with nullcontext() if stored is None else fetched(stored):
         run_dir = _existing_run(arguments.run_dir)
         require_file(run_dir / "report.html", "--run-dir")

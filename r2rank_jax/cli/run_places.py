@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from r2rank_jax.files.objects import is_address
 from r2rank_jax.files.places import require_folder
@@ -24,43 +24,53 @@ def run_place(text: str) -> Path | str:
     return text if is_address(text) else Path(text)
 
 
-def stored_run(arguments: argparse.Namespace, name: str, *, writing: bool = False) -> StoredRun | None:
-    """The run in an object store that an argument names; None if it names a folder.
+def stored_run(
+    arguments: argparse.Namespace,
+    name: str = "run_dir",
+    *,
+    use: Literal["write", "read", "look"],
+    phases: list[str] | None = None,
+) -> StoredRun | None:
+    """The run in an object store that an argument names; None if it names a folder, or if only help is wanted.
 
-    The argument becomes the run's folder on this machine, which is empty until `fetched`.
+    The argument becomes the run's folder on this machine, which is empty until the run is `fetched`, and
+    `arguments.address` the address. A configuration of the run is copied, and named by `arguments.config`, if the
+    command needs one.
 
     Args:
         arguments: of the command.
         name: of the argument.
-        writing: see `StoredRun`.
+        use: see `StoredRun`.
+        phases: see `StoredRun`.
 
     Raises:
         UsageError: the address, or the folder for such runs, cannot be used.
+        StorageError: the store does not answer, or refuses.
     """
     place = getattr(arguments, name)
     if not isinstance(place, str):
+        return None
+    if getattr(arguments, "help", False):
+        setattr(arguments, name, None)
         return None
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     work = Path(os.environ.get(WORK) or home / "r2rank_jax" / "runs")
     require_folder(work, WORK)
     from r2rank_jax.runs.session.stored import StoredRun
 
-    stored = StoredRun(place, work, writing=writing)
+    stored = StoredRun(place, work, use=use, phases=phases, step=getattr(arguments, "step", None))
     setattr(arguments, name, stored.folder)
+    arguments.address = stored.objects.address
+    if getattr(arguments, "config", "none needed") is None:
+        arguments.config = stored.config()
     return stored
 
 
 @contextmanager
-def fetched(stored: StoredRun) -> Iterator[Callable[[Path], None]]:
-    """Fetch a run from its store, and in the end send what the command has changed.
-
-    Yields:
-        What sends a sealed commit.
-    """
+def fetched(stored: StoredRun) -> Iterator[StoredRun]:
+    """Fetch a run from its store, and in the end send what the command has changed."""
     from r2rank_jax.runs.session.one_writer import one_writer
 
-    with (
-        one_writer(stored.folder, share=f"set {WORK} to a folder that all hosts share"),
-        stored.opened() as send_commit,
-    ):
-        yield send_commit
+    share = f"set {WORK} to a folder that all hosts share"
+    with one_writer(stored.folder, share=share), stored.opened():
+        yield stored

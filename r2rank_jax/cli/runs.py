@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from r2rank_jax.cli.configuration import add_configured, configuration
 from r2rank_jax.cli.run_places import fetched, stored_run
@@ -21,6 +22,9 @@ from r2rank_jax.errors import R2RankError, UsageError
 from r2rank_jax.files.places import require_file, require_folder
 from r2rank_jax.phases import PHASES
 from r2rank_jax.stopping import asked_to_stop, end_process
+
+if TYPE_CHECKING:
+    from r2rank_jax.checkpoint.commits import Mirror
 
 _FILES = {"eval": ("results.json", "by_list.npz", "rationales.jsonl"), "probe": ("probes.json",)}
 """What commands write that train nothing."""
@@ -77,9 +81,7 @@ def add_runs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     training = arguments.command in ("sft", "rl")
     with others_told_of_errors():
-        stored = stored_run(arguments, "run_dir", writing=training)
-        if stored is not None and arguments.config is None:
-            arguments.config = stored.config()
+        stored = stored_run(arguments, use="write" if training else "read", phases=_phases_used(arguments))
         config = configuration(arguments, overrides)
         run_dir = arguments.run_dir or Path("runs") / config.name
         _require_outputs(arguments, run_dir)
@@ -90,16 +92,23 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from r2rank_jax.runs.session.one_writer import one_writer
 
     with ExitStack() as session:
-        on_commit = None
+        mirror = None
         if training:
             session.enter_context(_asked_to_stop(spread))
         if stored is not None:
-            on_commit = session.enter_context(fetched(stored))
+            mirror = session.enter_context(fetched(stored))
         elif training:
             session.enter_context(one_writer(run_dir))
         config = choose_budget(choose_attention(config, run_dir))
-        _carry_out(arguments, config, run_dir, on_commit)
+        _carry_out(arguments, config, run_dir, mirror)
     return 0
+
+
+def _phases_used(arguments: argparse.Namespace) -> list[str] | None:
+    """The phases whose policies a command uses; None: it may use all."""
+    if arguments.command == "rank":
+        return [arguments.phase]
+    return arguments.phase or None if arguments.command == "eval" else None
 
 
 def _asked_to_stop(spread: Callable[[], None] | None) -> AbstractContextManager[None]:
@@ -111,17 +120,15 @@ def _asked_to_stop(spread: Callable[[], None] | None) -> AbstractContextManager[
     return asked_to_stop(agreed=reached_preemption_sync_point, spread=spread, leave=leave)
 
 
-def _carry_out(
-    arguments: argparse.Namespace, config: RunConfig, run_dir: Path, on_commit: Callable[[Path], None] | None
-) -> None:
+def _carry_out(arguments: argparse.Namespace, config: RunConfig, run_dir: Path, mirror: Mirror | None) -> None:
     if arguments.command == "sft":
         from r2rank_jax.runs import sft
 
-        sft.run(config, run_dir, continued=arguments.continued, on_commit=on_commit)
+        sft.run(config, run_dir, continued=arguments.continued, mirror=mirror)
     elif arguments.command == "rl":
         from r2rank_jax.runs import rl
 
-        rl.run(config, run_dir, on_commit=on_commit)
+        rl.run(config, run_dir, mirror=mirror)
     elif arguments.command == "eval":
         from r2rank_jax.runs import eval as evaluation
 

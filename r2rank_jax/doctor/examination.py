@@ -30,7 +30,6 @@ from r2rank_jax.doctor.shared_folder import SCRATCH, check_shared, scratch
 from r2rank_jax.doctor.speed import all_reduce, axes_to_reduce, commit_and_restore
 from r2rank_jax.doctor.storage import check_cache, check_limits, check_run_dir, check_store
 from r2rank_jax.doctor.versions import check_versions
-from r2rank_jax.files.objects import ObjectFolder
 from r2rank_jax.runs.session.one_writer import locked
 from r2rank_jax.sharding import make_mesh
 
@@ -62,7 +61,7 @@ def examine(
     run_dir: Path,
     environment: Mapping[str, str],
     processes: Processes,
-    objects: ObjectFolder | None = None,
+    address: str | None = None,
 ) -> Report:
     """Carry out all checks. Every process of the job must call this, after it has joined the others.
 
@@ -71,7 +70,7 @@ def examine(
         run_dir: of the run; nothing is left there.
         environment: variables of this process.
         processes: those of the job.
-        objects: where an object store keeps the run directory; process 0 uses it.
+        address: of the run directory in an object store; process 0 tries it.
 
     Returns:
         The report; on other processes than 0, only whether something is stuck.
@@ -87,8 +86,8 @@ def examine(
         return report
     neighbours = processes.share("hosts", Counter(hosts.values()))[socket.gethostname()]
 
-    own_objects = objects if processes.index == 0 else None
-    findings, facts = _alone(config, run_dir, own_objects, environment, neighbours, processes.limit_s, report)
+    own_address = address if processes.index == 0 else None
+    findings, facts = _alone(config, run_dir, own_address, environment, neighbours, processes.limit_s, report)
     payload = {"findings": [dataclasses.asdict(one) for one in findings], "facts": facts, "stuck": report.stuck}
     answers = processes.gather("alone", payload)
     if processes.index == 0:
@@ -118,7 +117,7 @@ def _name_missing(report: Report, processes: Processes, answers: Mapping[int, ob
 def _alone(
     config: RunConfig,
     run_dir: Path,
-    objects: ObjectFolder | None,
+    address: str | None,
     environment: Mapping[str, str],
     neighbours: int,
     limit_s: float,
@@ -129,7 +128,7 @@ def _alone(
     Args:
         config: of the run.
         run_dir: of the run.
-        objects: its object store, if this process uses one.
+        address: in an object store, if this process tries it.
         environment: variables of this process.
         neighbours: processes of the job on this host.
         limit_s: seconds for all checks together.
@@ -146,8 +145,8 @@ def _alone(
         "limits": partial(check_limits, config),
         "data": partial(check_inputs, config, run_dir),
     }
-    if objects is not None:
-        checks["store"] = partial(check_store, objects)
+    if address is not None:
+        checks["store"] = partial(check_store, address)
     end, findings = time.monotonic() + limit_s, []
     facts = agreement.configuration_facts(config) | agreement.flag_facts(environment)
     for name, work in checks.items():

@@ -77,12 +77,13 @@ def check_run_dir(config: RunConfig, run_dir: Path) -> list[Finding]:
     return [ok("disk", f"{size_text(free)} free at the run directory, for {figures}")]
 
 
-def check_store(objects: ObjectFolder) -> list[Finding]:
+def check_store(address: str) -> list[Finding]:
     """Whether the object store of the run takes, gives back and deletes objects, how fast, and tells writers apart.
 
     Raises:
         StorageError: it does not answer, or refuses.
     """
+    objects = ObjectFolder(address, patience_s=0)
     name = f".doctor/{uuid.uuid4().hex}"
     with tempfile.TemporaryDirectory() as scratch:
         sent, back = Path(scratch, "sent"), Path(scratch, "back")

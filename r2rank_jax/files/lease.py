@@ -30,14 +30,16 @@ class Lease:
     """The claim of this job. A process that was killed leaves one behind, which ends after `DEAD_S`.
 
     Args:
-        objects: the folder to write to.
+        address: the folder of objects to write to.
         command: shown to others that want to write.
         beat_s: see `BEAT_S`.
         dead_s: see `DEAD_S`; the same in all jobs.
     """
 
-    def __init__(self, objects: ObjectFolder, command: str, *, beat_s: float = BEAT_S, dead_s: float = DEAD_S):
-        self._objects, self._beat_s, self._dead_s = objects, beat_s, dead_s
+    def __init__(self, address: str, command: str, *, beat_s: float = BEAT_S, dead_s: float = DEAD_S):
+        self._objects = ObjectFolder(address)
+        self._beating = ObjectFolder(address, patience_s=0)  # a sign of life must not wait for other requests
+        self._beat_s, self._dead_s = beat_s, dead_s
         self._holder = _this_process() | {"command": command}
         self._number = 0
         self._ended = threading.Event()
@@ -55,7 +57,9 @@ class Lease:
             if number and not self._may_follow(number):
                 continue  # it has changed hands meanwhile
             if self._objects.create(_name(number + 1), self._content(0)):
-                break
+                if self._newest() == number + 1:
+                    break
+                self._objects.delete([_name(number + 1)])  # it came late: others had it, and are gone, or went on
         self._number = number + 1
         self._objects.delete([name for name in self._objects.tags(CLAIMS) if _number(name) < self._number])
         self._beats.start()
@@ -75,10 +79,10 @@ class Lease:
     def release(self) -> None:
         """Let others write at once. It is no error if they do already, or if the store does not answer."""
         self._ended.set()
-        self._beats.join()
+        self._beats.join(self._beat_s)
         try:
-            if self._newest() == self._number:
-                self._objects.write(_name(self._number), b"")
+            if self._newest(self._beating) == self._number:
+                self._beating.write(_name(self._number), b"")
         except StorageError:
             pass  # the claim ends by itself
 
@@ -114,17 +118,17 @@ class Lease:
                 )
         return True
 
-    def _newest(self) -> int:
-        return max(map(_number, self._objects.tags(CLAIMS)), default=0)
+    def _newest(self, objects: ObjectFolder | None = None) -> int:
+        return max(map(_number, (objects or self._objects).tags(CLAIMS)), default=0)
 
     def _beat(self) -> None:
         count = 0
         while not self._ended.wait(self._beat_s):
             count += 1
             try:
-                if self._newest() != self._number:
+                if self._newest(self._beating) != self._number:
                     return  # `require` says so
-                self._objects.write(_name(self._number), self._content(count))
+                self._beating.write(_name(self._number), self._content(count))
             except StorageError:
                 pass  # others may take over if this lasts; `require` says so
 

@@ -6,15 +6,18 @@ names. Credentials, regions and endpoints come from where the store's own tools 
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import logging
 import re
+import sys
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import chain, repeat
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from r2rank_jax.errors import FAILED, REFUSED, StorageError, UsageError
 
@@ -23,9 +26,16 @@ T = TypeVar("T")
 EXTRAS = {"s3": "s3fs", "gs": "gcsfs"}
 """Scheme of an address -> the package that speaks with the store, installed by the extra of the scheme's name."""
 AT_ONCE = 8
-"""Objects that are sent or fetched at the same time."""
-_PAUSES_S = (1, 2, 4, 8, 15, 30)
-"""Before further attempts. The packages themselves repeat a request a few times within seconds."""
+"""Objects that are sent or fetched at the same time, each in up to `_PARTS` parts of 50 MiB, which are in memory."""
+PATIENCE_S = 120.0
+"""Seconds after which a request that failed is not made again."""
+_PARTS = 2
+_PAUSES_S = (1, 2, 4, 8, 15)
+"""Before further attempts; the last one again and again."""
+_CONNECT_S, _SILENT_S = 10, 60
+"""Seconds without an answer after which an attempt has failed."""
+_LOCAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE)
+"""Errors of this machine's disk rather than the store."""
 
 
 def is_address(text: str) -> bool:
@@ -37,14 +47,15 @@ class ObjectFolder:
     """All objects whose names begin with an address.
 
     Names of objects are relative to it and have slashes. All methods raise `StorageError` if the store refuses, or if
-    it still does not answer after a minute of attempts.
+    it still fails after `PATIENCE_S`, and `OSError` if a file of this machine cannot be read or written.
     """
 
-    def __init__(self, address: str):
+    def __init__(self, address: str, *, patience_s: float = PATIENCE_S):
         """Check an address. The store is not asked for anything yet.
 
         Args:
             address: s3://BUCKET/NAME or gs://BUCKET/NAME.
+            patience_s: see `PATIENCE_S`.
 
         Raises:
             UsageError: it is no such address, or the package for its store is not installed.
@@ -61,13 +72,11 @@ class ObjectFolder:
                 f"{address} needs the package {EXTRAS[scheme]}; run `pip install 'r2rank-jax[{scheme}]'`, or `pip "
                 f"install -e '.[{scheme}]'` in a checkout"
             )
-        import fsspec  # takes a second
-
-        for package in ("gcsfs", "fsspec", "aiobotocore", "botocore"):
-            logging.getLogger(package).setLevel(logging.ERROR)  # they log every repeated request
         self.address = address.rstrip("/")
         self._root = "/".join(parts)
-        self._store = fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False)
+        self._patience_s = patience_s
+        self._store = _open(scheme)
+        self._troubled = False  # the last request failed, and the user was told
 
     def tags(self, under: str = "") -> dict[str, str]:
         """The objects whose names begin with `under`, a folder: name -> a text that changes with the content."""
@@ -124,13 +133,18 @@ class ObjectFolder:
         self._each(one, files.items())
 
     def fetch(self, files: dict[str, Path], done: Callable[[int], None] = lambda _: None) -> None:
-        """Write objects into files, whose folders are made. Arguments are those of `send`."""
+        """Write objects into files, whose folders are made. Arguments are those of `send`.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+        """
         sizes = []
 
         def one(item: tuple[str, Path]) -> None:
             name, file = item
             file.parent.mkdir(parents=True, exist_ok=True)
-            self._ask(f"read {name}", lambda: self._store.get_file(f"{self._root}/{name}", str(file)))
+            path = f"{self._root}/{name}"
+            self._ask(f"read {name}", lambda: self._store.get_file(path, str(file)), missing=True)
             sizes.append(file.stat().st_size)
             done(sum(sizes))
 
@@ -157,28 +171,79 @@ class ObjectFolder:
             what: of the request, for the message.
             request: to make.
             missing: raise `FileNotFoundError` as it is.
-            taken: raise `FileExistsError` as it is.
+            taken: raise `FileExistsError` if the object exists.
         """
-        for pause_s in (*_PAUSES_S, None):
+        deadline, pauses = time.monotonic() + self._patience_s, chain(_PAUSES_S, repeat(_PAUSES_S[-1]))
+        while True:
             try:
-                return request()
+                answer = request()
             except Exception as error:  # of many types; botocore, aiohttp and google.auth have their own
-                if (missing and isinstance(error, FileNotFoundError)) or (taken and isinstance(error, FileExistsError)):
+                if (missing and isinstance(error, FileNotFoundError)) or _is_local(error):
                     raise
-                if isinstance(error, RuntimeError) and "interpreter shutdown" in str(error):
-                    raise
-                refused = isinstance(error, (FileNotFoundError, PermissionError)) or _no_credentials(error)
-                if refused or pause_s is None:
-                    raise self._error(what, error, REFUSED if refused else FAILED) from error
+                if taken and _is_taken(error):
+                    raise FileExistsError(what) from error
+                if _is_refused(error):
+                    raise self._error(what, error, REFUSED) from error
+                pause_s = next(pauses)
+                if time.monotonic() + pause_s > deadline:
+                    raise self._error(what, error, FAILED) from error
+                if not self._troubled:
+                    self._troubled = True
+                    line = f"{self.address} failed to {what} ({_reason(error)}); trying for {self._patience_s:.0f} s"
+                    print(line, file=sys.stderr, flush=True)
                 time.sleep(pause_s)
-        raise AssertionError("unreachable")
+            else:
+                self._troubled = False
+                return answer
 
     def _error(self, what: str, error: Exception, code: int) -> StorageError:
-        reason = " ".join(str(error).split()) or type(error).__name__
         remedy = "check its name and your credentials" if code == REFUSED else "run the command again"
-        return StorageError(f"{self.address} must let this machine {what}, got {reason:.200}; {remedy}", code)
+        return StorageError(f"{self.address} must let this machine {what}, got {_reason(error)}; {remedy}", code)
 
 
-def _no_credentials(error: Exception) -> bool:
-    """Whether an error says that no credentials were given; it has a type of each package."""
-    return "credentials" in type(error).__name__.lower() or "Could not parse" in str(error)
+def _open(scheme: str) -> Any:
+    """The file system of fsspec, with its own connections."""
+    import fsspec  # takes a second
+
+    for package in ("gcsfs", "fsspec", "aiobotocore", "botocore"):
+        logging.getLogger(package).setLevel(logging.CRITICAL)  # they log every repeated request
+    options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
+    if scheme == "s3":
+        options["max_concurrency"] = _PARTS
+        options["config_kwargs"] = {
+            "connect_timeout": _CONNECT_S,
+            "read_timeout": _SILENT_S,
+            "retries": {"max_attempts": 2},
+            "max_pool_connections": AT_ONCE * _PARTS,
+        }
+    else:
+        import aiohttp
+
+        options["requests_timeout"] = aiohttp.ClientTimeout(sock_connect=_CONNECT_S, sock_read=_SILENT_S)
+    store = fsspec.filesystem(scheme, **options)
+    if scheme == "s3":
+        store.retries = 2
+    return store
+
+
+def _is_local(error: Exception) -> bool:
+    """Whether an error is one of this machine: of its disk, or because the process ends."""
+    if isinstance(error, OSError):
+        return error.errno in _LOCAL or str(error.filename).startswith("/")
+    return isinstance(error, RuntimeError) and "interpreter shutdown" in str(error)
+
+
+def _is_taken(error: Exception) -> bool:
+    """Whether an object exists; not every store says so in the way that the packages expect."""
+    return isinstance(error, FileExistsError) or "precondition" in str(error).lower()
+
+
+def _is_refused(error: Exception) -> bool:
+    """Whether a store or its package denies a request for reasons that will not pass."""
+    denied = isinstance(error, (FileNotFoundError, PermissionError)) or getattr(error, "code", None) in (401, 403)
+    words = ("credentials", "profilenotfound")
+    return denied or str(error).startswith("Forbidden") or any(word in type(error).__name__.lower() for word in words)
+
+
+def _reason(error: Exception) -> str:
+    return f"{' '.join(str(error).split()) or type(error).__name__:.200}"

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from r2rank_jax import stopping
-from r2rank_jax.checkpoint.commits import Checkpoints
+from r2rank_jax.checkpoint.commits import Checkpoints, Mirror
 from r2rank_jax.checkpoint.policy import load_policy
 from r2rank_jax.config import RunConfig, to_json
 from r2rank_jax.errors import ScoresError, Stopped
@@ -43,13 +43,13 @@ from r2rank_jax.types import Array, ListBatch, Params
 CALIBRATION_BATCHES = 16
 
 
-def run(config: RunConfig, run_dir: Path, *, on_commit: Callable[[Path], None] | None = None) -> None:
+def run(config: RunConfig, run_dir: Path, *, mirror: Mirror | None = None) -> None:
     """Train the phase "rl" in `run_dir` from its finished "sft". If it has a checkpoint of "rl", resume.
 
     Args:
         config: of the run.
         run_dir: of the run.
-        on_commit: see `Checkpoints`.
+        mirror: see `Checkpoints`.
     """
     check(config)
     rl = config.rl
@@ -72,7 +72,7 @@ def run(config: RunConfig, run_dir: Path, *, on_commit: Callable[[Path], None] |
     rate = learning_rate(rl.optimizer, rl.steps * rl.updates)
 
     # -- state: from the latest checkpoint, or the SFT policy with its head calibrated ------------------------------
-    checkpoints = Checkpoints(run_dir / "checkpoints/rl", on_commit=on_commit)
+    checkpoints = Checkpoints(run_dir / "checkpoints/rl", mirror=mirror)
     resumption = resume(run_dir, "rl", checkpoints, config, inputs.hashes, reference=sft.identity)
     done = resumption.step
     gap = resumption.logp_gap  # largest |log-probability of the trainer - of the sampler| since the last log
@@ -125,6 +125,7 @@ def run(config: RunConfig, run_dir: Path, *, on_commit: Callable[[Path], None] |
             stopping.hold()  # this commit will be replaced
         try:
             for step in range(resumption.first_step, done + 1 if best.exhausted else rl.steps + 1):
+                owed = step == done  # the commit was made before its validation, and is replaced after it
                 last, improved = step == rl.steps, False
                 if step > trained:  # or it was trained before a stop, which came before its validation
                     stopping.check()
@@ -173,9 +174,13 @@ def run(config: RunConfig, run_dir: Path, *, on_commit: Callable[[Path], None] |
                     if not skipped.suspicious:
                         improved = best.is_best(step, float(validation[deepest_ndcg(config)].mean()))
                     last |= best.exhausted
-                if last or ((is_due(step, rl.checkpoint_every) or improved) and not skipped.suspicious):
+                due = is_due(step, rl.checkpoint_every) or improved
+                if last or owed or (due and not skipped.suspicious):
                     commit(step, finished=last)
                     committed = step, True
+                    if owed:  # what follows is compiled first, and nothing must be held meanwhile
+                        checkpoints.wait()
+                        stopping.release()
                 if last:
                     break
         except Stopped as stopped:
@@ -184,6 +189,7 @@ def run(config: RunConfig, run_dir: Path, *, on_commit: Callable[[Path], None] |
             checkpoints.close()
             raise stopped_in("rl", checkpoints, rl.steps) from stopped
         finally:
+            checkpoints.finish_save()
             iterator.close()
     checkpoints.close()
 

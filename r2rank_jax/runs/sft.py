@@ -6,14 +6,13 @@ resume. With `continued` it is RL's control: the finished SFT policy trains on t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import jax
 
 from r2rank_jax import stopping
-from r2rank_jax.checkpoint.commits import Checkpoints, wait_for_everyone
+from r2rank_jax.checkpoint.commits import Checkpoints, Mirror, wait_for_everyone
 from r2rank_jax.checkpoint.folders import sealed_steps
 from r2rank_jax.checkpoint.policy import load_policy
 from r2rank_jax.config import RunConfig, from_json, to_json
@@ -41,16 +40,14 @@ from r2rank_jax.train.sft_step import make_sft_step
 from r2rank_jax.train.state import abstract_state, fresh_state, learning_rate, start_from
 
 
-def run(
-    config: RunConfig, run_dir: Path, *, continued: bool = False, on_commit: Callable[[Path], None] | None = None
-) -> None:
+def run(config: RunConfig, run_dir: Path, *, continued: bool = False, mirror: Mirror | None = None) -> None:
     """Train the phase "sft" or "sft_continued" in `run_dir`. If the run directory has a checkpoint of it, resume.
 
     Args:
         config: of the run.
         run_dir: of the run.
         continued: train RL's control.
-        on_commit: see `Checkpoints`.
+        mirror: see `Checkpoints`.
     """
     check(config)
     if not continued:
@@ -94,7 +91,7 @@ def run(
         process_count=part.parts,
         workers=config.compute.data_workers,
     )
-    checkpoints = Checkpoints(run_dir / "checkpoints" / phase, on_commit=on_commit)
+    checkpoints = Checkpoints(run_dir / "checkpoints" / phase, mirror=mirror)
     resumption = resume(run_dir, phase, checkpoints, config, inputs.hashes, traces=traces.digest, reference=reference)
     done = resumption.step
     if resumption.record is None:
@@ -149,6 +146,7 @@ def run(
             stopping.hold()  # this commit will be replaced
         try:
             for step in range(resumption.first_step, done + 1 if best.exhausted else steps + 1):
+                owed = step == done  # the commit was made before its validation, and is replaced after it
                 last, improved = step == steps, False
                 if step > trained:  # or it was trained before a stop, which came before its validation
                     stopping.check()
@@ -175,9 +173,13 @@ def run(
                     if not skipped.suspicious:
                         improved = best.is_best(step, float(validation[deepest_ndcg(config)].mean()))
                     last |= best.exhausted
-                if last or ((is_due(step, config.sft.checkpoint_every) or improved) and not skipped.suspicious):
+                due = is_due(step, config.sft.checkpoint_every) or improved
+                if last or owed or (due and not skipped.suspicious):
                     commit(step, finished=last)
                     committed = step, True
+                    if owed:  # what follows is compiled first, and nothing must be held meanwhile
+                        checkpoints.wait()
+                        stopping.release()
                 if last:
                     break
         except Stopped as stopped:
@@ -186,6 +188,7 @@ def run(
             checkpoints.close()
             raise stopped_in(phase, checkpoints, steps) from stopped
         finally:
+            checkpoints.finish_save()
             iterator.close()
             if critic_lists is not None:
                 critic_lists.close()

@@ -31,7 +31,7 @@ def address(store):
 
 
 def new_lease(address, dead_s=DEAD_S):
-    return Lease(ObjectFolder(address), "r2rank sft", beat_s=BEAT_S, dead_s=dead_s)
+    return Lease(address, "r2rank sft", beat_s=BEAT_S, dead_s=dead_s)
 
 
 def leave_claim(address, **changes):

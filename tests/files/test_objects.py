@@ -76,7 +76,7 @@ def test_a_missing_bucket_is_one_line_and_not_tried_again(store):
         assert caught.value.exit_code == REFUSED and "\n" not in str(caught.value)
 
 
-def test_a_store_that_does_not_answer_is_tried_again(monkeypatch):
+def test_a_store_that_does_not_answer_is_tried_again(monkeypatch, capsys):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     for name, value in (("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}"), ("AWS_EC2_METADATA_DISABLED", "true")):
@@ -87,8 +87,8 @@ def test_a_store_that_does_not_answer_is_tried_again(monkeypatch):
     monkeypatch.setattr(module.time, "sleep", paused.append)
     monkeypatch.setattr(module, "_PAUSES_S", (7,))  # the packages make attempts of their own, of seconds
     with pytest.raises(StorageError, match="run the command again") as caught:
-        ObjectFolder("s3://bucket/run").write("a", b"")
-    assert caught.value.exit_code == FAILED
+        ObjectFolder("s3://bucket/run", patience_s=10).write("a", b"")
+    assert caught.value.exit_code == FAILED and capsys.readouterr().err.count("trying for 10 s") == 1
     assert 7 in paused
 
 

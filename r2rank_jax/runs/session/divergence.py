@@ -14,7 +14,7 @@ from typing import NoReturn
 import jax
 from jax.sharding import Mesh
 
-from r2rank_jax.checkpoint.commits import Checkpoints, wait_for_everyone
+from r2rank_jax.checkpoint.commits import Checkpoints
 from r2rank_jax.errors import DivergenceError
 from r2rank_jax.files.atomic import replacing_file
 from r2rank_jax.phases import Phase
@@ -107,7 +107,7 @@ class SkippedUpdates:
         if jax.process_index() == 0:
             with replacing_file(_marker(self._run_dir, self._phase)) as partial:
                 partial.write_text(json.dumps({"what": what, "lists": self._lists}) + "\n", encoding="utf-8")
-        wait_for_everyone("diverged")  # the first process that raises ends the others
+        self._checkpoints.send_files()  # and wait, as the first process that raises ends the others
         section = "rl" if self._phase == "rl" else "sft"
         named = ", ".join(self._lists[:_LISTS_NAMED]) + (", ..." if len(self._lists) > _LISTS_NAMED else "")
         raise DivergenceError(

@@ -90,6 +90,18 @@ def locked(run_dir: Path) -> Iterator[str]:
                 run_dir.rmdir()
 
 
+def is_locked(run_dir: Path) -> bool:
+    """Whether a process of this machine holds the run directory."""
+    try:
+        with (run_dir / WRITER).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def _require_same_folder(run_dir: Path, written: str, share: str) -> None:
     """Ask all other processes whether they see what this one, process 0, has written."""
     if messages.joined():

@@ -88,12 +88,12 @@ def kill_often(
     while outcome.sending < kills or outcome.finished < runs:
         address, work = store.new(), root / f"{phase.name}-work"
         if sft is not None:
-            _send(sft, address, work)
+            put_run(sft, address, work)
         while _killed(phase, address, work, outcome, draw, stop=outcome.sending >= kills):
             _compare(phase, address, root / "fresh", states, outcome)
             if draw.random() < 0.5:
                 shutil.rmtree(work)
-        found = _fetched(address, root / "fresh")
+        found = fetched(address, root / "fresh")
         outcome.problems += [f"{address}: {what}" for what in differences(reference, found, phase.name)]
         outcome.finished += 1
         shutil.rmtree(root / "fresh")
@@ -154,7 +154,7 @@ def _sending(objects: ObjectFolder, phase: Phase) -> set[str]:
 
 def _compare(phase: Phase, address: str, work: Path, states: dict[int, dict[str, np.ndarray]], outcome: Kills) -> None:
     """Restore what a machine that knows nothing finds, and compare every bit with the run on disk."""
-    steps = _steps(_fetched(address, work), phase)
+    steps = _steps(fetched(address, work), phase)
     outcome.restored.append(steps[0] if steps else 0)
     objects = ObjectFolder(address)
     names = objects.tags(f"checkpoints/{phase.name}/")
@@ -175,20 +175,22 @@ def work_folder(work: Path) -> Path:
     return folder
 
 
-def _fetched(address: str, work: Path) -> Path:
+def fetched(address: str, work: Path) -> Path:
+    """The run directory as a machine finds it that has nothing of it."""
     shutil.rmtree(work, ignore_errors=True)
-    run = StoredRun(address, work, writing=False)
+    run = StoredRun(address, work, use="read")
     with run.opened():
         return run.folder
 
 
-def _send(sft: Path, address: str, work: Path) -> None:
-    """Put a finished SFT into the store."""
-    run = StoredRun(address, work, writing=True)
-    with run.opened() as send_commit:
-        shutil.copytree(sft, run.folder, dirs_exist_ok=True)
-        for step in sorted(sealed_steps(run.folder / "checkpoints/sft")):
-            send_commit(run.folder / f"checkpoints/sft/{step}")
+def put_run(run_dir: Path, address: str, work: Path) -> None:
+    """Put a run on disk into the store."""
+    run = StoredRun(address, work, use="write")
+    with run.opened() as mirror:
+        shutil.copytree(run_dir, run.folder, dirs_exist_ok=True)
+        for phase in sorted((run.folder / "checkpoints").iterdir()):
+            for step in sorted(sealed_steps(phase)):
+                mirror.send_commit(phase / str(step))
 
 
 def _steps(run_dir: Path, phase: Phase) -> list[int]:

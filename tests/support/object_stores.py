@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 import uuid
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,6 +58,9 @@ def gs_store() -> Iterator[Store]:
     from google.cloud.storage import Client
 
     with patch.dict(os.environ), FakeGCSServer() as server:
+        log = server._process.stderr  # nobody else reads it, and a full pipe would stop the server
+        assert log is not None
+        threading.Thread(target=lambda: deque(log, maxlen=0), daemon=True).start()
         environment = {"STORAGE_EMULATOR_HOST": server.url, "GOOGLE_CLOUD_PROJECT": "test"}
         with patch.dict(os.environ, environment):
             Client(project="test", credentials=AnonymousCredentials()).create_bucket("bucket")

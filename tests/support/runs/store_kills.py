@@ -154,7 +154,8 @@ def _sending(objects: ObjectFolder, phase: Phase) -> set[str]:
 
 def _compare(phase: Phase, address: str, work: Path, states: dict[int, dict[str, np.ndarray]], outcome: Kills) -> None:
     """Restore what a machine that knows nothing finds, and compare every bit with the run on disk."""
-    steps = _steps(fetched(address, work), phase)
+    found = fetched(address, work)
+    steps = _steps(found, phase)
     outcome.restored.append(steps[0] if steps else 0)
     objects = ObjectFolder(address)
     names = objects.tags(f"checkpoints/{phase.name}/")
@@ -162,17 +163,11 @@ def _compare(phase: Phase, address: str, work: Path, states: dict[int, dict[str,
     if steps[:1] != sorted(in_store, reverse=True)[:1]:
         outcome.problems.append(f"{address}: restored {steps[:1]} of {in_store}")
     if steps:
-        restored = arrays(work_folder(work) / f"checkpoints/{phase.name}/{steps[0]}")
+        restored = arrays(found / f"checkpoints/{phase.name}/{steps[0]}")
         wanted = states[steps[0]]
         if restored.keys() != wanted.keys() or any(restored[k].tobytes() != wanted[k].tobytes() for k in wanted):
             outcome.problems.append(f"{address}: step {steps[0]} differs")
     shutil.rmtree(work)
-
-
-def work_folder(work: Path) -> Path:
-    """The only run directory in a fresh work folder."""
-    (folder,) = work.glob("*/reading")
-    return folder
 
 
 def fetched(address: str, work: Path) -> Path:

@@ -1,6 +1,6 @@
 """Check that kill -9 while a commit is sent to an object store loses no commit before it and changes nothing.
 
-    python benchmarks/check_store.py            about 20 minutes on 2 cores: SFT on S3 and Google Cloud, RL on S3
+    python benchmarks/check_store.py            about 12 minutes on 2 cores: SFT on S3 and Google Cloud, RL on S3
 
 A tiny model is trained with its run directory in a local store: moto for s3://, fake-gcs-server for gs://. It is killed
 while a commit is being sent, until that happened 20 times. After every kill, a machine that has nothing of the run

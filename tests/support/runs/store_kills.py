@@ -27,7 +27,7 @@ KEEPING_ALL = (
     "Checkpoints.__init__.__kwdefaults__['keep'] = 10**6; sys.exit(main())"
 )
 """The command, but no commit is deleted."""
-LATEST_S = 0.2
+LATEST_S = 0.05
 """Latest kill, in seconds after the first object of a commit was seen."""
 
 

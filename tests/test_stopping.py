@@ -19,6 +19,7 @@ from r2rank_jax import stopping
 from r2rank_jax.errors import Stopped
 with stopping.asked_to_stop(leave=stopping.end_process):
     if "hold" in sys.argv: stopping.hold()
+    if "release" in sys.argv: stopping.release()
     print("ready", flush=True)
     try:
         while True:
@@ -72,6 +73,11 @@ def test_a_phase_without_work_ends_at_once_even_outside_of_python():
     code, out, err = run(ASKED.format(body=BUSY), signals=((signal.SIGTERM, 0.3),))
     assert (code, out) == (75, "")
     assert "nothing to commit" in err
+
+
+def test_a_phase_that_has_released_its_work_ends_at_once():
+    code, out, err = run(ASKED.format(body=BUSY), "hold", "release", signals=((signal.SIGTERM, 0.2),))
+    assert (code, out) == (75, "") and "nothing to commit" in err
 
 
 def test_a_second_signal_ends_a_busy_phase():

@@ -114,6 +114,8 @@ class StoredRun:
         try:
             self._fetch_all()
             self._open = True
+            if self._use == "write":
+                print(f"{self.objects.address}: worked on in {self.folder}", file=sys.stderr, flush=True)
             if messages.joined():
                 messages.put(_FETCHED, "")
             try:

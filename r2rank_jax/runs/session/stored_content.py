@@ -30,6 +30,7 @@ class KnownFiles:
         self._folder = folder
         self._list = folder.with_name(f"{folder.name}.json")
         self._known: dict[str, list[str]] = {}  # name -> tag of the object, and of the file that equals it
+        self._sending: dict[str, str] = {}  # name -> tag of a file that is being sent
 
     def fetch(self, objects: ObjectFolder, tags: dict[str, str], *, keep_unknown: bool) -> None:
         """Fetch what has changed in the store, and delete files that it does not have.

@@ -21,8 +21,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.support.command_line import make_tiny, succeed
-from tests.support.object_stores import STORES
 from tests.support.runs.store_kills import Phase, kill_often
+from tests.support.servers.object_stores import STORES
 
 SETTINGS = {
     "sft": ("--sft.steps", "40", "--sft.checkpoint-every", "1", "--sft.validate-every", "20"),

@@ -27,7 +27,7 @@ pytest.register_assert_rewrite("tests.support")  # so that a failed assertion th
 import jax  # noqa: E402
 
 from r2rank_jax.files import downloads  # noqa: E402
-from tests.support.http_server import Server  # noqa: E402
+from tests.support.servers.http_server import Server  # noqa: E402
 
 
 @pytest.fixture

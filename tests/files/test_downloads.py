@@ -8,7 +8,7 @@ import pytest
 from r2rank_jax.errors import DataError
 from r2rank_jax.files import downloads
 from r2rank_jax.files.downloads import download
-from tests.support.http_server import CONTENT
+from tests.support.servers.http_server import CONTENT
 
 
 def fetch(server, path, **md5):

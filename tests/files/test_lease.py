@@ -13,7 +13,7 @@ from r2rank_jax.errors import CheckpointError, StorageError
 from r2rank_jax.files import lease as module
 from r2rank_jax.files.lease import Lease
 from r2rank_jax.files.objects import ObjectFolder
-from tests.support.object_stores import s3_store
+from tests.support.servers.object_stores import s3_store
 
 BEAT_S, DEAD_S = 0.1, 1.0
 LONG_S = 60.0  # a busy machine may need seconds for a sign of life

@@ -9,7 +9,7 @@ import pytest
 from r2rank_jax.errors import FAILED, REFUSED, StorageError, UsageError
 from r2rank_jax.files import objects as module
 from r2rank_jax.files.objects import ObjectFolder, is_address
-from tests.support.object_stores import STORES
+from tests.support.servers.object_stores import STORES
 
 
 @pytest.fixture(scope="module", params=STORES)

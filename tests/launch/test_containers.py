@@ -59,7 +59,8 @@ def requirements(steps: list[tuple[str, str]]) -> list[str]:
 
 def wanted(extra: str | None) -> list[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return project["dependencies"] + (project["optional-dependencies"][extra] if extra else [])
+    extras = [*([extra] if extra else []), "s3", "gs"]  # runs of containers are often kept in object stores
+    return project["dependencies"] + [line for name in extras for line in project["optional-dependencies"][name]]
 
 
 def hadolint(text: str) -> subprocess.CompletedProcess[str]:

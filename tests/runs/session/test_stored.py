@@ -12,7 +12,7 @@ from r2rank_jax.files.objects import ObjectFolder
 from r2rank_jax.runs.session.one_writer import one_writer
 from r2rank_jax.runs.session.stored import StoredRun
 from tests.support.command_line import contents
-from tests.support.object_stores import s3_store
+from tests.support.servers.object_stores import s3_store
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ import pytest
 from r2rank_jax.errors import REFUSED, STOPPED
 from r2rank_jax.files.objects import ObjectFolder
 from r2rank_jax.runs.session.stored import StoredRun
-from tests.runs.session.test_faults import LIMIT_S, job, wait_for
 from tests.support.command_line import COMMAND, contents, environment, metrics, run_cli, succeed
-from tests.support.object_stores import STORES, s3_store
+from tests.support.runs.jobs import LIMIT_S, job, wait_for
 from tests.support.runs.stops import differences
 from tests.support.runs.store_kills import Phase, fetched, kill_often, put_run
+from tests.support.servers.object_stores import STORES, s3_store
 
 
 @pytest.fixture(scope="module")

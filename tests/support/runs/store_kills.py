@@ -19,8 +19,8 @@ from r2rank_jax.files.checksums import SEAL
 from r2rank_jax.files.objects import ObjectFolder
 from r2rank_jax.runs.session.stored import StoredRun
 from tests.support.command_line import COMMAND, environment
-from tests.support.object_stores import Store
 from tests.support.runs.stops import LIMIT_S, arrays, differences
+from tests.support.servers.object_stores import Store
 
 KEEPING_ALL = (
     "import sys; from r2rank_jax.checkpoint.commits import Checkpoints; from r2rank_jax.cli import main; "

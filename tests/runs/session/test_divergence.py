@@ -22,8 +22,8 @@ class Batch:
 class FakeCheckpoints:
     """Steps of commits."""
 
-    def __init__(self, *steps):
-        self.steps = list(steps)
+    def __init__(self, run_dir, *steps):
+        self.run_dir, self.steps, self.sent = run_dir, list(steps), []
 
     def set_aside(self, first, reason):
         assert reason == "diverged"
@@ -32,9 +32,12 @@ class FakeCheckpoints:
     def latest(self):
         return max(self.steps, default=None)
 
+    def send_files(self):
+        self.sent.append(sorted(file.name for file in self.run_dir.iterdir()))
+
 
 def counter(tmp_path, *steps, done=0, total=0):
-    checkpoints = FakeCheckpoints(*steps)
+    checkpoints = FakeCheckpoints(tmp_path, *steps)
     return checkpoints, SkippedUpdates(tmp_path, "sft", checkpoints, make_mesh(MeshConfig()), done=done, total=total)
 
 
@@ -54,6 +57,7 @@ def test_many_in_a_row_end_the_phase_before_the_damaging_update(tmp_path):
         for step in range(21, 100):
             skipped.count(step, True, Batch(step, 7))
     assert checkpoints.steps == [10], "the update of step 20 may have caused it"
+    assert checkpoints.sent == [["diverged.sft.json"]], "a mirror must have the mark before a process ends"
     message = str(error.value)
     assert (
         "sft diverged: 10 updates in a row, up to step 30, were not finite (lists, as user@position: 21@22" in message

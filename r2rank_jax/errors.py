@@ -62,7 +62,7 @@ class CheckpointError(R2RankError, RuntimeError):
 
 
 class StorageError(R2RankError, RuntimeError):
-    """An object store that does not do what is asked of it. Another attempt may succeed unless `exit_code` says so."""
+    """An object store that does not do what is asked of it. Another attempt may succeed unless it is `REFUSED`."""
 
     def __init__(self, reason: str, exit_code: int = FAILED):
         super().__init__(reason)

@@ -28,6 +28,7 @@ import jax  # noqa: E402
 
 from r2rank_jax.files import downloads  # noqa: E402
 from tests.support.servers.http_server import Server  # noqa: E402
+from tests.support.servers.object_stores import s3_store  # noqa: E402
 
 
 @pytest.fixture
@@ -38,6 +39,19 @@ def server(monkeypatch):
         threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         yield running
         running.shutdown()
+
+
+@pytest.fixture(scope="module")
+def store():
+    """A local object store that speaks S3."""
+    with s3_store() as running:
+        yield running
+
+
+@pytest.fixture
+def address(store):
+    """An address in the local object store that nothing uses."""
+    return store.new()
 
 
 # Every compiled program maps a few regions of memory. Linux allows a process 65,530; XLA aborts when there are no more.

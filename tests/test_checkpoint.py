@@ -270,3 +270,34 @@ def test_the_best_validation_of_every_kept_commit_is_kept(tmp_path):
 
     save(folder, 12, 14, best=Best(step=14, value=2.0))
     assert sealed_steps(folder) == [14, 12]
+
+
+class Mirror:
+    """Notes what it is told, and what the folder of commits looks like then."""
+
+    def __init__(self, directory):
+        self.directory, self.told = directory, []
+
+    def _note(self, what, *details):
+        self.told.append((what, *details, sealed_steps(self.directory)))
+
+    def send_commit(self, folder):
+        self._note("commit", int(folder.name))
+
+    def send_files(self):
+        self._note("files")
+
+    def withdraw(self, phase, steps):
+        self._note("withdraw", phase, steps)
+
+
+def test_a_mirror_is_told_of_sealed_commits_and_before_commits_are_set_aside(tmp_path):
+    mirror = Mirror(tmp_path / "sft")
+    checkpoints = Checkpoints(tmp_path / "sft", mirror=mirror)
+    for step in (1, 2, 3):
+        checkpoints.save(step, make_state(step), record(step))
+    checkpoints.set_aside(3, "diverged")
+    checkpoints.send_files()
+    checkpoints.close()
+    commits = [("commit", 1, [1]), ("commit", 2, [2, 1]), ("commit", 3, [3, 2])]
+    assert mirror.told == [*commits, ("withdraw", "sft", [3], [3, 2]), ("files", [2])]

@@ -1,8 +1,7 @@
 """Checksums of a commit by all processes of a job, each of which reads its own share of the files.
 
-A share is every n-th file. It need not hold what the process itself has written: what another host reads back is what
-the storage holds, not what the writer's memory does. Nothing here uses devices, since commits are sealed by a thread
-beside the training.
+A share is every n-th file, whoever has written it. A host that reads a file of another host reads what the storage
+holds, and not its own page cache. Nothing here uses devices, because a thread seals commits while the training goes on.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from r2rank_jax.errors import CheckpointError
 from r2rank_jax.files.checksums import checksums, damage, file_names, write_seal
 
 _LIMIT_S = 3600
-"""Longest time that one process may need longer than another one for its share."""
+"""Longest time in seconds that processes wait for the one whose share takes longest."""
 _SEEN_S = 60
 """Seconds after which a file of process 0 must be visible on all hosts."""
 

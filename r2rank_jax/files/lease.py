@@ -8,16 +8,12 @@ an empty one at once, and any other only if it did not change for a while or if 
 from __future__ import annotations
 
 import json
-import os
-import socket
 import threading
 import time
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
 
-from r2rank_jax.errors import CheckpointError, StorageError
+from r2rank_jax.errors import StorageError
 from r2rank_jax.files.objects import ObjectFolder
+from r2rank_jax.files.writer import described, died_here, read_writer, refusal, this_process
 
 CLAIMS = "writer/"
 BEAT_S = 10.0
@@ -31,16 +27,15 @@ class Lease:
 
     Args:
         address: the folder of objects to write to.
-        command: shown to others that want to write.
         beat_s: see `BEAT_S`.
         dead_s: see `DEAD_S`; the same in all jobs.
     """
 
-    def __init__(self, address: str, command: str, *, beat_s: float = BEAT_S, dead_s: float = DEAD_S):
+    def __init__(self, address: str, *, beat_s: float = BEAT_S, dead_s: float = DEAD_S):
         self._objects = ObjectFolder(address)
         self._beating = ObjectFolder(address, patience_s=0)  # a sign of life must not wait for other requests
         self._beat_s, self._dead_s = beat_s, dead_s
-        self._holder = _this_process() | {"command": command}
+        self._holder = this_process()
         self._number = 0
         self._ended = threading.Event()
         self._beats = threading.Thread(target=self._beat, name="lease", daemon=True)
@@ -95,11 +90,11 @@ class Lease:
         first = self._objects.read(_name(number))
         if first is None:
             return False
-        holder = _holder(first)
-        if holder is None or _died_here(holder):
+        holder = read_writer(first)
+        if holder is None or died_here(holder):
             return True
         print(
-            f"waiting up to {self._dead_s:.0f} s for a sign of life of {_described(holder)}, which may still write to "
+            f"waiting up to {self._dead_s:.0f} s for a sign of life of {described(holder)}, which may still write to "
             f"{self._objects.address}",
             flush=True,
         )
@@ -110,12 +105,9 @@ class Lease:
             if now is None:
                 return False
             if now != first:
-                if _holder(now) is None:
+                if read_writer(now) is None:
                     return True
-                raise CheckpointError(
-                    f"one job at a time may write to {self._objects.address}, which {_described(holder)} is writing; "
-                    "wait for it, stop it, or choose another --run-dir"
-                )
+                raise refusal(self._objects.address, holder)
         return True
 
     def _newest(self, objects: ObjectFolder | None = None) -> int:
@@ -143,51 +135,3 @@ def _name(number: int) -> str:
 def _number(name: str) -> int:
     stem = name.removeprefix(CLAIMS).removesuffix(".json")
     return int(stem) if stem.isdecimal() else 0
-
-
-def _this_process() -> dict[str, Any]:
-    return {
-        "host": socket.gethostname(),
-        "machine": _machine(),
-        "process": os.getpid(),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _machine() -> str | None:
-    """What process numbers belong to: a start of a machine, and a container in it. Names of hosts can be equal."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
-    except OSError:
-        return None
-
-
-def _holder(content: bytes) -> dict[str, Any] | None:
-    """The process that a claim names; None if it was released."""
-    try:
-        holder = json.loads(content) if content.strip() else None
-    except ValueError:
-        return {}
-    return holder if holder is None or isinstance(holder, dict) else {}
-
-
-def _died_here(holder: dict[str, Any]) -> bool:
-    if holder.get("machine") is None or holder["machine"] != _machine():
-        return False
-    try:
-        os.kill(int(holder["process"]), 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, KeyError, ValueError, TypeError, OverflowError):
-        return False
-    return False
-
-
-def _described(holder: dict[str, Any]) -> str:
-    try:
-        return (
-            f"`{holder['command']}` on host {holder['host']} (process {holder['process']}, since {holder['started']})"
-        )
-    except KeyError:
-        return "another job"

@@ -24,7 +24,7 @@ from r2rank_jax.errors import FAILED, REFUSED, StorageError, UsageError
 T = TypeVar("T")
 
 EXTRAS = {"s3": "s3fs", "gs": "gcsfs"}
-"""Scheme of an address -> the package that speaks with the store, installed by the extra of the scheme's name."""
+"""Scheme of an address -> the package that accesses the store, installed by the extra of the scheme's name."""
 AT_ONCE = 8
 """Objects that are sent or fetched at the same time, each in up to `_PARTS` parts of 50 MiB, which are in memory."""
 PATIENCE_S = 120.0
@@ -120,17 +120,9 @@ class ObjectFolder:
 
         Args:
             files: name -> file.
-            done: is told the bytes sent after every file.
+            done: is told after every file how many bytes have been written so far.
         """
-        sizes = []
-
-        def one(item: tuple[str, Path]) -> None:
-            name, file = item
-            sizes.append(file.stat().st_size)
-            self._ask(f"write {name}", lambda: self._store.put_file(str(file), f"{self._root}/{name}"))
-            done(sum(sizes))
-
-        self._each(one, files.items())
+        self._copy(files, done, "write", lambda name, file: self._store.put_file(str(file), f"{self._root}/{name}"))
 
     def fetch(self, files: dict[str, Path], done: Callable[[int], None] = lambda _: None) -> None:
         """Write objects into files, whose folders are made. Arguments are those of `send`.
@@ -138,13 +130,18 @@ class ObjectFolder:
         Raises:
             FileNotFoundError: there is no such object.
         """
+        for folder in {file.parent for file in files.values()}:
+            folder.mkdir(parents=True, exist_ok=True)
+        self._copy(files, done, "read", lambda name, file: self._store.get_file(f"{self._root}/{name}", str(file)))
+
+    def _copy(
+        self, files: dict[str, Path], done: Callable[[int], None], verb: str, copy: Callable[[str, Path], object]
+    ) -> None:
         sizes = []
 
         def one(item: tuple[str, Path]) -> None:
             name, file = item
-            file.parent.mkdir(parents=True, exist_ok=True)
-            path = f"{self._root}/{name}"
-            self._ask(f"read {name}", lambda: self._store.get_file(path, str(file)), missing=True)
+            self._ask(f"{verb} {name}", lambda: copy(name, file), missing=verb == "read")
             sizes.append(file.stat().st_size)
             done(sum(sizes))
 

@@ -10,33 +10,21 @@ import time
 import pytest
 
 from r2rank_jax.errors import CheckpointError, StorageError
-from r2rank_jax.files import lease as module
+from r2rank_jax.files import writer
 from r2rank_jax.files.lease import Lease
 from r2rank_jax.files.objects import ObjectFolder
-from tests.support.servers.object_stores import s3_store
 
 BEAT_S, DEAD_S = 0.1, 1.0
 LONG_S = 60.0  # a busy machine may need seconds for a sign of life
 
 
-@pytest.fixture(scope="module")
-def store():
-    with s3_store() as running:
-        yield running
-
-
-@pytest.fixture
-def address(store):
-    return store.new()
-
-
 def new_lease(address, dead_s=DEAD_S):
-    return Lease(address, "r2rank sft", beat_s=BEAT_S, dead_s=dead_s)
+    return Lease(address, beat_s=BEAT_S, dead_s=dead_s)
 
 
 def leave_claim(address, **changes):
     """The claim of a process that gives no sign of life."""
-    holder = module._this_process() | {"command": "r2rank rl", "machine": "another"} | changes
+    holder = writer.this_process() | {"command": "r2rank rl", "machine": "another"} | changes
     ObjectFolder(address).write("writer/7.json", json.dumps(holder).encode())
 
 
@@ -50,7 +38,7 @@ def test_a_living_writer_is_named_and_others_are_refused(address):
     first = new_lease(address)
     first.acquire()
     start = time.monotonic()
-    with pytest.raises(CheckpointError, match=rf"one job at a time .*`r2rank sft` on host .*process {os.getpid()}"):
+    with pytest.raises(CheckpointError, match=rf"one job at a time .*`r2rank.*` on host .*process {os.getpid()}"):
         new_lease(address, LONG_S).acquire()
     assert time.monotonic() - start < LONG_S  # at its first sign of life
     first.require()
@@ -80,7 +68,7 @@ def test_a_silent_claim_of_another_machine_is_followed_after_a_while(address, ca
 
 
 def test_a_process_that_died_on_this_machine_is_followed_at_once(address, capsys):
-    leave_claim(address, machine=module._machine(), process=dead_process())
+    leave_claim(address, machine=writer._machine(), process=dead_process())
     new_lease(address).acquire()
     assert "waiting" not in capsys.readouterr().out
 
@@ -93,7 +81,7 @@ def test_a_claim_that_cannot_be_read_is_waited_for(address, content, capsys):
 
 
 def test_of_many_that_meet_a_dead_one_a_single_one_follows(address):
-    leave_claim(address, machine=module._machine(), process=dead_process())
+    leave_claim(address, machine=writer._machine(), process=dead_process())
     outcomes = []
 
     def acquire():

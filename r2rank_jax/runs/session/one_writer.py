@@ -5,17 +5,15 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shlex
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 from r2rank_jax.cluster import messages
 from r2rank_jax.errors import CheckpointError, JoinError
+from r2rank_jax.files.writer import read_writer, refusal, this_process
 
 WRITER = "writer.json"
 """File in the run directory that its writer holds locked and fills in; empty when there is none."""
@@ -64,20 +62,11 @@ def locked(run_dir: Path) -> Iterator[str]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise CheckpointError(
-                f"one job at a time may write to {run_dir}, which {_describe(file.name)} is writing; wait for it, stop "
-                "it, or choose another --run-dir"
-            ) from error
+            file.seek(0)
+            raise refusal(run_dir, read_writer(file.read()) or {}) from error  # {}: it has just taken the lock
         file.seek(0)
         file.truncate()
-        writer = json.dumps(
-            {
-                "host": socket.gethostname(),
-                "process": os.getpid(),
-                "command": shlex.join(["r2rank", *sys.argv[1:]]),
-                "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            }
-        )
+        writer = json.dumps(this_process())
         file.write(writer)
         file.flush()
         os.fsync(file.fileno())  # other hosts must see it
@@ -134,13 +123,3 @@ def _read(run_dir: Path) -> str | None:
         return (run_dir / WRITER).read_text(encoding="utf-8")
     except OSError:
         return None
-
-
-def _describe(path: str) -> str:
-    try:
-        writer = json.loads(Path(path).read_text(encoding="utf-8"))
-        return (
-            f"`{writer['command']}` on host {writer['host']} (process {writer['process']}, since {writer['started']})"
-        )
-    except (ValueError, KeyError, TypeError):
-        return "another job"  # which has just taken the lock

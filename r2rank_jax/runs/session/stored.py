@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shlex
 import shutil
 import sys
 import threading
@@ -81,7 +80,7 @@ class StoredRun:
                 break
             self.folder = own / f"{use}-{other}"
         self._use, self._phases, self._step = use, phases, step
-        self._lease = Lease(address, shlex.join(["r2rank", *sys.argv[1:]])) if use == "write" else None
+        self._lease = Lease(address) if use == "write" else None
         self._known = KnownFiles(self.folder)
         self._open = False  # whether anything may be sent
         self._one_at_a_time = threading.Lock()  # the thread that seals commits sends them
@@ -165,16 +164,17 @@ class StoredRun:
     # -- fetching ---------------------------------------------------------------------------------------------------
 
     def _fetch_all(self) -> None:
-        for attempt in range(1, ATTEMPTS + 1):
+        for _ in range(ATTEMPTS):
             try:
-                return self._fetch_once()
+                self._fetch_once()
             except FileNotFoundError as error:  # a reader's: a job that trains deletes commits meanwhile
-                if attempt == ATTEMPTS:
-                    raise StorageError(
-                        f"{self.objects.address} must stay as it is while it is fetched, {error} was deleted; run the "
-                        "command again"
-                    ) from error
-        return None
+                deleted = error
+            else:
+                return
+        raise StorageError(
+            f"{self.objects.address} must stay as it is while it is fetched, got {ATTEMPTS} times an object that was "
+            f"deleted meanwhile ({deleted}); run the command again"
+        )
 
     def _fetch_once(self) -> None:
         """Make the folder equal to the store: all files, and commits."""

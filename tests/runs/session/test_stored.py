@@ -12,18 +12,6 @@ from r2rank_jax.files.objects import ObjectFolder
 from r2rank_jax.runs.session.one_writer import one_writer
 from r2rank_jax.runs.session.stored import StoredRun
 from tests.support.command_line import contents
-from tests.support.servers.object_stores import s3_store
-
-
-@pytest.fixture(scope="module")
-def store():
-    with s3_store() as running:
-        yield running
-
-
-@pytest.fixture
-def address(store):
-    return store.new()
 
 
 def commit(run_dir, step, *, phase="rl", text="", best=None):
